@@ -1,0 +1,228 @@
+"""The library way: distil, synthesise and evaluate with the user's own modules and data sets.
+
+    synthetic = gankd.synthesize(generator, teacher, real=train, num_samples=20_000)
+    student = gankd.distill(student, teacher, real=train, synthetic=synthetic, method="kd", steps=2000)
+    print(gankd.evaluate(student, test))
+
+The stages of `pipeline` call these same functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import Dataset
+
+from gankd import evaluation
+from gankd.artifacts import Stage, fingerprint
+from gankd.data import readers
+from gankd.data.augment import Augment
+from gankd.data.config import DataConfig
+from gankd.data.loader import BatchSource
+from gankd.data.sets import ImageSet, as_image_set
+from gankd.data.splits import Splits
+from gankd.distillers import METHODS, MethodConfig, method_config
+from gankd.synthesis.config import SynthesisConfig
+from gankd.synthesis.stage import Synthesis
+from gankd.synthesis.store import load_store
+from gankd.tasks import Task, task_of
+from gankd.teacher import Normalize, Teacher
+from gankd.training import TrainingConfig, fit
+from generators.interface import ConditionalGenerator
+
+Log = Callable[[dict], None]
+
+
+def load_data(name: str, *, kind: str = "classification", seed: int = 0, **settings) -> Splits:
+    """The splits of a data source by name: load_data("digits", image_size=16, labelled=100). Settings: see `DataConfig`."""
+    return readers.load_data(DataConfig(name=name, **settings), kind=kind, seed=seed)
+
+
+def ignore(values: dict) -> None:
+    """The log of a caller who wants none."""
+
+
+def distill(
+    student: nn.Module,
+    teacher: nn.Module | Teacher | None = None,
+    *,
+    real: Dataset | None = None,
+    synthetic: Dataset | None = None,
+    method: str | dict[str, Any] | MethodConfig = "kd",
+    synthetic_fraction: float | None = None,
+    training: TrainingConfig | None = None,
+    task: Task | None = None,
+    normalize: Normalize | None = None,
+    seed: int = 0,
+    directory: str | Path | None = None,
+    accelerator: Accelerator | None = None,
+    memory_budget: int = 2 << 30,
+    workers: int = 2,
+    name: str = "student",
+    log: Log = ignore,
+    **settings,
+) -> nn.Module:
+    """Train `student` (in place) on real data, synthetic data or both, and return it in eval mode.
+
+    Args:
+        student: any module from normalised images [N, C, H, W] to logits [N, K] or a scalar [N] or [N, 1].
+        teacher: a module of the same kind (inputs normalised like the student's, unless it was trained by gankd and knows
+            its own), or a `Teacher`; None for methods without one.
+        real, synthetic: map-style data sets of (image, label), `ImageSet`s among them. Images: see `as_image_set`.
+        method: a name, or a dictionary of a method's settings with `name`: {"name": "kd", "temperature": 2}.
+        synthetic_fraction: share of synthetic samples in every batch; None mixes the union of both sets uniformly.
+        training, **settings: the training's settings, and single ones that replace them (steps=2000, learning_rate=...).
+        task: None takes what the labels say: class ids or a scalar.
+        normalize: of the student's input; None computes mean and standard deviation per channel of the real images.
+        directory: where checkpoints go; a run cut off there is resumed.
+
+    The returned student carries `input_normalization` (means, standard deviations per channel of inputs in [0, 1]), which
+    `evaluate` and a later `distill` with it as the teacher use.
+
+    Raises:
+        ValueError: neither data set, labels out of range, a method that does not fit the task, a diverged loss.
+    """
+    accelerator = accelerator or Accelerator()
+    real = as_image_set(real, "real") if real is not None else None
+    synthetic = as_image_set(synthetic, "synthetic") if synthetic is not None else None
+    reference = real if real is not None else synthetic
+    if reference is None:
+        raise ValueError("distill needs data: give real, synthetic or both.")
+    task = task or task_of(reference)
+    for dataset in (real, synthetic):
+        if dataset is not None:
+            task.check(dataset.labels, dataset.name)
+    training = (training or TrainingConfig()).replace(**settings)
+    normalize = (normalize or Normalize.of(reference.images)).to(accelerator.device)
+    config = method_config(method)
+    source = BatchSource(
+        real,
+        synthetic,
+        batch_size=training.batch_size,
+        synthetic_fraction=synthetic_fraction,
+        seed=seed,
+        device=accelerator.device,
+        memory_budget=memory_budget,
+        workers=workers,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+    distiller = METHODS[config.name](
+        student,
+        as_teacher(teacher, normalize, accelerator.device),
+        task,
+        config,
+        augment=Augment(training.augmentation),
+        normalize=normalize,
+    )
+    fit(
+        distiller,
+        source,
+        training,
+        accelerator=accelerator,
+        seed=seed,
+        name=name,
+        directory=Path(directory) if directory else None,
+        log=log,
+    )
+    trained = distiller.deployable()
+    trained.input_normalization = (normalize.mean.flatten().tolist(), normalize.std.flatten().tolist())
+    return trained.eval()
+
+
+def normalization_of(model: nn.Module) -> Normalize | None:
+    """The input normalisation that a model trained by gankd carries, or None."""
+    known = getattr(model, "input_normalization", None)
+    return Normalize(*map(torch.tensor, known)) if known else None
+
+
+def as_teacher(teacher: nn.Module | Teacher | None, normalize: Normalize, device) -> Teacher | None:
+    """A `Teacher` around a module, with the module's own input normalisation where it carries one, else `normalize`."""
+    if teacher is None or isinstance(teacher, Teacher):
+        return teacher
+    return Teacher(teacher, normalization_of(teacher) or normalize, device=device)
+
+
+def synthesize(
+    generator: ConditionalGenerator,
+    teacher: nn.Module | Teacher,
+    *,
+    real: Dataset,
+    num_samples: int,
+    config: SynthesisConfig | None = None,
+    task: Task | None = None,
+    seed: int = 0,
+    directory: str | Path,
+    accelerator: Accelerator | None = None,
+    log: Log = ignore,
+    **settings,
+) -> ImageSet:
+    """Draw labelled images from `generator`, keep those that look real and that the teacher agrees with (cGAN-KD).
+
+    Args:
+        real: the real training data: it says what real images look like (M1) and which labels there are.
+        num_samples: how many samples to return, balanced over classes.
+        config, **settings: the synthesis' settings, and single ones that replace them (rho=0.7, subsample=...).
+        directory: where the store is written (see `synthesis.store`); a finished one with the same inputs is read back, one
+            cut off is continued.
+
+    Raises:
+        ValueError: too few samples survive, the generator's labels or images do not fit the real data, or `directory`
+            holds a store made from something else.
+    """
+    accelerator = accelerator or Accelerator()
+    real, directory = as_image_set(real, "real"), Path(directory)
+    task = task or task_of(real)
+    config = (config or SynthesisConfig()).replace(num_samples=num_samples, **settings)
+    teacher = as_teacher(teacher, Normalize.of(real.images), accelerator.device)
+    inputs = {
+        "config": config.model_dump(mode="json"),
+        "seed": seed,
+        "real": fingerprint(real),
+        "generator": fingerprint(generator),
+        "teacher": fingerprint(teacher.module),
+    }
+    stage = Stage(directory, inputs)
+    if not stage.open(accelerator):
+        generator = generator.to(accelerator.device).eval()
+        Synthesis(
+            generator,
+            teacher,
+            task,
+            real,
+            config,
+            directory=directory,
+            seed=seed,
+            accelerator=accelerator,
+            provenance={"inputs": inputs},
+            log=log,
+        ).run()
+        stage.finish(accelerator)
+    return load_store(directory)
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: Dataset,
+    *,
+    normalize: Normalize | None = None,
+    task: Task | None = None,
+    accelerator: Accelerator | None = None,
+) -> dict[str, float]:
+    """Top-1 (and top-5) accuracy in %, or MAE, RMSE (units of the labels) and R2, on all of `dataset`.
+
+    Args:
+        normalize: of the model's input; None takes what a model trained by gankd carries, else that of the data.
+        task: None takes what the labels say. For a regressor give the task it was trained on (`task_of(train)`), since the
+            network answers in standardised units.
+    """
+    accelerator = accelerator or Accelerator()
+    dataset = as_image_set(dataset)
+    normalize = normalize or normalization_of(model) or Normalize.of(dataset.images)
+    model, normalize = model.to(accelerator.device), normalize.to(accelerator.device)
+    return evaluation.evaluate(model, normalize, task or task_of(dataset), dataset, accelerator=accelerator)

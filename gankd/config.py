@@ -1,0 +1,224 @@
+"""A whole experiment as typed settings: read from YAML, overridden on the command line, refused with a clear sentence.
+
+config = load_config("configs/digits.yaml", ["student.epochs=20", "synthesis.rho=0.7"])
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from gankd.data.config import DataConfig
+from gankd.distillers import METHODS, AnyMethodConfig, MethodConfig
+from gankd.distillers.kd import KDConfig
+from gankd.distillers.supervised import SupervisedConfig
+from gankd.models.config import ModelConfig
+from gankd.synthesis.config import SynthesisConfig
+from gankd.training import TrainingConfig
+from generators.config import GeneratorConfig
+from generators.settings import Settings, nearest
+
+
+class TaskConfig(Settings):
+    """What a label is."""
+
+    kind: Literal["classification", "regression"] = "classification"
+    """Class ids, or one scalar an image."""
+    label_min: float | None = None
+    """Scalars: lower end of the label range. Null: the smallest training label."""
+    label_max: float | None = None
+    """Scalars: upper end of the label range. Null: the largest training label."""
+    unit: str = ""
+    """Scalars: the word for the unit ("degrees")."""
+
+
+class TeacherConfig(TrainingConfig):
+    """The large model: trained here, or loaded (model.checkpoint)."""
+
+    model: ModelConfig = ModelConfig(options={"widths": [32, 64, 128]})
+    """The network."""
+    train: bool = True
+    """False: use model.checkpoint as it is."""
+    train_on: Literal["train", "pool"] = "train"
+    """The student's training samples, or all that there are when `data.labelled` leaves the student only some."""
+    mean: tuple[float, ...] | None = None
+    """Input normalisation of a loaded teacher, one number a channel of images in [0, 1]. Null: the training data's."""
+    std: tuple[float, ...] | None = None
+    """See `mean`."""
+    features: str | None = None
+    """Module path of the features used by the density ratio. Null: the input of the last linear layer."""
+
+    @model_validator(mode="after")
+    def _a_loaded_teacher_has_weights(self):
+        if not self.train and self.model.checkpoint is None:
+            raise ValueError("train is false but model.checkpoint names no weights")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("give both mean and std, or neither")
+        return self
+
+
+class ArmConfig(Settings):
+    """One way to train the student; every arm takes the same number of steps, on the same network."""
+
+    synthetic: Annotated[float, Field(ge=0, le=1)] | Literal["union"] = 0.0
+    """Share of synthetic samples in every batch: 0 real only, 1 synthetic only; `union` shuffles both sets together."""
+    method: AnyMethodConfig = SupervisedConfig()
+    """The distillation method and its settings."""
+    title: str | None = None
+    """Its name in tables. Null: the arm's key."""
+
+
+class StudentConfig(TrainingConfig):
+    """The small model, and the arms in which it is trained."""
+
+    model: ModelConfig = ModelConfig(options={"widths": [8, 16]})
+    """The network."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Every arm is trained once a seed (initial weights, order of samples, augmentation)."""
+    arms: dict[str, ArmConfig] = {
+        "real": ArmConfig(),
+        "real_kd": ArmConfig(method=KDConfig()),
+        "synthetic": ArmConfig(synthetic=0.5),
+        "synthetic_kd": ArmConfig(synthetic=0.5, method=KDConfig()),
+    }
+    """By name, in the order of the table."""
+
+    @model_validator(mode="after")
+    def _something_to_do(self):
+        if not self.seeds or not self.arms:
+            raise ValueError("give at least one seed and one arm")
+        return self
+
+
+class RuntimeConfig(Settings):
+    """How it runs; nothing here changes what is computed, but for rounding."""
+
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """Autocast in training."""
+    processes: Annotated[int, Field(gt=0)] | None = None
+    """How many processes you meant to start: the run warns when it is another number."""
+    tracker: Literal["tensorboard"] | None = None
+    """Send the log to a tracker too (needs the extra `tensorboard`); metrics.jsonl is always written."""
+
+
+class ExperimentConfig(Settings):
+    """One experiment, from data to report."""
+
+    name: str
+    """Names the run's directory."""
+    title: str = ""
+    """One line for the report: the question that the experiment asks."""
+    notes: str = ""
+    """Paragraphs for the report: what to know to read the result rightly."""
+    output: Path = Path("runs")
+    """Where run directories go."""
+    seed: int = 0
+    """Of splits, generator, teacher and synthesis."""
+    data: DataConfig
+    """The images."""
+    task: TaskConfig = TaskConfig()
+    """What their labels are."""
+    teacher: TeacherConfig = TeacherConfig()
+    """The large model."""
+    generator: GeneratorConfig = GeneratorConfig()
+    """The conditional generator."""
+    synthesis: SynthesisConfig = SynthesisConfig()
+    """Selection of its samples."""
+    student: StudentConfig = StudentConfig()
+    """The small model."""
+    runtime: RuntimeConfig = RuntimeConfig()
+    """Devices and precision."""
+
+    @model_validator(mode="after")
+    def _methods_fit_the_task(self):
+        for name, arm in self.student.arms.items():
+            try:
+                METHODS[arm.method.name].check(self.task.kind, has_teacher=True)
+            except ValueError as error:
+                raise ValueError(f"student.arms.{name}: {error}") from error
+        return self
+
+    @property
+    def directory(self) -> Path:
+        return self.output / self.name
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> ExperimentConfig:
+    """Read an experiment from a YAML file and apply overrides "dotted.key=value" (values in YAML's notation).
+
+    Raises:
+        ValueError: a missing file, no YAML, an unknown key (with the nearest valid one), a value of the wrong type: one
+            line a problem, each with the key's dotted path.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"there is no configuration {path}; the examples are in configs/.")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold keys and values; see configs/digits.yaml.")
+    for override in overrides or []:
+        apply_override(values, override)
+    try:
+        return ExperimentConfig.model_validate(values)
+    except ValidationError as error:
+        raise ValueError("\n".join(f"{path}: {sentence}" for sentence in describe(error))) from error
+
+
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Set values["a"]["b"] for "a.b=value" in place.
+
+    Raises:
+        ValueError: no "=", or a path through something that is not a group of keys.
+    """
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ValueError(f"override '{override}' is not of the form dotted.key=value.")
+    *groups, last = key.split(".")
+    for group in groups:
+        if values.get(group) is None:
+            values[group] = {}
+        values = values[group]
+        if not isinstance(values, dict):
+            raise ValueError(f"override '{override}': '{group}' is a value, not a group of keys.")
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"override '{override}': the value is not YAML.") from error
+
+
+def describe(error: ValidationError) -> list[str]:
+    """One sentence a problem: the key's dotted path, what is wrong, what was found."""
+    sentences = []
+    for problem in error.errors():
+        # the members of a union (a method's tag, int | str) are steps of pydantic's path, not keys of the user's
+        path = ".".join(str(step) for step in problem["loc"] if _is_key(step))
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "union_tag_invalid":
+            tag = problem["ctx"]["tag"]
+            message = f"unknown method '{tag}'{nearest(tag, METHODS)}"
+        elif problem["type"] not in ("value_error", "missing"):
+            message = f"{message}, got {problem['input']!r}"
+        sentence = f"{path}: {message}" if path else message
+        if sentence not in sentences:
+            sentences.append(sentence)
+    return sentences
+
+
+def _is_key(step: str | int) -> bool:
+    return isinstance(step, int) or (
+        step not in METHODS and step.isidentifier() and step not in ("int", "float", "str")
+    )
+
+
+def dump_config(config: ExperimentConfig) -> str:
+    """The resolved experiment as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=120)
+
+
+__all__ = ["ExperimentConfig", "MethodConfig", "dump_config", "load_config"]

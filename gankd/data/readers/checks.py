@@ -1,0 +1,36 @@
+"""What every source asks of the settings before it reads anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from gankd.data.config import DataConfig
+
+Kind = Literal["classification", "regression"]
+"""What the task makes of a label: a class id, or a scalar in the user's units."""
+
+
+def require_kind(config: DataConfig, kind: Kind, only: Kind) -> None:
+    """Refuse a source whose labels are not what the task learns.
+
+    Raises:
+        ValueError: `kind` is not `only`.
+    """
+    if kind != only:
+        labels = "class ids" if only == "classification" else "scalars"
+        raise ValueError(f"task.kind: {kind} does not fit data.name: {config.name}, whose labels are {labels}.")
+
+
+def require_root(config: DataConfig) -> Path:
+    """The folder or file that holds the data.
+
+    Raises:
+        ValueError: `root` is not set or does not exist.
+    """
+    if config.root is None:
+        raise ValueError(f"data.root: {config.name} is read from disk; set data.root to its folder or file.")
+    root = config.root.expanduser()
+    if not root.exists():
+        raise ValueError(f"data.root: {root} does not exist; set data.root to where {config.name} lies.")
+    return root

@@ -1,0 +1,29 @@
+"""No distillation: the task's own loss on the labels. On real + synthetic data this is plain cGAN-KD."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from gankd.data.loader import Batch
+from gankd.distillers.base import Distiller, MethodConfig
+
+
+class SupervisedConfig(MethodConfig):
+    """Cross-entropy, or squared error on standardised labels."""
+
+    name: Literal["supervised"] = "supervised"
+
+
+class Supervised(Distiller):
+    """loss = task loss(student(view), labels)."""
+
+    Config = SupervisedConfig
+    tasks = frozenset({"classification", "regression"})
+    needs_teacher = False
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        view = self.augment(batch.images)  # [N, C, H, W]
+        loss = self.task.loss(self.student(self.normalize(view)), batch.labels)
+        return {"loss": loss, "task": loss}

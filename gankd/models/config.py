@@ -1,0 +1,19 @@
+"""What the user says about a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from generators.settings import Settings
+
+
+class ModelConfig(Settings):
+    """A network by name."""
+
+    name: str = "small_resnet"
+    """small_resnet, or `torchvision:NAME` for any classifier of torchvision, or `timm:NAME`."""
+    options: dict[str, Any] = {}
+    """Keyword arguments of the network's builder, e.g. {widths: [8, 16], stem_stride: 2}."""
+    checkpoint: Path | None = None
+    """Weights to start from: a .safetensors file, or a .pt/.pth file with a state dict (read without unpickling)."""

@@ -1,0 +1,606 @@
+"""report.html: one page that answers the experiment's question, shows the data behind it, and says how to run it again.
+
+The file needs nothing beside it: pictures and style are inside, there are no scripts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gankd.data.sets import ImageSet
+from gankd.data.splits import Splits
+from gankd.report import plots
+from gankd.synthesis.store import load_store, read_tensors
+from generators.checkpoints import replace_whole
+
+METRIC_NAMES = {"top1": "top-1 accuracy", "mae": "mean absolute error"}  # those that choices are made by
+SHORT_NAMES = {"top1": "top-1", "top5": "top-5", "mae": "MAE", "rmse": "RMSE", "r2": "R²"}
+UNITLESS = ("r2",)
+STEP_NAMES = {  # broken where an axis breaks them
+    "candidates": "all\ncandidates",
+    "subsampled": "accepted by\ndensity ratio",
+    "filtered": "kept by\nteacher filter",
+    "stored": "stored",
+}
+FATE_NAMES = {"kept": "kept", "ratio": "rejected by the density ratio", "teacher": "rejected by the teacher"}
+IMAGES_PER_ROW = 8
+MOST_ROWS = 20  # classes whose images the page shows
+LABEL_BINS = 8  # rows that scalar labels are divided into
+
+
+def write_report(directory: Path, data: Splits, metrics: dict) -> Path:
+    """Write `directory/report.html` for a finished run, and return its path.
+
+    Args:
+        directory: of the run; config.yaml, metrics.jsonl and synthetic/ are read.
+        data: for examples of the training images.
+        metrics: what `gankd.report.tables.summarize` made.
+
+    Raises:
+        ValueError: the synthetic store is not finished or not whole.
+    """
+    log = read_log(directory / "metrics.jsonl")
+    store = directory / "synthetic"
+    scores, examples = (read_tensors(store / f"{name}.safetensors") for name in ("scores", "examples"))
+    rows = label_rows(data.train)
+    sections = [
+        result_section(metrics),
+        notes_section(metrics["notes"]),
+        images_section(data.train, load_store(store), rows, metrics["task"]["unit"]),
+        selection_section(metrics["synthesis"], metrics["task"], scores, examples, rows, log),
+        training_section(metrics, log),
+        again_section(metrics, (directory / "config.yaml").read_text()),
+    ]
+    name, question = escape(metrics["name"]), escape(metrics["title"])
+    page = PAGE.substitute(name=name, question=question, sections="\n".join(sections))
+    path = directory / "report.html"
+    with replace_whole(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return path
+
+
+# --- the result -------------------------------------------------------------------------------------------------------
+
+
+def result_section(metrics: dict) -> str:
+    task, arms, teacher, student = metrics["task"], metrics["arms"].values(), metrics["teacher"], metrics["student"]
+    metric, better = task["metric"], "higher is better" if task["higher_is_better"] else "lower is better"
+    styles = plots.arm_styles([arm["synthetic"] != 0 for arm in arms])
+    dots = [
+        plots.Arm(arm["title"], arm["test"][metric]["values"], colour)
+        for arm, (colour, _) in zip(arms, styles, strict=True)
+    ]
+    axis = f"test {in_unit(METRIC_NAMES[metric], task['unit'])}, {better}"
+    figure = plots.plot_arms(dots, teacher=teacher["test"][metric], axis=axis)
+    about = (
+        f"Test split of {metrics['data']['test']:,} images; mean ± standard deviation over the seeds. The student "
+        f"({student['network']}) has {student['parameters']:,} parameters, the teacher ({teacher['network']}) "
+        f"{teacher['parameters']:,}. Every arm trains the same student for {student['steps']:,} steps of "
+        f"{student['batch_size']:,} images."
+    )
+    sentence = escape(key_result(metrics)).replace(" ± ", "&nbsp;±&nbsp;").replace(" %", "&nbsp;%")  # unbroken values
+    return "\n".join(
+        [
+            f'<p class="key">{sentence}</p>',
+            f'<p class="aside">{escape(about)}</p>',
+            arms_table(metrics),
+            as_figure(
+                plots.figure_to_svg(figure, f"Test {METRIC_NAMES[metric]} of every arm and of the teacher"),
+                "Every dot is a seed, the bar their mean. Grey: real data only; colour: with synthetic data.",
+                "wide",
+            ),
+        ]
+    )
+
+
+def key_result(metrics: dict) -> str:
+    """The answer in one sentence: the best arm with synthetic data against the best without, both chosen on validation.
+
+    "Reaches" needs a difference of the means above twice its standard error; otherwise it "does not beat".
+    """
+    task, metric = metrics["task"], metrics["task"]["metric"]
+    sign, decimals = (1 if task["higher_is_better"] else -1), num_decimals(metrics, metric)
+    value = lambda arm: with_spread(arm["test"][metric], decimals, task["unit"])  # noqa: E731
+    best = lambda arms: max(arms, key=lambda arm: sign * arm["validation"][metric]["mean"], default=None)  # noqa: E731
+    ours = best([arm for arm in metrics["arms"].values() if arm["synthetic"] != 0])
+    real = best([arm for arm in metrics["arms"].values() if arm["synthetic"] == 0])
+    teacher = f"the teacher has {with_unit(metrics['teacher']['test'][metric], decimals, task['unit'])}."
+    title = capital((ours or real)["title"])
+    if ours is None or real is None:
+        return f"{title} reaches a {METRIC_NAMES[metric]} of {value(ours or real)}; {teacher}"
+    gain = sign * (ours["test"][metric]["mean"] - real["test"][metric]["mean"])
+    variance = sum(arm["test"][metric]["std"] ** 2 / len(arm["seeds"]) for arm in (ours, real))
+    against = f"{value(ours)} against {value(real)}"
+    if gain > 2 * math.sqrt(variance):
+        return f"{title} reaches a {METRIC_NAMES[metric]} of {against} for {real['title']}; {teacher}"
+    beyond = " by more than the seeds differ" if gain > 0 else ""
+    return f"{title} does not beat {real['title']}{beyond}: a {METRIC_NAMES[metric]} of {against}; {teacher}"
+
+
+def arms_table(metrics: dict) -> str:
+    task, arms = metrics["task"], list(metrics["arms"].values())
+    metric, teacher = task["metric"], metrics["teacher"]["test"]
+    others = [name for name in arms[0]["test"] if name != metric]
+    decimals = {name: num_decimals(metrics, name) for name in (metric, *others)}
+    means = [arm["test"][metric]["mean"] for arm in arms]
+    best = max(means) if task["higher_is_better"] else min(means)
+    title = lambda name: in_unit(SHORT_NAMES[name], "" if name in UNITLESS else task["unit"])  # noqa: E731
+    head = ["", "synthetic", "method", "seeds", title(metric), "difference to first arm", *map(title, others)]
+    body = []
+    for arm, mean in zip(arms, means, strict=True):
+        gain = "" if arm is arms[0] else minus(f"{mean - means[0]:+.{decimals[metric]}f}")
+        values = [with_spread(arm["test"][name], decimals[name]) for name in (metric, *others)]
+        words = [arm["title"], share(arm["synthetic"]), arm["method"]["name"]]
+        body.append([*words, str(len(arm["seeds"])), values[0], gain, *values[1:]])
+    values = [with_unit(teacher[name], decimals[name], "") for name in (metric, *others)]
+    body.append(["teacher", "", "", "", values[0], "", *values[1:]])
+    return as_table(head, body, num_text_columns=3, bold=[*(mean == best for mean in means), False])
+
+
+def notes_section(notes: str) -> str:
+    paragraphs = [paragraph.strip() for paragraph in re.split(r"\n\s*\n", notes) if paragraph.strip()]
+    if not paragraphs:
+        return ""
+    return as_section("How to read this", *(f"<p>{escape(paragraph)}</p>" for paragraph in paragraphs))
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+
+class Row(NamedTuple):
+    """The images of one class or of one range of scalar labels: low <= label < high."""
+
+    title: str
+    low: float
+    high: float
+
+    def members(self, labels: Tensor) -> Tensor:
+        """Indices (int64) of the labels [N] that belong to the row."""
+        return ((labels >= self.low) & (labels < self.high)).nonzero().flatten()
+
+
+def label_rows(train: ImageSet) -> list[Row]:
+    """The classes (at most `MOST_ROWS`, evenly spaced), or `LABEL_BINS` ranges of equal width of scalar labels."""
+    if not train.labels.dtype.is_floating_point:
+        names = train.class_names or [str(label) for label in range(int(train.labels.max()) + 1)]
+        shown = torch.linspace(0, len(names) - 1, min(len(names), MOST_ROWS)).long().tolist()
+        return [Row(names[label], label, label + 1) for label in shown]
+    edges = torch.linspace(train.labels.min(), train.labels.max(), LABEL_BINS + 1).tolist()
+    decimals = num_digits(edges[1] - edges[0], 2)
+    names = [minus(f"{round(edge, decimals) + 0.0:.{decimals}f}") for edge in edges]  # + 0.0: no minus sign before zero
+    edges[0], edges[-1] = -math.inf, math.inf  # a synthetic label may lie beyond the real ones
+    return [Row(f"{names[i]} to {names[i + 1]}", edges[i], edges[i + 1]) for i in range(LABEL_BINS)]
+
+
+def images_section(real: ImageSet, synthetic: ImageSet, rows: list[Row], unit: str) -> str:
+    body = []
+    for row in rows:
+        pair = [row.members(dataset.labels)[:IMAGES_PER_ROW] for dataset in (real, synthetic)]
+        count = min(map(len, pair))
+        cells = [row.title]
+        for dataset, members, kind in zip((real, synthetic), pair, ("real", "synthetic"), strict=True):
+            members = members[:count] if count else members
+            members = members[dataset.labels[members].argsort(stable=True)]
+            description = f"{kind} images, label {row.title}"
+            cells.append(strip(dataset.images[members], description) if len(members) else "none")
+        body.append(cells)
+    caption = "The first images of each label in the training split and in the store, not hand-picked."
+    if real.class_names and len(rows) < len(real.class_names):
+        caption += f" {len(rows)} of the {len(real.class_names)} classes."
+    head = [label_head(real.labels, unit), "real (training split)", "synthetic (stored)"]
+    return as_section("Real and synthetic images", as_figure(images_table(head, body), caption, "grid"))
+
+
+def label_head(labels: Tensor, unit: str) -> str:
+    return in_unit("label", unit) if labels.dtype.is_floating_point else "class"
+
+
+def strip(images: Tensor, description: str) -> str:
+    return plots.strip_to_png(images, IMAGES_PER_ROW, description)
+
+
+def images_table(head: list[str], body: list[list[str]]) -> str:
+    """Rows of [title, HTML, HTML, ...]: one strip of images a cell."""
+    head_cells = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
+    rows = "".join(
+        f'<tr><th scope="row">{escape(title)}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>\n"
+        for title, *cells in body
+    )
+    return f'<table class="images">\n<thead><tr>{head_cells}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table>'
+
+
+# --- selection --------------------------------------------------------------------------------------------------------
+
+
+def selection_section(
+    synthesis: dict,
+    task: dict,
+    scores: dict[str, Tensor],
+    examples: dict[str, Tensor],
+    rows: list[Row],
+    log: list[dict],
+) -> str:
+    classes = task["kind"] == "classification"
+    counts = {"candidates": synthesis["num_candidates"]}
+    if "ratios" in scores:
+        counts["subsampled"] = int(scores["accepted"].sum())
+    if synthesis["rho"] is not None:
+        counts["filtered"] = int(scores["kept"].sum())
+    counts["stored"] = synthesis["num_samples"]
+    label_scores = {stage: synthesis["label_score"][stage] for stage in counts if stage != "stored"}
+    decimals = 1 if classes else num_digits(max(label_scores.values()), 3)
+    score_name = in_unit("labels the teacher agrees with" if classes else "|label − teacher|", task["unit"])
+    charts = [
+        f"<div>{counts_table(counts, label_scores, score_name, decimals)}</div>",
+        score_chart(label_scores, score_name, decimals, classes) if len(label_scores) > 1 else "",
+        ratio_chart(synthesis, scores) if "ratios" in scores else "",
+        error_chart(synthesis, scores, task),
+    ]
+    return as_section(
+        "Selection of the synthetic images",
+        settings_line(synthesis, task, log),
+        as_charts(charts),
+        fates_figure(examples, rows, task),
+    )
+
+
+def settings_line(synthesis: dict, task: dict, log: list[dict]) -> str:
+    rho, replaced = synthesis["rho"], synthesis["labels_replaced"]
+    parts = [
+        f"Density ratio (M1): {'off' if synthesis['bounds'] is None else 'on'}.",
+        f"Teacher filter (M2): {'off' if rho is None else f'on, ρ = {rho:g}'}.",
+        f"Stored labels: {'what the teacher says' if replaced else 'what the generator was given'}.",
+    ]
+    tried = {line["rho"]: line["validation_error"] for line in log if line["stage"] == "rho"}
+    if tried:
+        sign = -1 if task["higher_is_better"] else 1  # the error of an accuracy is its negative
+        results = ", ".join(f"{rho:g}: {with_unit(sign * tried[rho], 2, task['unit'])}" for rho in sorted(tried))
+        parts.append(f"ρ was chosen by a student's {METRIC_NAMES[task['metric']]} on the validation split ({results}).")
+    return f"<p>{escape(' '.join(parts))}</p>"
+
+
+def counts_table(counts: dict[str, int], label_scores: dict[str, float], score_name: str, decimals: int) -> str:
+    """How many images each step left, which share of those before it, and how well the generator's labels fit."""
+    body, before = [], None
+    for stage, count in counts.items():
+        passed = f"{100 * count / before:.1f} %" if before and stage != "stored" else ""
+        score = f"{label_scores[stage]:.{decimals}f}" if stage in label_scores else ""
+        body.append([STEP_NAMES[stage].replace("\n", " "), f"{count:,}", passed, score])
+        before = count
+    return as_table(["", "images", "passed", score_name], body, num_text_columns=1)
+
+
+def score_chart(label_scores: dict[str, float], score_name: str, decimals: int, classes: bool) -> str:
+    names = [STEP_NAMES[stage] for stage in label_scores]
+    figure = plots.plot_label_score(names, list(label_scores.values()), axis=score_name, decimals=decimals)
+    better = "higher" if classes else "lower"
+    caption = f"How well the generator's labels fit its images in the teacher's eyes; {better} is better."
+    return as_figure(plots.figure_to_svg(figure, f"Label score after every step: {score_name}"), caption)
+
+
+def ratio_chart(synthesis: dict, scores: dict[str, Tensor]) -> str:
+    bounds = torch.tensor(synthesis["bounds"])
+    figure = plots.plot_histogram(
+        scores["ratios"],
+        scores["accepted"],
+        axis="density ratio, real : generated",
+        kept_title="accepted",
+        marks=bounds,
+        mark_title=mark_title("bound", bounds),
+    )
+    caption = "M1: a candidate is accepted with probability ratio / bound; every class or label range has its bound."
+    return as_figure(plots.figure_to_svg(figure, "Density ratios of all candidates, accepted and rejected"), caption)
+
+
+def error_chart(synthesis: dict, scores: dict[str, Tensor], task: dict) -> str:
+    classes, rho, accepted = task["kind"] == "classification", synthesis["rho"], scores["accepted"]
+    name = "cross-entropy of the teacher [nats]" if classes else in_unit("absolute error of the teacher", task["unit"])
+    caption, thresholds = "The teacher's error; the filter was off.", torch.empty(0)
+    if rho is not None:
+        caption = f"M2: the share ρ = {rho:g} with the smallest error stays{', class by class' if classes else ''}."
+        thresholds = torch.tensor(synthesis["thresholds"]).flatten()
+        thresholds = thresholds[thresholds.isfinite()]  # a class of which nothing was accepted has none
+    figure = plots.plot_histogram(
+        scores["errors"][accepted],
+        scores["kept"][accepted],
+        axis=name,
+        logarithmic=classes,
+        marks=thresholds,
+        mark_title=mark_title("threshold", thresholds),
+    )
+    return as_figure(plots.figure_to_svg(figure, "The teacher's error on accepted candidates"), caption)
+
+
+def mark_title(name: str, marks: Tensor) -> str:
+    if len(marks) < 2:
+        return f"{name} {marks.item():.3g}" if len(marks) else ""
+    return f"{len(marks)} {name}s, median {marks.median().item():.3g}"
+
+
+def fates_figure(examples: dict[str, Tensor], rows: list[Row], task: dict) -> str:
+    """Kept images beside those that the density ratio and the teacher rejected, label by label."""
+    fates = [fate for fate in FATE_NAMES if len(examples[f"{fate}.labels"])]
+    if fates == ["kept"]:
+        return ""
+    body = []
+    for row in rows:
+        cells = [row.title]
+        for fate in fates:
+            members = row.members(examples[f"{fate}.labels"])
+            if fate == "teacher":
+                members = members[examples["teacher.errors"][members].argsort(descending=True, stable=True)]
+            images = examples[f"{fate}.images"][members[:IMAGES_PER_ROW]]
+            cells.append(strip(images, f"{FATE_NAMES[fate]}, label {row.title}") if len(images) else "none")
+        body.append(cells)
+    caption = "Candidates by the label that the generator was given. Kept: the first drawn."
+    if "ratio" in fates:
+        caption += " Rejected by the density ratio: the smallest ratios."
+    if "teacher" in fates:
+        caption += " Rejected by the teacher: the largest errors, the largest on the left."
+    head = [label_head(examples["kept.labels"], task["unit"]), *(FATE_NAMES[fate] for fate in fates)]
+    return as_figure(images_table(head, body), caption, "grid")
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def read_log(path: Path) -> list[dict]:
+    """The lines of metrics.jsonl that count.
+
+    A resumed or repeated stage writes steps again: the last writing counts, and what an earlier one wrote from that
+    step on is dropped.
+    """
+    stages: dict[str, list[dict]] = {}
+    for text in path.read_text().splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue  # a run that was killed leaves half a line
+        written = stages.setdefault(line["stage"], [])
+        while written and "step" in line and written[-1]["step"] >= line["step"]:
+            written.pop()
+        written.append(line)
+    return [line for written in stages.values() for line in written]
+
+
+def curve(log: list[dict], stage: str, name: str) -> tuple[list[int], list[float]]:
+    """The steps of a stage and the values of one of its numbers there."""
+    lines = [line for line in log if line["stage"] == stage and name in line]
+    return [line["step"] for line in lines], [line[name] for line in lines]
+
+
+def mean_curve(curves: list[tuple[list[int], list[float]]]) -> tuple[list[int], list[float]]:
+    """The mean over curves, at the steps that all of them have."""
+    values = [dict(zip(*each, strict=True)) for each in curves]
+    steps = sorted(set.intersection(*(set(each) for each in values)))
+    return steps, [sum(each[step] for each in values) / len(values) for step in steps]
+
+
+def training_section(metrics: dict, log: list[dict]) -> str:
+    stages, charts = {line["stage"] for line in log}, []
+
+    def add(caption: str, lines: list[plots.Line], axis: str, **settings) -> None:
+        figure = plots.plot_curves(lines, axis=axis, **settings)
+        charts.append(as_figure(plots.figure_to_svg(figure, caption), caption))
+
+    def pair(stage: str, first: tuple[str, str], second: tuple[str, str]) -> list[plots.Line]:
+        names = ((*first, plots.DARK), (*second, plots.BLUE))
+        return [plots.Line(title, *curve(log, stage, name), colour) for name, title, colour in names]
+
+    if "generator" in stages:
+        lines = pair("generator", ("discriminator_loss", "discriminator"), ("generator_loss", "generator"))
+        add("Generator: losses of the two players.", lines, "loss")
+        lines = pair("generator", ("real_accuracy", "real"), ("fake_accuracy", "generated"))
+        add("Generator: share of images that the discriminator tells right.", lines, "told right", percent=True)
+    if "extractor" in stages:
+        add("Feature extractor of the density ratio: loss.", [plots.Line("", *curve(log, "extractor", "loss"))], "loss")
+    if "density_ratio" in stages:
+        add("Density ratio: loss.", [plots.Line("", *curve(log, "density_ratio", "loss"))], "softplus divergence")
+        lines = pair("density_ratio", ("real_ratio", "real"), ("fake_ratio", "generated"))
+        add("Density ratio: batch means; its penalty pulls that of generated images to 1.", lines, "mean density ratio")
+    if "teacher" in stages:
+        lines = [plots.Line("", *curve(log, "teacher", "loss"), plots.DARK)]
+        add("Teacher: training loss.", lines, "loss", logarithmic=True)
+    lines, arms = [], metrics["arms"]
+    styles = plots.arm_styles([arm["synthetic"] != 0 for arm in arms.values()])
+    for (name, arm), style in zip(arms.items(), styles, strict=True):
+        steps, values = mean_curve([curve(log, f"student {name} seed {seed}", "loss") for seed in arm["seeds"]])
+        if steps:
+            lines.append(plots.Line(arm["title"], steps, values, *style))
+    if lines:
+        caption = "Students: training loss, mean over the seeds. Different methods minimise different losses."
+        add(caption, lines, "loss", logarithmic=True)
+    return as_section("Training", as_charts(charts))
+
+
+# --- how to run it again ----------------------------------------------------------------------------------------------
+
+
+def again_section(metrics: dict, config: str) -> str:
+    data, provenance, arms = metrics["data"], metrics["provenance"], metrics["arms"].values()
+    seconds = {stage: metrics[stage].get("seconds") for stage in ("generator", "teacher", "synthesis")}
+    seconds["students"] = sum(sum(arm["seconds"]) for arm in arms)
+    seeds = sorted({seed for arm in arms for seed in arm["seeds"]})
+    processes, shape = provenance["processes"], " × ".join(map(str, data["image_shape"]))
+    code = lambda text: f"<code>{escape(text)}</code>"  # noqa: E731
+    facts = {
+        "command": code(provenance["command"]),
+        "configuration": code(provenance["configuration"]),
+        "commit": code(provenance["commit"]),
+        "versions": escape(f"Python {provenance['python']}, torch {provenance['torch']}"),
+        "device": escape(f"{provenance['device']}, {processes} process{'es' if processes > 1 else ''}"),
+        "seeds": f"{provenance['seed']} for data and synthesis; students {', '.join(map(str, seeds))}",
+        "data": escape(
+            f"{data['source']}, images {shape} (channels × height × width): {data['train']:,} to train on, of a pool "
+            f"of {data['pool']:,}; {data['validation']:,} for validation, {data['test']:,} for the test"
+        ),
+        "protocol": escape(metrics["protocol"]),
+        "time": ", ".join(f"{stage} {duration(value)}" for stage, value in seconds.items() if value is not None),
+    }
+    rows = "".join(f'<tr><th scope="row">{name}</th><td>{value}</td></tr>\n' for name, value in facts.items())
+    return as_section(
+        "Run it again",
+        f'<table class="facts">\n{rows}</table>',
+        f"<details><summary>The whole configuration (config.yaml)</summary><pre>{escape(config)}</pre></details>",
+    )
+
+
+def duration(seconds: float) -> str:
+    seconds = round(seconds)
+    if seconds >= 3600:
+        hours, minutes = divmod(round(seconds / 60), 60)
+        return f"{hours} h {minutes} min"
+    minutes, seconds = divmod(seconds, 60)
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
+# --- numbers as text --------------------------------------------------------------------------------------------------
+
+
+def num_decimals(metrics: dict, name: str) -> int:
+    """Decimals for a metric: its largest spread to two digits up to 35, to one above; three digits where there is none.
+
+    The rounding rule of the Particle Data Group, "Review of Particle Physics", introduction.
+    """
+    arms = metrics["arms"].values()
+    spread = max(arm["test"][name]["std"] for arm in arms)
+    if spread > 0:
+        return num_digits(spread, 2 if spread / 10 ** math.floor(math.log10(spread)) < 3.55 else 1)
+    return num_digits(max(abs(arm["test"][name]["mean"]) for arm in arms), 3)
+
+
+def num_digits(value: float, digits: int) -> int:
+    """Decimals that show a positive value with so many digits, at most 6."""
+    return min(6, max(0, digits - 1 - math.floor(math.log10(value)))) if value > 0 else digits - 1
+
+
+def with_spread(collected: dict, decimals: int, unit: str = "") -> str:
+    """ "93.4 ± 0.4 %"; without the spread where there is one seed."""
+    text = f"{collected['mean']:.{decimals}f}"
+    if len(collected["values"]) > 1:
+        text += f" ± {collected['std']:.{decimals}f}"
+    return minus(f"{text} {unit}".strip())
+
+
+def with_unit(value: float, decimals: int, unit: str) -> str:
+    return minus(f"{value:.{decimals}f} {unit}".strip())
+
+
+def in_unit(name: str, unit: str) -> str:
+    return f"{name} [{unit}]" if unit else name
+
+
+def capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def minus(text: str) -> str:
+    """Numbers with a minus sign in place of the hyphen."""
+    return re.sub(r"-(?=\d)", "−", text)
+
+
+def share(synthetic: float | str) -> str:
+    """An arm's share of synthetic samples in words."""
+    return synthetic if isinstance(synthetic, str) else f"{100 * synthetic:g} %" if synthetic else "none"
+
+
+# --- pieces of HTML ---------------------------------------------------------------------------------------------------
+
+
+def as_section(title: str, *parts: str) -> str:
+    return f"<section>\n<h2>{escape(title)}</h2>\n" + "\n".join(parts) + "\n</section>"
+
+
+def as_figure(content: str, caption: str, kind: str = "chart") -> str:
+    content = f'<div class="content">{content}</div>'
+    return f'<figure class="{kind}">{content}<figcaption>{escape(caption)}</figcaption></figure>\n'
+
+
+def as_charts(charts: list[str]) -> str:
+    """Charts beside each other, as many as fit."""
+    return f'<div class="charts">\n{"".join(charts)}</div>'
+
+
+def as_table(head: list[str], body: list[list[str]], *, num_text_columns: int, bold: list[bool] | None = None) -> str:
+    """A table of numbers; the first `num_text_columns` columns are words and stand to the left."""
+    side = lambda column: ' class="text"' if column < num_text_columns else ""  # noqa: E731
+    rows = ["".join(f'<th scope="col"{side(column)}>{escape(cell)}</th>' for column, cell in enumerate(head))]
+    rows += ["".join(f"<td{side(column)}>{escape(cell)}</td>" for column, cell in enumerate(cells)) for cells in body]
+    classes = ["", *(' class="best"' if is_best else "" for is_best in bold or [False] * len(body))]
+    lines = "\n".join(f"<tr{kind}>{row}</tr>" for kind, row in zip(classes, rows, strict=True))
+    return f'<div class="scroll"><table class="numbers">\n{lines}\n</table></div>'
+
+
+PAGE = Template("""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$name</title>
+<style>
+:root { color-scheme: light; --ink: #222; --soft: #666; --line: #ddd; }
+* { box-sizing: border-box; }
+body { max-width: 60rem; margin: 0 auto; padding: 3rem 1.25rem 5rem; background: #fff; color: var(--ink);
+  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+h1 { margin: 0; font-size: 1.9rem; line-height: 1.2; letter-spacing: -0.01em; }
+h2 { margin: 4rem 0 1rem; font-size: 1.25rem; }
+p { max-width: 42rem; margin: 0 0 1em; }
+.question { margin-top: .4rem; font-size: 1.1rem; color: var(--soft); }
+.key { max-width: 46rem; margin: 2rem 0 .75rem; font-size: 1.4rem; line-height: 1.4; text-wrap: balance; }
+.aside, figcaption { font-size: .875rem; line-height: 1.45; color: var(--soft); }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+.scroll { overflow-x: auto; margin: 1.5rem 0; }
+.numbers { font-size: .875rem; }
+.numbers th, .numbers td { padding: .4rem 1.1rem .4rem 0; text-align: right; border-bottom: 1px solid var(--line); }
+.numbers td { white-space: nowrap; }
+.numbers th { font-weight: 500; line-height: 1.3; color: var(--soft); vertical-align: bottom; }
+.numbers .text { text-align: left; }
+.charts .scroll { margin: 0; }
+.charts .numbers th, .charts .numbers td { padding-right: .9rem; }
+.numbers .best td { font-weight: 600; }
+.facts th, .facts td { padding: .3rem 1.5rem .3rem 0; text-align: left; vertical-align: top; font-size: .925rem; }
+.facts th { font-weight: 500; color: var(--soft); }
+figure { margin: 2rem 0; }
+figcaption { max-width: 42rem; margin-top: .5rem; }
+svg { display: block; max-width: 100%; height: auto; }
+svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif !important; }
+.wide .content, .grid .content { overflow-x: auto; }
+.wide svg { min-width: 32rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr));
+  gap: 2.5rem 2rem; margin: 2rem 0; }
+.charts figure { margin: 0; }
+.images { width: 100%; table-layout: fixed; }
+.images th { padding: .25rem .75rem .25rem 0; font-size: .875rem; font-weight: 400; line-height: 1.2;
+  text-align: left; }
+.images th:first-child { width: 6rem; overflow-wrap: anywhere; }
+.images thead th { color: var(--soft); vertical-align: bottom; }
+.images td { padding: .2rem 1.25rem .2rem 0; font-size: .875rem; color: var(--soft); }
+.images img { display: block; width: 100%; height: auto; }
+code, pre { font: .85rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
+pre { padding: 1rem; background: #f6f6f6; overflow-x: auto; }
+summary { cursor: pointer; margin-top: 1.5rem; }
+@media (max-width: 40rem) { body { padding-top: 1.5rem; } .key { font-size: 1.2rem; } .images { min-width: 40rem; } }
+@media print { body { max-width: none; padding: 0; font-size: 10pt; } h2 { break-after: avoid; margin-top: 2rem; }
+  figure, tr { break-inside: avoid; } details { display: none; } }
+</style>
+</head>
+<body>
+<header>
+<h1>$name</h1>
+<p class="question">$question</p>
+</header>
+<main>
+$sections
+</main>
+</body>
+</html>
+""")

@@ -1,0 +1,123 @@
+"""The numbers of a finished run: `metrics.json`, and the table in the terminal."""
+
+from __future__ import annotations
+
+import shlex
+import statistics
+import sys
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from gankd import provenance
+from gankd.evaluation import evaluate
+from gankd.models.store import load_model
+from gankd.synthesis.store import read_manifest
+
+if TYPE_CHECKING:
+    from gankd.pipeline import Run
+
+
+def summarize(run: Run) -> dict:
+    """Everything that `metrics.json` holds. The one place that reads the test split.
+
+    Accuracies are in %, errors in the unit of the labels; spreads are sample standard deviations over the seeds.
+    """
+    config, task, directory = run.config, run.task, run.directory
+    on_test = lambda path: evaluate(  # noqa: E731
+        *(part.to(run.accelerator.device) for part in load_model(directory / path)),
+        task,
+        run.data.test,
+        accelerator=run.accelerator,
+    )
+    count = lambda path: sum(parameter.numel() for parameter in load_model(directory / path)[0].parameters())  # noqa: E731
+    arms, recorded = {}, run.recorded()
+    for name, arm in config.student.arms.items():
+        paths = [f"students/{name}/seed-{seed}" for seed in config.student.seeds]
+        test = [on_test(path) for path in paths]
+        validation = [recorded[path]["validation"] for path in paths]
+        arms[name] = {
+            "title": arm.title or name,
+            "synthetic": arm.synthetic,
+            "method": arm.method.model_dump(mode="json"),
+            "seeds": list(config.student.seeds),
+            "test": _collect(test),
+            "validation": _collect(validation),
+            "seconds": [recorded[path]["seconds"] for path in paths],
+        }
+    manifest = read_manifest(directory / "synthetic")
+    return {
+        "name": config.name,
+        "title": config.title,
+        "notes": config.notes,
+        "task": {
+            "kind": task.kind,
+            "metric": task.metric,
+            "unit": task.unit,
+            "higher_is_better": task.higher_is_better,
+        },
+        "data": {
+            "source": config.data.name,
+            "image_shape": run.data.train.image_shape,
+            "train": len(run.data.train),
+            "pool": len(run.data.pool),
+            "validation": len(run.data.validation),
+            "test": len(run.data.test),
+        },
+        "teacher": {
+            "network": config.teacher.model.name,
+            "parameters": count("teacher"),
+            "test": on_test("teacher"),
+            **recorded["teacher"],
+        },
+        "student": {
+            "network": config.student.model.name,
+            "parameters": count(paths[0]),
+            "batch_size": config.student.batch_size,
+            "steps": run.num_steps(config.student, run.data.train),
+        },
+        "generator": {"trained": config.generator.checkpoint is None, **recorded.get("generator", {})},
+        "synthesis": {key: value for key, value in manifest.items() if key not in ("shards", "inputs")}
+        | recorded["synthetic"],
+        "arms": arms,
+        "protocol": "networks after their last step; choices on the validation split; test split read once, for this table",
+        "provenance": {
+            **provenance.versions(),
+            "configuration": provenance.config_hash(config),
+            "seed": config.seed,
+            "processes": run.accelerator.num_processes,
+            "command": shlex.join([sys.argv[0], *sys.argv[1:]]),
+        },
+    }
+
+
+def _collect(values: list[dict[str, float]]) -> dict[str, dict]:
+    """Per metric: the values of the seeds, their mean and their spread."""
+    collected = {}
+    for metric in values[0]:
+        series = [value[metric] for value in values]
+        spread = statistics.stdev(series) if len(series) > 1 else 0.0
+        collected[metric] = {"values": series, "mean": statistics.fmean(series), "std": spread}
+    return collected
+
+
+def print_table(metrics: dict) -> None:
+    """The arms with mean and spread, in the terminal."""
+    task, teacher = metrics["task"], metrics["teacher"]
+    metric, unit = task["metric"], task["unit"]
+    names = {"top1": "top-1", "mae": "MAE", "rmse": "RMSE", "r2": "R2", "top5": "top-5"}
+    metric_names = list(next(iter(metrics["arms"].values()))["test"])
+    table = Table(title=f"{metrics['name']}: test {names.get(metric, metric)} [{unit}]", title_justify="left")
+    table.add_column("arm")
+    table.add_column("seeds", justify="right")
+    for name in metric_names:
+        table.add_column(names.get(name, name), justify="right")
+    best = max if task["higher_is_better"] else min
+    leader = best(metrics["arms"], key=lambda arm: metrics["arms"][arm]["test"][metric]["mean"])
+    for name, arm in metrics["arms"].items():
+        cells = [f"{arm['test'][key]['mean']:.2f} ± {arm['test'][key]['std']:.2f}" for key in metric_names]
+        table.add_row(arm["title"], str(len(arm["seeds"])), *cells, style="bold" if name == leader else None)
+    table.add_section()
+    table.add_row("teacher", "", *(f"{teacher['test'][key]:.2f}" for key in metric_names), style="dim")
+    Console().print(table)

@@ -1,0 +1,153 @@
+"""Candidates on disk: drawn in chunks, scored, and read back.
+
+Everything random in a chunk is a function of (seed, stream, chunk), so that any process may draw any chunk at any time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from gankd.synthesis.ratio import RatioModel
+from gankd.synthesis.selection import Scores
+from gankd.synthesis.store import read_tensors, write_tensors
+from gankd.tasks import Classification, Task
+from gankd.teacher import Teacher
+from generators.images import from_generator_range, to_unit_range
+from generators.interface import ConditionalGenerator
+from generators.randomness import seeded
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """Which label a candidate gets, and which others share its ratio bound.
+
+    Args:
+        num_classes: classes come in turn, and each is a stratum of its own.
+        low, high, num_bins: scalars are uniform in [low, high], cut into so many strata.
+    """
+
+    num_classes: int | None
+    low: float = 0.0
+    high: float = 1.0
+    num_bins: int = 1
+
+    @classmethod
+    def of(cls, task: Task, labels: Tensor, num_bins: int) -> Labels:
+        """All classes of the task, or the range that the real labels span."""
+        if isinstance(task, Classification):
+            return cls(task.num_classes)
+        return cls(None, labels.min().item(), labels.max().item(), num_bins)
+
+    @property
+    def num_strata(self) -> int:
+        return self.num_classes or self.num_bins
+
+    def draw(self, first: int, count: int, random: torch.Generator) -> Tensor:
+        """The labels [count] of the candidates from index `first` on."""
+        if self.num_classes:
+            return torch.arange(first, first + count) % self.num_classes
+        return self.low + (self.high - self.low) * torch.rand(count, generator=random)
+
+    def strata(self, labels: Tensor) -> Tensor:
+        """int64 [N]."""
+        if self.num_classes:
+            return labels
+        return ((labels - self.low) / (self.high - self.low) * self.num_bins).long().clamp(0, self.num_bins - 1)
+
+
+class Candidates:
+    """One stream of candidates ("candidates" or "burn_in") as chunk files in a folder of its own.
+
+    Args:
+        keep_images: store the images beside the scores.
+    """
+
+    def __init__(
+        self,
+        stream: str,
+        directory: Path,
+        generator: ConditionalGenerator,
+        teacher: Teacher,
+        task: Task,
+        labels: Labels,
+        ratio: RatioModel | None,
+        *,
+        chunk_size: int,
+        seed: int,
+        accelerator: Accelerator,
+        keep_images: bool,
+    ):
+        self.stream, self.directory = stream, directory / stream
+        self.generator, self.teacher, self.task, self.labels, self.ratio = generator, teacher, task, labels, ratio
+        self.chunk_size, self.seed, self.accelerator, self.keep_images = chunk_size, seed, accelerator, keep_images
+        self.num_chunks = 0
+
+    def file(self, chunk: int) -> Path:
+        return self.directory / f"chunk-{chunk:05d}.safetensors"
+
+    def draw_until(self, num_chunks: int) -> None:
+        """Have `num_chunks` chunks on disk: those that are missing are drawn, each process its share of them."""
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        missing = [chunk for chunk in range(rank, num_chunks, world) if not self.file(chunk).exists()]
+        hidden = not self.accelerator.is_main_process
+        for chunk in tqdm(missing, desc=self.stream, unit="chunk", disable=hidden, dynamic_ncols=True):
+            write_tensors(self.file(chunk), self.draw(chunk))
+        self.num_chunks = num_chunks
+        self.accelerator.wait_for_everyone()
+
+    @torch.no_grad()
+    def draw(self, chunk: int) -> dict[str, Tensor]:
+        """The candidates of one chunk and their scores, on the CPU."""
+        random = seeded(self.seed, self.stream, chunk)
+        labels = self.labels.draw(chunk * self.chunk_size, self.chunk_size, random)
+        latents = self.generator.draw_latents(self.chunk_size, generator=random)
+        uniforms = torch.rand(self.chunk_size, generator=random)
+        on_device = labels.to(self.teacher.device)
+        images = from_generator_range(self.generator.sample(on_device, latents))
+        outputs = self.teacher(to_unit_range(images)).float()
+        rows = {
+            "labels": labels,
+            "uniforms": uniforms,
+            "teacher_outputs": outputs,
+            "errors": self.task.error(outputs, on_device),
+        }
+        if self.ratio is not None:
+            rows["ratios"] = self.ratio(images, on_device)
+        if self.keep_images:
+            rows["images"] = images
+        return {name: values.cpu() for name, values in rows.items()}
+
+    def scores(self) -> Scores:
+        """What is known of all candidates drawn so far."""
+        rows = self.rows(torch.arange(self.num_chunks * self.chunk_size), images=False)
+        return Scores(
+            labels=rows["labels"],
+            strata=self.labels.strata(rows["labels"]),
+            chunks=torch.arange(self.num_chunks).repeat_interleave(self.chunk_size),
+            errors=rows["errors"],
+            uniforms=rows["uniforms"],
+            ratios=rows.get("ratios"),
+            teacher_outputs=rows["teacher_outputs"],
+        )
+
+    def rows(self, indices: Tensor, *, images: bool = True) -> dict[str, Tensor]:
+        """The stored tensors of the candidates at `indices` (int64, ascending), with or without their images."""
+        parts: dict[str, list[Tensor]] = {}
+        for chunk in range(self.num_chunks):
+            first = chunk * self.chunk_size
+            local = indices[(indices >= first) & (indices < first + self.chunk_size)] - first
+            for name, values in read_tensors(self.file(chunk)).items():
+                if images or name != "images":
+                    parts.setdefault(name, []).append(values[local])
+        return {name: torch.cat(values) for name, values in parts.items()}
+
+    def remove(self) -> None:
+        """Delete the chunks: what is worth keeping is in the store."""
+        shutil.rmtree(self.directory, ignore_errors=True)

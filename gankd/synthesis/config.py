@@ -1,0 +1,65 @@
+"""What the user says about synthesis: which modules of cGAN-KD are on, and how many samples they leave."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from generators.settings import Settings
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(gt=0)]
+
+
+class SubsamplingConfig(Settings):
+    """M1 of cGAN-KD: a conditional density ratio p_real / p_generated, then rejection sampling (cDR-RS)."""
+
+    enabled: bool = True
+    """Off: every candidate passes."""
+    features: Literal["teacher", "autoencoder", "classifier"] = "teacher"
+    """Where the ratio is estimated: the teacher's features (cheap), or an extractor trained for it, as in the paper: a
+    sparse autoencoder (made for scalar labels) or a classifier with a wide bottleneck (made for classes)."""
+    extractor_steps: Count = 2000
+    """Training steps of an autoencoder or classifier."""
+    widths: tuple[Annotated[int, Field(gt=0, multiple_of=8)], ...] = (2048, 1024, 512, 256, 128)
+    """Hidden widths of the ratio network."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Of the ratio network."""
+    steps: Count = 5000
+    """Training steps of the ratio network; the learning rate falls tenfold after 40 and after 75 % of them."""
+    batch_size: Count = 256
+    """Real and as many generated images a step."""
+    learning_rate: Positive = 1e-4
+    """Adam's (betas .5, .999, weight decay 1e-4)."""
+    penalty: Annotated[float, Field(ge=0)] = 0.01
+    """Weight of (mean ratio of generated images - 1)^2."""
+    burn_in: Count = 1000
+    """Samples a class (scalars: a label bin) from which the ratio's bound starts."""
+    bound: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The bound M as a quantile of the burn-in's ratios. 1: the maximum, growing while sampling, as in the paper; below 1:
+    that quantile, ratios beyond it always pass."""
+    label_bins: Count = 20
+    """Scalar labels: the label range is cut into so many bins, each with its own bound."""
+
+
+class SynthesisConfig(Settings):
+    """Draw candidates, keep those that look real (M1) and that the teacher agrees with (M2), relabel them (M2)."""
+
+    num_samples: Count = 50_000
+    """Samples in the finished store."""
+    max_candidates: Count | None = None
+    """Stop with a sentence when so many candidates do not leave `num_samples`. Null: twenty times `num_samples`."""
+    chunk_size: Count = 1000
+    """Candidates drawn at once: the unit of work, of resuming and of distribution over processes."""
+    shard_size: Count = 10_000
+    """Samples in one file of the store."""
+    subsample: SubsamplingConfig = SubsamplingConfig()
+    """M1."""
+    rho: Annotated[float, Field(gt=0, le=1)] | Literal["validation"] | None = 0.9
+    """M2: the share of samples kept, those with the smallest teacher error (per class; globally for scalars). Null: all.
+    `validation`: try `rho_grid` and take the one whose student does best on the validation split."""
+    rho_grid: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.5, 0.7, 0.9, 1.0)
+    """The values tried by `rho: validation`."""
+    replace_labels: bool | None = None
+    """M2: take the teacher's answer as the label. Null: only for scalar labels, as in the paper."""

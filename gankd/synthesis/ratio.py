@@ -1,0 +1,115 @@
+"""The density ratio as the synthesis uses it: images and labels in, ratios out, whatever features it looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from gankd.data.sets import ImageSet
+from gankd.synthesis.config import SubsamplingConfig
+from gankd.synthesis.density_ratio import DensityRatio, train_density_ratio
+from gankd.synthesis.extractors import SparseAutoencoder, WideClassifier, train_extractor
+from gankd.synthesis.store import read_tensors, write_tensors
+from gankd.tasks import Classification, Task
+from gankd.teacher import Teacher
+from generators.images import from_generator_range, to_generator_range
+from generators.interface import ConditionalGenerator
+
+
+class TeacherFeatures(nn.Module):
+    """The teacher's features of images in [-1, 1], [N, C, H, W] -> [N, D]. Nothing to train, nothing to store."""
+
+    def __init__(self, teacher: Teacher):
+        super().__init__()
+        self.teacher = teacher
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.teacher.outputs_and_features((images + 1) / 2)[1].float()
+
+
+class RatioModel:
+    """r(x|y) of uint8 images: a feature extractor and a ratio network, trained together or read from a file.
+
+    Raises:
+        ValueError: an extractor that does not fit the task.
+    """
+
+    def __init__(
+        self, generator: ConditionalGenerator, teacher: Teacher, task: Task, real: ImageSet, config: SubsamplingConfig
+    ):
+        self.generator, self.task, self.real, self.config = generator, task, real, config
+        self.device = teacher.device
+        self.is_classification = isinstance(task, Classification)
+        if config.features == "teacher":
+            self.extractor: nn.Module = TeacherFeatures(teacher)
+        elif config.features == "autoencoder":
+            self.extractor = SparseAutoencoder(real.image_shape)
+        elif self.is_classification:
+            self.extractor = WideClassifier(real.image_shape, task.num_classes)
+        else:
+            raise ValueError("synthesis.subsample.features: classifier needs classes; use autoencoder or teacher.")
+        self.extractor.to(self.device).eval()
+        feature_dim = self.features(real.images[torch.arange(1)]).shape[1]
+        code_dim = task.num_classes if self.is_classification else self.code(real.labels[:1].to(self.device)).shape[1]
+        num_classes = task.num_classes if self.is_classification else None
+        self.network = DensityRatio(
+            feature_dim, code_dim, config.widths, num_classes=num_classes, dropout=config.dropout
+        ).to(self.device)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Ratios [N] of uint8 images [N, C, H, W] under labels [N] (class ids, or scalars in the user's units)."""
+        return self.network(self.features(images), self.code(labels))
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """Features [N, D] of uint8 images [N, C, H, W]; real and generated ones take the same way."""
+        return self.extractor(to_generator_range(images.to(self.device)))
+
+    @torch.no_grad()
+    def code(self, labels: Tensor) -> Tensor:
+        """What the ratio network takes beside features: class ids, or the generator's code of a scalar."""
+        if self.is_classification:
+            return labels
+        return self.generator.label_code(self.generator.condition(labels))
+
+    def fit(self, log: Callable[[dict], None]) -> None:
+        """Train the extractor, where there is one to train, then the ratio network against fresh generated images."""
+        config, real = self.config, self.real
+        if not isinstance(self.extractor, TeacherFeatures):
+            labels = real.labels
+            if not self.is_classification:
+                labels = (labels - self.task.label_min) / (self.task.label_max - self.task.label_min)
+            train_extractor(
+                self.extractor, real.images, labels, steps=config.extractor_steps, device=self.device, log=log
+            )
+        chunks = torch.arange(len(real)).split(512)
+        train_density_ratio(
+            self.network,
+            config,
+            real_features=torch.cat([self.features(real.images[chunk]) for chunk in chunks]),
+            real_labels=real.labels.to(self.device),
+            fake_features=lambda labels: self.features(from_generator_range(self.generator.sample(labels))),
+            encode=self.code,
+            log=log,
+        )
+
+    def save(self, file: Path) -> None:
+        """Write extractor and network to one safetensors file."""
+        parts = {"extractor": self.extractor, "network": self.network}
+        write_tensors(
+            file, {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
+        )
+
+    def load(self, file: Path) -> None:
+        """Read what `save` wrote."""
+        state = read_tensors(file)
+        for name, part in (("extractor", self.extractor), ("network", self.network)):
+            prefix = f"{name}."
+            part.load_state_dict(
+                {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+            )
+            part.eval().requires_grad_(False)

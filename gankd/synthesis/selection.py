@@ -1,0 +1,166 @@
+"""The rules of cGAN-KD that decide which candidates stay: rejection sampling (M1), filtering by teacher error (M2).
+
+Pure functions of scores. Sources: Ding et al., arXiv 2103.11166 (rejection) and Expert Systems with Applications 213:119060,
+2023, arXiv 2104.03164 (filtering, number of samples, choice of rho).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+
+def acceptance(*, density_ratios: Tensor, uniforms: Tensor, max_ratio: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rejection sampling of one batch with ratios [N] and uniforms [N] in [0, 1): accept where u <= p = r / M.
+
+    The bound M first grows to the batch's own maximum. Returns (accepted bool [N], p [N], the updated M).
+    """
+    bound = torch.maximum(torch.as_tensor(max_ratio, dtype=density_ratios.dtype), density_ratios.max())
+    probabilities = density_ratios / bound
+    return uniforms <= probabilities, probabilities, bound
+
+
+def rejection_sample(*, burnin_ratios: Tensor, density_ratios: Tensor, uniforms: Tensor, num_samples: int) -> Tensor:
+    """Flat indices (int64) of the first `num_samples` accepted among rounds of candidates, ratios and uniforms [R, N].
+
+    The bound starts at the maximum of the burn-in's ratios and only grows; earlier acceptances are not revisited.
+    """
+    bound = torch.maximum(density_ratios.amax(dim=1).cummax(dim=0).values, burnin_ratios.max())
+    accepted = uniforms <= density_ratios / bound[:, None]
+    return accepted.flatten().nonzero().flatten()[:num_samples]
+
+
+def error_quantile(*, errors: Tensor, rho: float) -> Tensor:
+    """The rho-quantile (linear interpolation) of teacher errors [N]: the threshold alpha(rho)."""
+    ordered = errors.sort().values
+    position = rho * (len(ordered) - 1)
+    low = int(position)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low].lerp(ordered[high], position - low)
+
+
+def class_error_quantiles(*, errors: Tensor, labels: Tensor, rho: float, num_classes: int) -> Tensor:
+    """alpha(rho, y): the rho-quantile of errors [N] within every class of labels [N], [num_classes].
+
+    A class without a sample gets -inf: nothing of it could be kept.
+    """
+    thresholds = [
+        error_quantile(errors=errors[labels == label], rho=rho)
+        if (labels == label).any()
+        else errors.new_tensor(-torch.inf)
+        for label in range(num_classes)
+    ]
+    return torch.stack(thresholds)
+
+
+def filter_by_teacher_error(*, errors: Tensor, threshold: float | Tensor, labels: Tensor | None = None) -> Tensor:
+    """Keep (bool [N]) samples whose error is strictly below the threshold: a scalar, or [K] looked up by labels [N].
+
+    Strict as in the original code (the paper writes <=): the sample at the quantile is dropped.
+    """
+    return errors < (threshold if labels is None else threshold[labels])
+
+
+def balanced_fake_counts(*, labels: Tensor, num_fake: int, num_classes: int) -> Tensor:
+    """How many samples to take of every class, int64 [K]: num_fake // K, the remainder to the last, capped by supply."""
+    wanted = torch.full((num_classes,), num_fake // num_classes)
+    wanted[-1] += num_fake % num_classes
+    return torch.minimum(wanted, torch.bincount(labels, minlength=num_classes))
+
+
+def select_rho(*, rhos: Tensor, validation_errors: Tensor) -> Tensor:
+    """The rho [] with the lowest validation error among rhos [R]; ties go to the larger, which keeps more samples."""
+    return rhos[validation_errors == validation_errors.min()].max()
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """What is known of every candidate, in the order in which they were drawn."""
+
+    labels: Tensor
+    """The labels that the generator was given, [N]."""
+    strata: Tensor
+    """int64 [N]: the class, or the label bin; each has its own bound."""
+    chunks: Tensor
+    """int64 [N]: the chunk in which a candidate was drawn; bounds grow from chunk to chunk."""
+    errors: Tensor
+    """The teacher's error, [N]."""
+    uniforms: Tensor
+    """In [0, 1), [N]."""
+    ratios: Tensor | None = None
+    """Density ratios [N], or None without subsampling."""
+    teacher_outputs: Tensor | None = None
+    """What the teacher said, [N, K]."""
+
+
+def ratio_bounds(ratios: Tensor, strata: Tensor, num_strata: int, *, quantile: float) -> Tensor:
+    """The bound M of every stratum, [S]: a quantile (1: the maximum) of the burn-in's ratios [N].
+
+    Raises:
+        ValueError: a stratum in which the bound is 0, so that nothing could be accepted; a ratio that is not finite.
+    """
+    if not ratios.isfinite().all():
+        raise ValueError("the density ratio is not finite; lower synthesis.subsample.learning_rate.")
+    bounds = torch.stack(
+        [
+            error_quantile(errors=ratios[members], rho=quantile) if members.any() else ratios.new_zeros(())
+            for members in (strata == stratum for stratum in range(num_strata))
+        ]
+    )
+    if not (bounds > 0).all():
+        raise ValueError(
+            f"the density ratio is 0 almost everywhere for label groups {(bounds <= 0).nonzero().flatten().tolist()}: "
+            "nothing could be accepted there. Change synthesis.subsample.steps or learning_rate, or switch it off "
+            "(synthesis.subsample.enabled=false)."
+        )
+    return bounds
+
+
+def subsample(scores: Scores, bounds: Tensor, *, growing: bool) -> Tensor:
+    """M1: accept candidates (bool [N]) with probability r / M, M starting at bounds [S] of the strata.
+
+    `growing`: M grows to the largest ratio of its stratum so far, chunk by chunk (the rule of `rejection_sample`);
+    otherwise M stays and a ratio beyond it always passes.
+    """
+    accepted = torch.zeros(len(scores.labels), dtype=torch.bool)
+    for stratum in range(len(bounds)):
+        members = (scores.strata == stratum).nonzero().flatten()
+        ratios = scores.ratios[members]
+        bound = bounds[stratum].expand(len(members))
+        if growing:
+            chunks = scores.chunks[members]
+            chunk_max = torch.zeros(int(scores.chunks.max()) + 1).scatter_reduce(0, chunks, ratios, "amax")
+            bound = torch.maximum(chunk_max.cummax(dim=0).values[chunks], bound)
+        accepted[members] = scores.uniforms[members] <= ratios / bound
+    return accepted
+
+
+def teacher_filter(scores: Scores, accepted: Tensor, rho: float, *, num_classes: int | None) -> tuple[Tensor, Tensor]:
+    """M2: keep (bool [N]) the share rho of the accepted with the smallest error; also the thresholds, [K] or [].
+
+    Per class for class ids, over all for scalars. The thresholds are quantiles of the very samples that are filtered (the
+    paper's code takes those of a burn-in for classes), so that the discarded share is 1 - rho by construction.
+    """
+    errors = scores.errors[accepted]
+    if num_classes is None:
+        thresholds = error_quantile(errors=errors, rho=rho)
+        return accepted & filter_by_teacher_error(errors=scores.errors, threshold=thresholds), thresholds
+    thresholds = class_error_quantiles(errors=errors, labels=scores.labels[accepted], rho=rho, num_classes=num_classes)
+    return accepted & filter_by_teacher_error(
+        errors=scores.errors, threshold=thresholds, labels=scores.labels
+    ), thresholds
+
+
+def take(kept: Tensor, labels: Tensor, num_samples: int, *, num_classes: int | None) -> Tensor:
+    """Indices (int64, ascending) of the first `num_samples` kept ones; balanced over the classes for class ids."""
+    indices = kept.nonzero().flatten()
+    if num_classes is None:
+        return indices[:num_samples]
+    counts = balanced_fake_counts(labels=labels[indices], num_fake=num_samples, num_classes=num_classes)
+    return (
+        torch.cat([indices[labels[indices] == label][:count] for label, count in enumerate(counts.tolist())])
+        .sort()
+        .values
+    )

@@ -1,0 +1,243 @@
+"""cGAN-KD's synthesis: draw candidates, score them, select, store.
+
+    chunk c: labels, latents, uniforms = f(seed, c) -> images -> density ratio, teacher error   (any process, any order)
+    then, over the scores of all candidates: rejection (M1) -> filter (M2) -> relabel (M2) -> shards      (one process)
+
+Everything random is a function of (seed, chunk), and every rule reads the scores in the order of the candidates: the same
+store comes out of any number of processes and after any interruption.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from gankd.data.sets import ImageSet
+from gankd.synthesis.candidates import Candidates, Labels
+from gankd.synthesis.config import SynthesisConfig
+from gankd.synthesis.ratio import RatioModel
+from gankd.synthesis.selection import Scores, ratio_bounds, select_rho, subsample, take, teacher_filter
+from gankd.synthesis.store import write_store, write_tensors
+from gankd.tasks import Task
+from gankd.teacher import Teacher
+from generators.interface import ConditionalGenerator
+from generators.randomness import mix
+
+EXAMPLES_PER_KIND = 8  # kept and rejected images a label that the report shows
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """What M1 and M2 decided about the candidates."""
+
+    accepted: Tensor
+    """bool [N]: passed the rejection sampling."""
+    kept: Tensor
+    """bool [N]: passed the teacher's filter too."""
+    indices: Tensor
+    """int64, ascending: those of the kept that fill the store."""
+    rho: float | None
+    thresholds: Tensor | None
+    """The teacher-error thresholds: [K] for classes, [] for scalars, None without a filter."""
+
+
+class Synthesis:
+    """One run of the synthesis; `run` is its table of contents.
+
+    Args:
+        validation_error: error on the validation split of a student trained on a selection, for `rho: validation`.
+        provenance: what the manifest should tell besides.
+    """
+
+    def __init__(
+        self,
+        generator: ConditionalGenerator,
+        teacher: Teacher,
+        task: Task,
+        real: ImageSet,
+        config: SynthesisConfig,
+        *,
+        directory: Path,
+        seed: int,
+        accelerator: Accelerator,
+        provenance: dict | None = None,
+        validation_error: Callable[[ImageSet], float] | None = None,
+        log: Callable[[dict], None] = lambda values: None,
+    ):
+        self.generator, self.teacher, self.task, self.real, self.config = generator, teacher, task, real, config
+        self.directory, self.seed, self.accelerator, self.log = directory, seed, accelerator, log
+        self.provenance, self.validation_error = provenance or {}, validation_error
+        self.num_classes = getattr(task, "num_classes", None)
+        self.labels = Labels.of(task, real.labels, config.subsample.label_bins)
+
+    def run(self) -> None:
+        """Fill `directory` with a finished store; what an interrupted run left there is used.
+
+        Raises:
+            ValueError: too few candidates survive; a density ratio that is of no use.
+        """
+        ratio = self.ratio_model() if self.config.subsample.enabled else None
+        bounds = self.burn_in(ratio) if ratio else None
+        candidates = self.stream("candidates", ratio, keep_images=True)
+        selection = None
+        while selection is None:
+            candidates.draw_until(self.next_num_chunks(candidates.num_chunks))
+            scores = candidates.scores()
+            selection = self.select(candidates, scores, bounds)
+        if self.accelerator.is_main_process:
+            self.write(candidates, scores, selection, bounds)
+            candidates.remove()
+        self.accelerator.wait_for_everyone()
+
+    def ratio_model(self) -> RatioModel:
+        """M1's density ratio: trained on the main process, or what an earlier run left."""
+        file = self.directory / "density_ratio.safetensors"
+        with torch.random.fork_rng():
+            torch.manual_seed(mix(self.seed, "density ratio"))
+            model = RatioModel(self.generator, self.teacher, self.task, self.real, self.config.subsample)
+            if self.accelerator.is_main_process and not file.exists():
+                model.fit(self.log)
+                model.save(file)
+        self.accelerator.wait_for_everyone()
+        model.load(file)
+        return model
+
+    def burn_in(self, ratio: RatioModel) -> Tensor:
+        """The bound with which every stratum starts, [S], from candidates that serve for nothing else."""
+        stream = self.stream("burn_in", ratio, keep_images=False)
+        stream.draw_until(-(-self.config.subsample.burn_in * self.labels.num_strata // self.config.chunk_size))
+        scores = stream.scores()
+        return ratio_bounds(scores.ratios, scores.strata, self.labels.num_strata, quantile=self.config.subsample.bound)
+
+    def stream(self, name: str, ratio: RatioModel | None, *, keep_images: bool) -> Candidates:
+        return Candidates(
+            name,
+            self.directory,
+            self.generator,
+            self.teacher,
+            self.task,
+            self.labels,
+            ratio,
+            chunk_size=self.config.chunk_size,
+            seed=self.seed,
+            accelerator=self.accelerator,
+            keep_images=keep_images,
+        )
+
+    def next_num_chunks(self, num_chunks: int) -> int:
+        """How many chunks to have after the next wave: as many as no loss at all would need, then half as many again."""
+        most = max(1, (self.config.max_candidates or 20 * self.config.num_samples) // self.config.chunk_size)
+        if num_chunks >= most:
+            raise ValueError(
+                f"{num_chunks * self.config.chunk_size} candidates leave fewer than synthesis.num_samples = "
+                f"{self.config.num_samples}: raise synthesis.max_candidates, ask for fewer, or soften rho or the "
+                "subsampling."
+            )
+        fewest = -(-self.config.num_samples // self.config.chunk_size)
+        return min(most, max(fewest, num_chunks + -(-num_chunks // 2)))
+
+    def select(self, candidates: Candidates, scores: Scores, bounds: Tensor | None) -> Selection | None:
+        """Apply M1 and M2 to the scores; None when too few samples are left."""
+        accepted = torch.ones(len(scores.labels), dtype=torch.bool)
+        if bounds is not None:
+            accepted = subsample(scores, bounds, growing=self.config.subsample.bound == 1)
+        if self.config.rho != "validation":
+            return self.filter(scores, accepted, self.config.rho)
+        choices = [self.filter(scores, accepted, rho) for rho in self.config.rho_grid]
+        if None in choices:
+            return None
+        errors = [self.validation_error(self.image_set(candidates, choice)) for choice in choices]
+        for choice, error in zip(choices, errors, strict=True):
+            self.log({"stage": "rho", "rho": choice.rho, "validation_error": error})
+        rhos = torch.tensor(self.config.rho_grid, dtype=torch.float64)
+        best = select_rho(rhos=rhos, validation_errors=torch.tensor(errors, dtype=torch.float64))
+        return choices[self.config.rho_grid.index(best.item())]
+
+    def filter(self, scores: Scores, accepted: Tensor, rho: float | None) -> Selection | None:
+        """M2 with one rho (None: no filter), then the first samples that fill the store; None when they do not."""
+        kept, thresholds = accepted.clone(), None
+        if rho is not None:
+            kept, thresholds = teacher_filter(scores, accepted, rho, num_classes=self.num_classes)
+        indices = take(kept, scores.labels, self.config.num_samples, num_classes=self.num_classes)
+        if len(indices) < self.config.num_samples:
+            return None
+        return Selection(accepted, kept, indices, rho, thresholds)
+
+    @property
+    def replaces_labels(self) -> bool:
+        """M2's label replacement: as configured, else for scalars only."""
+        replace = self.config.replace_labels
+        return self.num_classes is None if replace is None else replace
+
+    def final_labels(self, rows: dict[str, Tensor]) -> Tensor:
+        return self.task.replace(rows["teacher_outputs"], rows["labels"]) if self.replaces_labels else rows["labels"]
+
+    def image_set(self, candidates: Candidates, selection: Selection) -> ImageSet:
+        """The selected samples as a set, as they would come out of the store."""
+        rows = candidates.rows(selection.indices)
+        return ImageSet(rows["images"], self.final_labels(rows), is_synthetic=True, name="synthetic")
+
+    def write(self, candidates: Candidates, scores: Scores, selection: Selection, bounds: Tensor | None) -> None:
+        """Write scores, examples, shards and, last, the manifest."""
+        rows = candidates.rows(selection.indices)
+        samples = {
+            "images": rows["images"],
+            "labels": self.final_labels(rows),
+            "generator_labels": rows["labels"],
+            "teacher_outputs": rows["teacher_outputs"],
+            "errors": rows["errors"],
+            "candidates": selection.indices,
+        }
+        table = {
+            "labels": scores.labels,
+            "errors": scores.errors,
+            "accepted": selection.accepted,
+            "kept": selection.kept,
+        }
+        if scores.ratios is not None:
+            samples["ratios"], table["ratios"] = rows["ratios"], scores.ratios
+        write_tensors(self.directory / "scores.safetensors", table)
+        write_tensors(self.directory / "examples.safetensors", self.examples(candidates, scores, selection))
+        everyone = torch.ones_like(selection.kept)
+        stages = {"candidates": everyone, "subsampled": selection.accepted, "filtered": selection.kept}
+        manifest = {
+            "class_names": self.real.class_names,
+            "task": self.task.kind,
+            "config": self.config.model_dump(mode="json"),
+            "seed": self.seed,
+            "num_candidates": len(scores.labels),
+            "acceptance_rate": selection.accepted.float().mean().item(),
+            "kept_rate": selection.kept.float().mean().item(),
+            "rho": selection.rho,
+            "thresholds": None if selection.thresholds is None else selection.thresholds.tolist(),
+            "bounds": None if bounds is None else bounds.tolist(),
+            "labels_replaced": self.replaces_labels,
+            # how well the generator's labels fit its images in the teacher's eyes, before M1, after M1, after M2
+            "label_score": {
+                name: self.task.label_score(scores.teacher_outputs[members], scores.labels[members])
+                for name, members in stages.items()
+            },
+            **self.provenance,
+        }
+        write_store(self.directory, samples, shard_size=self.config.shard_size, manifest=manifest)
+
+    def examples(self, candidates: Candidates, scores: Scores, selection: Selection) -> dict[str, Tensor]:
+        """A few images a stratum of each fate: kept, rejected by the ratio (lowest first), by the teacher (worst first)."""
+        kept = selection.kept.nonzero().flatten()
+        by_ratio = (~selection.accepted).nonzero().flatten()
+        by_teacher = (selection.accepted & ~selection.kept).nonzero().flatten()
+        by_teacher = by_teacher[scores.errors[by_teacher].argsort(descending=True, stable=True)]
+        if scores.ratios is not None:
+            by_ratio = by_ratio[scores.ratios[by_ratio].argsort(stable=True)]
+        tensors = {}
+        for fate, members in (("kept", kept), ("ratio", by_ratio), ("teacher", by_teacher)):
+            strata = scores.strata[members]
+            first = [members[strata == stratum][:EXAMPLES_PER_KIND] for stratum in range(self.labels.num_strata)]
+            rows = candidates.rows(torch.cat(first).sort().values)
+            tensors |= {f"{fate}.{name}": rows[name] for name in ("images", "labels", "errors")}
+        return tensors

@@ -1,0 +1,101 @@
+"""The synthetic store: safetensors shards and a manifest that says where every sample came from.
+
+synthetic/
+    shard-00000.safetensors ...     images, labels, generator_labels, teacher_outputs, errors, ratios, candidates
+    scores.safetensors              what was known of every candidate, kept or not (for the report)
+    examples.safetensors            a few kept and rejected images a label
+    manifest.json                   counts, thresholds, acceptance, scores, provenance, SHA-256 of every shard
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from gankd.data.sets import ImageSet
+from generators.checkpoints import replace_whole
+
+MANIFEST = "manifest.json"
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file so that `path` is always whole."""
+    with replace_whole(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        ValueError: the file is missing or cut off.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} is missing or cut off; delete {path.parent} and run the synthesis again.") from error
+
+
+def write_store(directory: Path, samples: dict[str, Tensor], *, shard_size: int, manifest: dict) -> None:
+    """Write `samples` (tensors with one row a sample) in shards, then the manifest, which marks the store as whole."""
+    num_samples = len(samples["labels"])
+    shards = []
+    for number, start in enumerate(range(0, num_samples, shard_size)):
+        path = directory / f"shard-{number:05d}.safetensors"
+        # a clone, because the bytes of a slice's whole storage would be written otherwise
+        write_tensors(path, {name: rows[start : start + shard_size].clone() for name, rows in samples.items()})
+        shards.append(
+            {
+                "file": path.name,
+                "num_samples": min(shard_size, num_samples - start),
+                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            }
+        )
+    with replace_whole(directory / MANIFEST) as temporary:
+        temporary.write_text(json.dumps({**manifest, "num_samples": num_samples, "shards": shards}, indent=2))
+
+
+def read_manifest(directory: str | Path) -> dict:
+    """The manifest of a finished store.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = Path(directory) / MANIFEST
+    if not path.exists():
+        raise ValueError(f"{directory} holds no finished synthetic store (no {MANIFEST}); run the synthesis first.")
+    return json.loads(path.read_text())
+
+
+def load_store(directory: str | Path) -> ImageSet:
+    """The samples of a store as an `ImageSet`, with the teacher's outputs beside the labels.
+
+    Raises:
+        ValueError: no finished store, or a shard that is missing, cut off, or not the one that was written.
+    """
+    directory, manifest = Path(directory), read_manifest(directory)
+    shards = []
+    for shard in manifest["shards"]:
+        path = directory / shard["file"]
+        tensors = read_tensors(path)
+        if hashlib.sha256(path.read_bytes()).hexdigest() != shard["sha256"]:
+            raise ValueError(
+                f"{path} is not the file that the manifest describes; delete {directory} and run the synthesis again."
+            )
+        shards.append(tensors)
+    joined = {name: torch.cat([shard[name] for shard in shards]) for name in ("images", "labels", "teacher_outputs")}
+    names = manifest.get("class_names")
+    return ImageSet(
+        joined["images"],
+        joined["labels"],
+        class_names=tuple(names) if names else None,
+        teacher_outputs=joined["teacher_outputs"],
+        is_synthetic=True,
+        name=str(directory),
+    )

@@ -1,0 +1,87 @@
+"""A frozen network that is asked, never trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from generators.images import to_unit_range
+
+
+class Normalize(nn.Module):
+    """Images in [0, 1] to zero mean and unit variance per channel, [N, C, H, W]."""
+
+    def __init__(self, mean: Tensor, std: Tensor):
+        super().__init__()
+        self.register_buffer("mean", mean.view(1, -1, 1, 1).float(), persistent=False)
+        self.register_buffer("std", std.view(1, -1, 1, 1).float(), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std
+
+    @classmethod
+    def of(cls, images, sample: int = 10_000) -> Normalize:
+        """The statistics of uint8 images [N, C, H, W], from an even sample of at most `sample` of them."""
+        indices = torch.linspace(0, len(images) - 1, min(sample, len(images))).long()
+        pixels = to_unit_range(images[indices].cpu())
+        std = pixels.std(dim=(0, 2, 3), unbiased=False)
+        return cls(pixels.mean(dim=(0, 2, 3)), std.clamp(min=1e-3))  # a constant channel stays finite
+
+
+class Teacher:
+    """A frozen module with its own normalisation: images in [0, 1] in, outputs out; eval mode, no gradient.
+
+    Not an `nn.Module`, so that whoever holds it neither trains, saves nor wraps it for data-parallel training.
+
+    Args:
+        module: the network; moved to `device`, put in eval mode and frozen.
+        normalize: what its inputs need.
+        feature_path: module whose output (averaged over space) is the feature; None: the input of the last linear layer.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        normalize: nn.Module,
+        *,
+        device: torch.device | str = "cpu",
+        feature_path: str | None = None,
+    ):
+        self.module = module.to(device).eval().requires_grad_(False)
+        self.normalize = normalize.to(device)
+        self.device = torch.device(device)
+        self.feature_path = feature_path
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Outputs [N, K] for images [N, C, H, W] in [0, 1]."""
+        return self.module(self.normalize(images))
+
+    @torch.no_grad()
+    def outputs_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs [N, K] and features [N, D] (the tapped output averaged over space, or the last linear layer's input)."""
+        caught: list[Tensor] = []
+        if self.feature_path:
+            hook = self.module.get_submodule(self.feature_path).register_forward_hook(
+                lambda _, __, output: caught.append(output)
+            )
+        else:
+            hook = self._last_linear().register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+        try:
+            outputs = self(images)
+        finally:
+            hook.remove()
+        return outputs, caught[-1].flatten(2).mean(2) if caught[-1].ndim > 2 else caught[-1]
+
+    def _last_linear(self) -> nn.Linear:
+        linears = [module for module in self.module.modules() if isinstance(module, nn.Linear)]
+        if not linears:
+            raise ValueError(f"{type(self.module).__name__} has no linear layer; name the teacher's feature_path.")
+        return linears[-1]
+
+    def map(self, images, function: Callable[[Tensor], Tensor], batch_size: int = 512) -> Tensor:
+        """`function` of uint8 images [N, C, H, W] in chunks (images in [0, 1] on the device), joined on the CPU."""
+        chunks = torch.arange(len(images)).split(batch_size)
+        return torch.cat([function(to_unit_range(images[chunk].to(self.device))).cpu() for chunk in chunks])

@@ -1,0 +1,178 @@
+"""The one training loop, for teachers and students alike.
+
+What is trained and how a step's loss is made is the distiller's business; the loop feeds it batches, steps the optimiser,
+logs every named term and writes checkpoints. A step is a function of (seed, step, process): a resumed run repeats an
+uninterrupted one, bit for bit on the CPU.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from accelerate import Accelerator
+from pydantic import Field
+from torch import nn
+from tqdm import tqdm
+
+from gankd.data.augment import AugmentationConfig
+from gankd.data.loader import BatchSource
+from gankd.distillers.base import Distiller
+from generators.checkpoints import read_checkpoint, save_checkpoint
+from generators.randomness import mix
+from generators.settings import Settings
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(gt=0)]
+
+
+class TrainingConfig(Settings):
+    """How a classifier or regressor is trained."""
+
+    steps: Count = 1000
+    """Optimiser steps. Every arm takes the same number, whatever its data."""
+    epochs: Positive | None = None
+    """Passes over the real training data, in place of `steps`."""
+    batch_size: Count = 64
+    """Images a step, over all processes."""
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    """The optimiser."""
+    learning_rate: Positive = 3e-3
+    """Its peak."""
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-2
+    """On matrices and kernels only; biases and normalisation parameters are not decayed."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """SGD's (Nesterov)."""
+    schedule: Literal["cosine", "steps", "constant"] = "cosine"
+    """How the learning rate falls: half a cosine to zero, tenfold at `milestones`, or not at all."""
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.625, 0.75, 0.875)
+    """For `schedule: steps`, as shares of the run (defaults: epochs 150, 180, 210 of 240)."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the run in which the learning rate first rises linearly."""
+    augmentation: AugmentationConfig = AugmentationConfig()
+    """Random changes of the training images."""
+    log_every: Count = 50
+    """Steps between two lines in the log."""
+    checkpoint_every: Count = 500
+    """Steps between two checkpoints."""
+
+    def num_steps(self, steps_per_epoch: int) -> int:
+        return self.steps if self.epochs is None else max(1, round(self.epochs * steps_per_epoch))
+
+
+def rate_factor(config: TrainingConfig, step: int, num_steps: int) -> float:
+    """The learning rate of `step` as a share of its peak."""
+    progress, warmup = step / num_steps, config.warmup
+    if progress < warmup:
+        return (step + 1) / (warmup * num_steps + 1)
+    if config.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+    if config.schedule == "steps":
+        return 0.1 ** sum(progress >= milestone for milestone in config.milestones)
+    return 1.0
+
+
+def build_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    """The configured optimiser over the trainable parameters, decay on those with more than one dimension."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [parameter for parameter in parameters if parameter.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+
+
+def fit(
+    distiller: Distiller,
+    source: BatchSource,
+    config: TrainingConfig,
+    *,
+    accelerator: Accelerator,
+    seed: int,
+    name: str = "training",
+    directory: Path | None = None,
+    log: Callable[[dict], None] = lambda values: None,
+) -> None:
+    """Train `distiller` in place on the batches of `source`.
+
+    Args:
+        directory: where the checkpoint goes; one found there is resumed.
+        log: receives one flat dictionary every `config.log_every` steps.
+
+    Raises:
+        ValueError: the loss is no longer finite.
+    """
+    num_steps, rank = config.num_steps(source.steps_per_epoch), accelerator.process_index
+    distiller.to(accelerator.device, memory_format=torch.channels_last)
+    optimizer = build_optimizer(distiller, config)
+    first_step, checkpoint = 0, directory / "checkpoint.pt" if directory else None
+    state = read_checkpoint(checkpoint) if checkpoint and checkpoint.exists() else None
+    if state:
+        first_step = state["step"]
+        distiller.load_state_dict(state["distiller"])
+        optimizer.load_state_dict(state["optimizer"])
+    model, optimizer = accelerator.prepare(distiller, optimizer)
+    if state and accelerator.scaler is not None:
+        accelerator.scaler.load_state_dict(state["scaler"])
+    model.train()
+
+    bar = tqdm(
+        source.stream(first_step, num_steps),
+        desc=name,
+        initial=first_step,
+        total=num_steps,
+        unit="step",
+        disable=not accelerator.is_main_process,
+        dynamic_ncols=True,
+    )
+    started, done, terms = time.perf_counter(), first_step, []
+    with torch.random.fork_rng():
+        for step, batch in enumerate(bar, start=first_step):
+            torch.manual_seed(mix(seed, "training step", step, rank))
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * rate_factor(config, step, num_steps)
+            losses = model(batch)
+            optimizer.zero_grad(set_to_none=True)
+            accelerator.backward(losses["loss"])
+            optimizer.step()
+            terms.append(torch.stack([term.detach().float() for term in losses.values()]))
+
+            if (step + 1) % config.log_every == 0 or step + 1 == num_steps:
+                means = dict(zip(losses, torch.stack(terms).mean(dim=0).tolist(), strict=True))  # the one host sync
+                if not math.isfinite(means["loss"]):
+                    raise ValueError(
+                        f"{name}: the loss is no longer finite at step {step + 1}; lower the learning rate."
+                    )
+                rate = (step + 1 - done) * source.batch_size / (time.perf_counter() - started)
+                started, done, terms = time.perf_counter(), step + 1, []
+                bar.set_postfix({"loss": f"{means['loss']:.3f}", "images/s": f"{rate:.0f}"})
+                if accelerator.is_main_process:
+                    log(
+                        {
+                            "stage": name,
+                            "step": step + 1,
+                            "images": (step + 1) * source.batch_size,
+                            "learning_rate": optimizer.param_groups[0]["lr"],
+                            "images_per_second": rate,
+                            **means,
+                        }
+                    )
+            if checkpoint and (step + 1) % config.checkpoint_every == 0 and accelerator.is_main_process:
+                scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
+                save_checkpoint(
+                    checkpoint,
+                    {
+                        "step": step + 1,
+                        "distiller": distiller.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                        "scaler": scaler,
+                    },
+                )
+    accelerator.free_memory()
+    distiller.eval()

@@ -1,0 +1,42 @@
+"""Files that are always whole: written to a temporary name and renamed; training state read without unpickling."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@contextlib.contextmanager
+def replace_whole(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; when the block ends, flush that file to disk and rename it to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    yield temporary
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` (tensors, numbers, strings and containers of them) so that `path` is always whole."""
+    with replace_whole(path) as temporary:
+        torch.save(state, temporary)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read what `save_checkpoint` wrote, onto the CPU.
+
+    Raises:
+        ValueError: the file is cut off, or holds objects other than tensors and plain values.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}); delete it to train anew."
+        ) from error

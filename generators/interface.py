@@ -1,0 +1,90 @@
+"""What every conditional generator can do.
+
+    generator = SNGANGenerator.from_pretrained("runs/digits/generator")
+    images = generator.sample(torch.tensor([3, 1, 4]))                        # [3, C, H, W] in [-1, 1]
+    images, features = generator.sample_with_features(torch.tensor([3, 1, 4]))
+
+A generator is a diffusers model: `save_pretrained` writes safetensors and config.json, `from_pretrained` reads them.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from torch import Tensor
+
+from generators.vicinity import normalize_labels
+
+
+class ConditionalGenerator(ModelMixin, ConfigMixin):
+    """Base of the generators: labels and latents in, images in [-1, 1] out.
+
+    A subclass registers in its config `resolution`, `image_channels`, `latent_dim` and either `num_classes` or
+    `label_range` (min, max of the scalar label in the user's units), defines `forward(z, y)` (z [N, latent_dim]; y class
+    ids int64 [N] or scalars in [0, 1] float [N]), `label_code(y)` and `feature_names` (modules whose outputs are features).
+    """
+
+    config_name = "config.json"
+    feature_names: tuple[str, ...] = ()
+
+    def label_code(self, y: Tensor) -> Tensor:
+        """The code [N, D] by which label y conditions the network."""
+        raise NotImplementedError
+
+    @property
+    def is_class_conditional(self) -> bool:
+        return self.config.num_classes is not None
+
+    def condition(self, labels: Tensor) -> Tensor:
+        """Labels as the user writes them (class ids, or scalars in their units) to what `forward` takes.
+
+        Raises:
+            ValueError: a label outside the range that the generator knows.
+        """
+        labels = torch.as_tensor(labels, device=self.device)
+        if self.is_class_conditional:
+            if labels.dtype.is_floating_point:
+                raise ValueError(f"labels are {labels.dtype}; this generator takes class ids (int64).")
+            low, high = 0, self.config.num_classes - 1
+        else:
+            low, high = self.config.label_range
+        if len(labels) and not (low <= labels.min() and labels.max() <= high):
+            raise ValueError(
+                f"labels span [{labels.min().item():g}, {labels.max().item():g}]; this generator knows [{low:g}, {high:g}]."
+            )
+        if self.is_class_conditional:
+            return labels.long()
+        return normalize_labels(labels=labels.float(), label_min=low, label_max=high).float()
+
+    def draw_latents(self, num_samples: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """Standard normal latents [num_samples, latent_dim], drawn on the CPU so that every device gets the same ones."""
+        return torch.randn(num_samples, self.config.latent_dim, generator=generator).to(self.device)
+
+    @torch.no_grad()
+    def sample(self, labels: Tensor, latents: Tensor | None = None) -> Tensor:
+        """Images [N, C, H, W] in [-1, 1] for labels [N] in the user's units; latents [N, latent_dim] or fresh ones.
+
+        Raises:
+            ValueError: a label out of range, latents of another size.
+        """
+        y = self.condition(labels)
+        if latents is None:
+            latents = self.draw_latents(len(y))
+        if latents.shape != (len(y), self.config.latent_dim):
+            raise ValueError(f"latents are {tuple(latents.shape)}; expected {(len(y), self.config.latent_dim)}.")
+        return self(latents.to(self.device), y)
+
+    def sample_with_features(self, labels: Tensor, latents: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """As `sample`, and the outputs of the modules in `feature_names` by name, each [N, C_l, H_l, W_l]."""
+        features: dict[str, Tensor] = {}
+        hooks = [
+            self.get_submodule(name).register_forward_hook(
+                lambda _, __, output, name=name: features.update({name: output})
+            )
+            for name in self.feature_names
+        ]
+        try:
+            return self.sample(labels, latents), features
+        finally:
+            for hook in hooks:
+                hook.remove()

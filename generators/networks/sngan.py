@@ -1,0 +1,174 @@
+"""SNGAN-style residual networks, 8 to 128 pixels, for class ids or a scalar label: a generator and its discriminator.
+
+Generator: latents -> dense 4x4 -> one residual block per doubling -> image. The label's code drives the batch norms.
+Discriminator: spectral norm everywhere, residual blocks down to 4x4, projection of the code onto the pooled features.
+Sources: Miyato et al. 2018 (spectral normalisation), Miyato and Koyama 2018 (projection), Ding et al. 2023 (scalar labels).
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
+
+from generators.conditioning import (
+    ConditionalBatchNorm,
+    LabelInput,
+    PlainBatchNorm,
+    label_encoder,
+    upsample,
+)
+from generators.interface import ConditionalGenerator
+
+
+def check_resolution(resolution: int, num_blocks: int) -> None:
+    """Raise a ValueError unless `resolution` is 4 times a power of two that `num_blocks` doublings do not overshoot."""
+    valid = [8, 16, 32, 64, 128]
+    if resolution not in valid:
+        raise ValueError(f"an image size of {resolution} pixels does not fit the sngan networks; use one of {valid}.")
+    if 4 * 2**num_blocks > resolution:
+        raise ValueError(
+            f"{num_blocks + 1} generator widths reach {4 * 2**num_blocks} pixels, beyond the image size {resolution}; "
+            "give fewer widths."
+        )
+
+
+class GeneratorBlock(nn.Module):
+    """x + residual, both doubled: norm, ReLU, up, conv, norm, ReLU, conv. [N, in, H, W] -> [N, out, 2H, 2W]."""
+
+    def __init__(self, in_channels: int, out_channels: int, code_dim: int | None):
+        super().__init__()
+        norm = PlainBatchNorm if code_dim is None else lambda channels: ConditionalBatchNorm(channels, code_dim)
+        self.norm1, self.norm2 = norm(in_channels), norm(out_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.shortcut = nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, code: Tensor) -> Tensor:
+        h = self.conv1(upsample(F.relu(self.norm1(x, code))))
+        h = self.conv2(F.relu(self.norm2(h, code)))
+        return h + upsample(
+            self.shortcut(x)
+        )  # a 1x1 convolution commutes with nearest doubling, at a quarter of the work
+
+
+class SNGANGenerator(ConditionalGenerator):
+    """Generator of residual blocks. `forward(z, y)`: z [N, latent_dim], y [N] -> image [N, C, H, W] in [-1, 1].
+
+    Args:
+        widths: channels at 4x4 and after every doubling. With fewer doublings than the resolution needs, the image is made
+            small and enlarged bilinearly: a strong, cheap prior for data that is smooth at the pixel level.
+        label_input: `embedding` for classes; `fourier`, `ili` or `nli` for scalars (see `conditioning`).
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        resolution: int = 32,
+        image_channels: int = 3,
+        widths: tuple[int, ...] = (256, 256, 256, 256),
+        latent_dim: int = 128,
+        label_dim: int = 128,
+        num_classes: int | None = None,
+        label_range: tuple[float, float] | None = None,
+        label_input: LabelInput = "embedding",
+    ):
+        super().__init__()
+        check_resolution(resolution, len(widths) - 1)
+        self.feature_names = tuple(f"blocks.{index}" for index in range(len(widths) - 1))
+        self.encoder = label_encoder(label_input, label_dim, num_classes)
+        code_dim = None if label_input == "nli" else label_dim
+        self.dense = nn.Linear(latent_dim, widths[0] * 16)
+        self.blocks = nn.ModuleList(
+            GeneratorBlock(wide, narrow, code_dim) for wide, narrow in zip(widths, widths[1:], strict=False)
+        )
+        self.norm = nn.BatchNorm2d(widths[-1])
+        self.to_image = nn.Conv2d(widths[-1], image_channels, 3, padding=1)
+
+    def label_code(self, y: Tensor) -> Tensor:
+        return self.encoder(y)
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        code = self.label_code(y)
+        h = self.dense(z)
+        if self.config.label_input == "nli":
+            h = h + code
+        h = h.unflatten(1, (-1, 4, 4))
+        for block in self.blocks:
+            h = block(h, code)
+        image = torch.tanh(self.to_image(F.relu(self.norm(h))))
+        if image.shape[-1] != self.config.resolution:
+            image = F.interpolate(image, size=self.config.resolution, mode="bilinear", align_corners=False)
+        return image
+
+
+class DiscriminatorBlock(nn.Module):
+    """x + residual, halved when `downsample`. The first block sees the image itself, so it starts without a ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, downsample: bool, first: bool = False):
+        super().__init__()
+        self.first, self.downsample = first, downsample
+        self.conv1 = spectral_norm(nn.Conv2d(in_channels, out_channels, 3, padding=1))
+        self.conv2 = spectral_norm(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        identity = in_channels == out_channels and not downsample
+        self.shortcut = nn.Identity() if identity else spectral_norm(nn.Conv2d(in_channels, out_channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(x if self.first else F.relu(x))
+        h = self.conv2(F.relu(h))
+        if self.downsample:  # the shortcut's 1x1 convolution commutes with pooling, at a quarter of the work
+            h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
+        return h + self.shortcut(x)
+
+
+class SNGANDiscriminator(nn.Module):
+    """Projection discriminator. `forward(images, y)`: [N, C, H, W] in [-1, 1], y [N] -> logits [N].
+
+    Args:
+        widths: channels after every halving down to 4x4, and of a last block at 4x4; one width means it everywhere.
+    """
+
+    def __init__(
+        self,
+        *,
+        resolution: int,
+        image_channels: int,
+        widths: tuple[int, ...],
+        label_dim: int,
+        num_classes: int | None,
+        label_input: LabelInput,
+    ):
+        super().__init__()
+        check_resolution(resolution, 0)
+        halvings = (resolution // 4).bit_length() - 1
+        if len(widths) == 1:
+            widths = widths * (halvings + 1)
+        if len(widths) != halvings + 1:
+            raise ValueError(
+                f"{len(widths)} discriminator widths do not fit an image size of {resolution}; give 1 or {halvings + 1}."
+            )
+        self.label_input = label_input
+        channels = (image_channels, *widths)
+        self.blocks = nn.Sequential(
+            *(
+                DiscriminatorBlock(channels[index], channels[index + 1], downsample=index < halvings, first=index == 0)
+                for index in range(halvings + 1)
+            )
+        )
+        self.linear = spectral_norm(nn.Linear(widths[-1], 1))
+        if label_input == "embedding":
+            self.encoder = nn.Identity()
+            self.project = spectral_norm(nn.Embedding(num_classes, widths[-1]))
+        else:
+            self.encoder = label_encoder(label_input, label_dim, num_classes)
+            code_dim = 1 if label_input == "nli" else label_dim
+            self.project = spectral_norm(nn.Linear(code_dim, widths[-1], bias=False))
+
+    def forward(self, images: Tensor, y: Tensor) -> Tensor:
+        h = F.relu(self.blocks(images)).sum(dim=(2, 3))
+        code = self.encoder(y)
+        if self.label_input == "nli":
+            code = code + 1  # keeps the projection alive at y = 0
+        return self.linear(h).squeeze(1) + (self.project(code) * h).sum(dim=1)
