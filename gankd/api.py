@@ -81,8 +81,8 @@ def distill(
         normalize: of the student's input; None computes mean and standard deviation per channel of the real images.
         directory: where checkpoints go; a run cut off there is resumed.
 
-    The returned student carries `input_normalization` (means, standard deviations per channel of inputs in [0, 1]), which
-    `evaluate` and a later `distill` with it as the teacher use.
+    The returned student carries `input_normalization` (means, standard deviations per channel of inputs in [0, 1]) and
+    `output_task` (what its outputs mean), which `evaluate` and a later `distill` with it as the teacher use.
 
     Raises:
         ValueError: neither data set, labels out of range, a method that does not fit the task, a diverged loss.
@@ -132,6 +132,7 @@ def distill(
     )
     trained = distiller.deployable()
     trained.input_normalization = (normalize.mean.flatten().tolist(), normalize.std.flatten().tolist())
+    trained.output_task = task
     return trained.eval()
 
 
@@ -218,11 +219,11 @@ def evaluate(
 
     Args:
         normalize: of the model's input; None takes what a model trained by gankd carries, else that of the data.
-        task: None takes what the labels say. For a regressor give the task it was trained on (`task_of(train)`), since the
-            network answers in standardised units.
+        task: what the outputs mean; None takes what a model trained by gankd carries, else what the labels say.
     """
     accelerator = accelerator or Accelerator()
     dataset = as_image_set(dataset)
     normalize = normalize or normalization_of(model) or Normalize.of(dataset.images)
     model, normalize = model.to(accelerator.device), normalize.to(accelerator.device)
-    return evaluation.evaluate(model, normalize, task or task_of(dataset), dataset, accelerator=accelerator)
+    task = task or getattr(model, "output_task", None) or task_of(dataset)
+    return evaluation.evaluate(model, normalize, task, dataset, accelerator=accelerator)

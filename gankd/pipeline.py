@@ -313,6 +313,7 @@ class Run:
                 normalize,
                 num_outputs=self.task.num_outputs,
                 image_shape=self.data.train.image_shape,
+                task=self.task,
             )
         stage.finish(self.accelerator, validation=metrics, seconds=time.perf_counter() - started)
 

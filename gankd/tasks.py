@@ -219,6 +219,14 @@ class Regression:
 Task = Classification | Regression
 
 
+def task_from(values: dict) -> Task:
+    """A task from its fields and `kind`, as JSON holds them."""
+    fields = {name: value for name, value in values.items() if name != "kind"}
+    if values["kind"] == CLASSIFICATION:
+        return Classification(class_names=tuple(fields["class_names"]))
+    return Regression(**fields)
+
+
 def task_of(train, *, label_min: float | None = None, label_max: float | None = None, unit: str = "") -> Task:
     """The task that a training set poses: classification for class ids, regression for float labels.
 

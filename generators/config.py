@@ -66,6 +66,8 @@ class GeneratorConfig(Settings):
     """Adam's."""
     ema_decay: Share = 0.999
     """The generator that is kept averages its weights over about 1 / (1 - decay) steps."""
+    memory_budget: Annotated[int, Field(ge=0)] = 2048
+    """MiB of training images that may stay on the device; a larger set is read batch by batch."""
     log_every: Count = 50
     """Steps between two lines in the log and two checks for divergence."""
     checkpoint_every: Count = 500

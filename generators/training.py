@@ -1,6 +1,6 @@
 """Adversarial training of a conditional generator, for class ids and for scalar labels.
 
-    generator = generators.train(images, labels, num_classes=10, directory="runs/mine/generator")
+    generator = generators.train(images, labels, num_classes=10, directory="runs/mine/generator", steps=5000)
 
 One step: `discriminator_steps` updates of the discriminator on real and fake images in one pass, then one of the generator.
 Everything random in a step is a function of (seed, step, process), so that a resumed run repeats an uninterrupted one.
@@ -8,7 +8,6 @@ Everything random in a step is a function of (seed, step, process), so that a re
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,127 +25,17 @@ from generators.config import GeneratorConfig
 from generators.images import as_uint8, to_generator_range
 from generators.interface import ConditionalGenerator
 from generators.label_network import train_label_network
+from generators.labels import ClassLabels, ScalarLabels, check_labels
 from generators.networks.sngan import SNGANDiscriminator, SNGANGenerator
 from generators.randomness import mix, seeded
-from generators.vicinity import kappa_rule_of_thumb, normalize_labels, sample_vicinity, sigma_rule_of_thumb
-
-NUM_TRIES = 50  # noise draws for a target label before the nearest real label is taken
 
 
-class GeneratorDiverged(RuntimeError):
+class GeneratorDiverged(ValueError):
     """Training stopped because the generator is of no more use; the last good checkpoint is kept."""
 
 
-class ClassLabels:
-    """Which labels and real images a step uses when labels are class ids."""
-
-    def __init__(self, labels: Tensor, config: GeneratorConfig):
-        self.labels = labels
-
-    def discriminator_batch(self, size: int, random: torch.Generator) -> dict[str, Tensor]:
-        real = torch.randint(len(self.labels), (size,), generator=random)
-        fake = torch.randint(len(self.labels), (size,), generator=random)
-        return {
-            "indices": real,
-            "real_y": self.labels[real],
-            "fake_y": self.labels[fake],
-            "fake_input": self.labels[fake],
-        }
-
-    def generator_batch(self, size: int, random: torch.Generator) -> Tensor:
-        return self.labels[torch.randint(len(self.labels), (size,), generator=random)]
-
-
-class ScalarLabels:
-    """Which labels and real images a step uses when labels are scalars in [0, 1] (vicinal sampling of CcGAN)."""
-
-    def __init__(self, labels: Tensor, label_range: tuple[float, float], config: GeneratorConfig):
-        low, high = label_range
-        self.labels = normalize_labels(labels=labels.double(), label_min=low, label_max=high)
-        self.distinct = self.labels.unique()
-        self.vicinity = config.vicinity
-        self.sigma = config.sigma / (high - low) if config.sigma else float(sigma_rule_of_thumb(labels=self.labels))
-        if not config.sigma and self.sigma > 0.1:
-            warnings.warn(
-                f"the rule of thumb for sigma gives {self.sigma * (high - low):.3g}, over a tenth of the label range: "
-                "labels will blur. Set generator.sigma (label units) yourself.",
-                stacklevel=2,
-            )
-        if config.kappa:
-            width = config.kappa / (high - low)
-            self.kappa = width if config.vicinity == "hard" else 1 / width**2
-        else:
-            self.kappa = float(kappa_rule_of_thumb(labels=self.labels, multiplier=5.0, vicinity=config.vicinity))
-
-    def targets(self, size: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Centres [size] among the distinct labels (a rare label counts as much as a common one), noise [size, tries]."""
-        centres = self.distinct[torch.randint(len(self.distinct), (size,), generator=random)]
-        return centres, torch.randn(size, NUM_TRIES, generator=random, dtype=torch.float64)
-
-    def discriminator_batch(self, size: int, random: torch.Generator) -> dict[str, Tensor]:
-        centres, noise = self.targets(size, random)
-        pick, place = torch.rand(2, size, generator=random, dtype=torch.float64)
-        target, real, fake, _ = sample_vicinity(
-            train_labels=self.labels,
-            centres=centres,
-            noise=noise,
-            pick=pick,
-            place=place,
-            kappa=self.kappa,
-            vicinity=self.vicinity,
-            sigma=self.sigma,
-        )
-        batch = {"indices": real, "real_y": target.float(), "fake_y": target.float(), "fake_input": fake.float()}
-        return batch | {"real_labels": self.labels[real].float()}
-
-    def generator_batch(self, size: int, random: torch.Generator) -> Tensor:
-        centres, noise = self.targets(size, random)
-        return (centres + self.sigma * noise[:, 0]).clamp(0, 1).float()
-
-
-def discriminator_loss(
-    config: GeneratorConfig, batch: dict[str, Tensor], real: Tensor, fake: Tensor, kappa: float | None
-):
-    """The configured loss on logits [B] of real and fake images; soft vicinity weighs each sample by its distance."""
-    if kappa is not None and config.vicinity == "soft":
-        return losses.soft_vicinal_discriminator_loss(
-            real_logits=real,
-            fake_logits=fake,
-            real_labels=batch["real_labels"],
-            fake_labels=batch["fake_input"],
-            target_labels=batch["real_y"],
-            kappa=kappa,
-            loss="hinge" if config.loss == "hinge" else "vanilla",
-        )
-    loss = losses.hinge_discriminator_loss if config.loss == "hinge" else losses.nonsaturating_discriminator_loss
-    return loss(real_logits=real, fake_logits=fake)[0]
-
-
-def build_networks(
-    config: GeneratorConfig, image_shape: tuple[int, int, int], num_classes: int | None, label_range: tuple | None
-) -> tuple[SNGANGenerator, SNGANDiscriminator]:
-    """A fresh generator and discriminator for images [C, H, W] and one kind of label.
-
-    Raises:
-        ValueError: images that are not square or of a size the networks cannot take; a label_input that does not fit.
-    """
-    channels, height, width = image_shape
-    if height != width:
-        raise ValueError(f"images are {height}x{width}; the generators need square images: set data.image_size.")
-    label_input = config.label_input or ("embedding" if num_classes else "fourier")
-    shared = dict(
-        resolution=height,
-        image_channels=channels,
-        label_dim=config.label_dim,
-        num_classes=num_classes,
-        label_input=label_input,
-    )
-    generator = SNGANGenerator(widths=config.widths, latent_dim=config.latent_dim, label_range=label_range, **shared)
-    return generator, SNGANDiscriminator(widths=config.discriminator_widths, **shared)
-
-
 def train(
-    images: Tensor,
+    images,
     labels: Tensor | None = None,
     *,
     num_classes: int | None = None,
@@ -166,7 +55,7 @@ def train(
         num_classes: for class ids. Exactly one of this and `label_range` is given.
         label_range: (min, max) of a scalar label in the user's units.
         config, **settings: the training's settings, and single ones that replace them (steps=2000, widths=(64, 48)).
-        directory: where checkpoints go and the trained generator is saved; a run found there is resumed.
+        directory: where checkpoints go and the trained generator is saved; a run cut off there is continued.
         log: receives one flat dictionary every `config.log_every` steps.
 
     Raises:
@@ -177,107 +66,154 @@ def train(
     if labels is None:
         images, labels = read_dataset(images)
     check_labels(labels, num_classes, label_range)
-    device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
-    if config.batch_size % (2 * world):
-        raise ValueError(f"generator.batch_size {config.batch_size} cannot be split into pairs over {world} processes.")
-    size = config.batch_size // world
+    device, rank, is_main = accelerator.device, accelerator.process_index, accelerator.is_main_process
+    if config.batch_size % (2 * accelerator.num_processes):
+        raise ValueError(
+            f"generator.batch_size {config.batch_size} does not split into pairs over {accelerator.num_processes} processes."
+        )
+    size = config.batch_size // accelerator.num_processes
+    checkpoint = Path(directory) / "checkpoint.pt" if directory else None
 
     with torch.random.fork_rng():
         torch.manual_seed(mix(seed, "generator networks"))
+        plan = ClassLabels(labels) if num_classes else ScalarLabels(labels, label_range, config)
         generator, discriminator = build_networks(config, tuple(images.shape[1:]), num_classes, label_range)
-        plan = ClassLabels(labels, config) if num_classes else ScalarLabels(labels, label_range, config)
         if generator.config.label_input == "ili":
-            network = train_label_network(images, plan.labels.float(), generator.encoder, seed=seed, device=device)
-            generator.encoder.load_state_dict(network)
-            discriminator.encoder.load_state_dict(network)
+            codes = train_label_network(images, plan.labels.float(), generator.encoder, seed=seed, device=device)
+            generator.encoder.load_state_dict(codes)
+            discriminator.encoder.load_state_dict(codes)
         for network in (generator, discriminator):
             network.to(device, memory_format=torch.channels_last).train()
         average = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))  # copies the buffers
-        players = {
-            name: Player(network, config, accelerator)
-            for name, network in (("generator", generator), ("discriminator", discriminator))
-        }
-
-        first_step, checkpoint = 0, Path(directory) / "checkpoint.pt" if directory else None
+        game = Game(generator, discriminator, plan, config, accelerator)
+        first_step = 0
         if checkpoint and checkpoint.exists():
             state = read_checkpoint(checkpoint)
             first_step = state["step"]
             average.load_state_dict(state["average"])
-            for name, player in players.items():
-                player.load_state_dict(state[name])
+            game.load_state_dict(state["game"])
 
-        if isinstance(images, Tensor) and images.numel() < 2 << 30:
+        if isinstance(images, Tensor) and images.numel() <= config.memory_budget << 20:
             images = images.to(device)
         batches = prefetch(images, plan, config, seed=seed, rank=rank, size=size, first_step=first_step)
-        bar = tqdm(
-            range(first_step, config.steps),
-            desc="generator",
-            initial=first_step,
-            total=config.steps,
-            unit="step",
-            disable=not accelerator.is_main_process,
-            dynamic_ncols=True,
-        )
+        steps = range(first_step, config.steps)
+        progress = {"desc": "generator", "initial": first_step, "total": config.steps, "unit": "step"}
+        bar = tqdm(steps, **progress, disable=not is_main, dynamic_ncols=True)
         for step in bar:
             torch.manual_seed(mix(seed, "generator step", step, rank))
             for batch in next(batches):
-                batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
-                real = to_generator_range(batch["images"])
-                if config.horizontal_flip:
-                    mirrored = torch.rand(len(real), 1, 1, 1, device=device) < 0.5
-                    real = torch.where(mirrored, real.flip(3), real)
-                with torch.no_grad(), accelerator.autocast():
-                    fake = generator(torch.randn(size, config.latent_dim, device=device), batch["fake_input"])
-                both = random_diff_augment(torch.cat([real, fake.float()]), config.augment, config.cutout)
-                with accelerator.autocast():
-                    logits = discriminator(to_channels_last(both), torch.cat([batch["real_y"], batch["fake_y"]]))
-                real_logits, fake_logits = logits.float().chunk(2)
-                d_loss = discriminator_loss(config, batch, real_logits, fake_logits, getattr(plan, "kappa", None))
-                players["discriminator"].update(d_loss)
-
-            discriminator.requires_grad_(False)
-            y = plan.generator_batch(size // 2, seeded(seed, "generator labels", step, rank)).to(device).repeat(2)
-            z = torch.randn(size, config.latent_dim, device=device)
-            with accelerator.autocast():
-                fake = generator(z, y)
-                logits = discriminator(
-                    to_channels_last(random_diff_augment(fake.float(), config.augment, config.cutout)), y
-                )
-            adversarial = losses.hinge_generator_loss if config.loss == "hinge" else losses.nonsaturating_generator_loss
-            g_loss = adversarial(fake_logits=logits)
-            if config.mode_seeking:
-                (first, second), (first_z, second_z) = fake.chunk(2), z.chunk(2)
-                g_loss = g_loss + config.mode_seeking * losses.mode_seeking_loss(
-                    first_images=first, second_images=second, first_latents=first_z, second_latents=second_z
-                )
-            players["generator"].update(g_loss)
-            discriminator.requires_grad_(True)
+                d_terms = game.discriminator_step(batch)
+            y = plan.generator_batch(size // 2, seeded(seed, "generator labels", step, rank)).to(device)
+            g_loss, fake = game.generator_step(y)
             average.update_parameters(generator)
 
             if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
-                values = {
-                    "discriminator_loss": d_loss,
-                    "generator_loss": g_loss,
-                    "real_accuracy": (real_logits > 0).float().mean(),
-                    "fake_accuracy": (fake_logits < 0).float().mean(),
-                }
-                values = dict(
-                    zip(values, torch.stack([v.detach().float() for v in values.values()]).tolist(), strict=True)
-                )
-                stop_if_diverged(values, fake.detach(), step + 1, checkpoint)
+                terms = {**d_terms, "generator_loss": g_loss}
+                values = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))  # the one host sync
+                stop_if_diverged(values, fake, step + 1, checkpoint)
                 bar.set_postfix({"D": f"{values['discriminator_loss']:.2f}", "G": f"{values['generator_loss']:.2f}"})
-                if accelerator.is_main_process:
+                if is_main:
                     log({"stage": "generator", "step": step + 1, **values})
-            if checkpoint and (step + 1) % config.checkpoint_every == 0 and accelerator.is_main_process:
-                state = {name: player.state_dict() for name, player in players.items()}
-                save_checkpoint(checkpoint, {"step": step + 1, "average": average.state_dict(), **state})
+            if checkpoint and (step + 1) % config.checkpoint_every == 0 and is_main:
+                state = {"step": step + 1, "average": average.state_dict(), "game": game.state_dict()}
+                save_checkpoint(checkpoint, state)
 
         trained = average.module
         recalibrate_batch_norm(trained, plan, seed=seed, device=device)
     trained.eval().requires_grad_(False)
-    if directory and accelerator.is_main_process:
+    if directory and is_main:
         trained.save_pretrained(directory)
     return trained
+
+
+class Game:
+    """The two networks, their losses and their optimisers: one update of the one or the other."""
+
+    def __init__(
+        self,
+        generator: ConditionalGenerator,
+        discriminator: nn.Module,
+        plan: ClassLabels | ScalarLabels,
+        config: GeneratorConfig,
+        accelerator: Accelerator,
+    ):
+        self.generator, self.discriminator, self.plan, self.config = generator, discriminator, plan, config
+        self.accelerator, self.device = accelerator, accelerator.device
+        self.generator_player = Player(generator, config, accelerator)
+        self.discriminator_player = Player(discriminator, config, accelerator)
+
+    def discriminator_step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Real images against fakes of the batch's labels; returns the loss and the share told right, [] each."""
+        batch = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
+        real = to_generator_range(batch["images"])
+        if self.config.horizontal_flip:
+            mirrored = torch.rand(len(real), 1, 1, 1, device=self.device) < 0.5
+            real = torch.where(mirrored, real.flip(3), real)
+        z = torch.randn(len(real), self.generator.config.latent_dim, device=self.device)
+        with torch.no_grad(), self.accelerator.autocast():
+            fake = self.generator(z, batch["fake_input"])
+        both = torch.cat([real, fake.float()])
+        real_logits, fake_logits = self.judge(both, torch.cat([batch["real_y"], batch["fake_y"]])).chunk(2)
+        loss = self.discriminator_loss(batch, real_logits, fake_logits)
+        self.discriminator_player.update(loss)
+        return {
+            "discriminator_loss": loss.detach(),
+            "real_accuracy": (real_logits > 0).float().mean(),
+            "fake_accuracy": (fake_logits < 0).float().mean(),
+        }
+
+    def discriminator_loss(self, batch: dict[str, Tensor], real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        """The configured loss; a soft vicinity weighs every sample by its distance from the target label."""
+        hinge = self.config.loss == "hinge"
+        if isinstance(self.plan, ScalarLabels) and self.plan.vicinity == "soft":
+            return losses.soft_vicinal_discriminator_loss(
+                real_logits=real_logits,
+                fake_logits=fake_logits,
+                real_labels=batch["real_labels"],
+                fake_labels=batch["fake_input"],
+                target_labels=batch["real_y"],
+                kappa=self.plan.kappa,
+                loss="hinge" if hinge else "vanilla",
+            )
+        loss = losses.hinge_discriminator_loss if hinge else losses.nonsaturating_discriminator_loss
+        return loss(real_logits=real_logits, fake_logits=fake_logits)[0]
+
+    def generator_step(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Two fakes for every label y [B / 2]; returns the loss [] and the images [B, C, H, W]."""
+        self.discriminator.requires_grad_(False)
+        y = y.repeat(2)
+        z = torch.randn(len(y), self.generator.config.latent_dim, device=self.device)
+        with self.accelerator.autocast():
+            fake = self.generator(z, y)
+        fake = fake.float()
+        logits = self.judge(fake, y)
+        hinge = self.config.loss == "hinge"
+        adversarial = losses.hinge_generator_loss if hinge else losses.nonsaturating_generator_loss
+        loss = adversarial(fake_logits=logits)
+        if self.config.mode_seeking:
+            (first, second), (first_z, second_z) = fake.chunk(2), z.chunk(2)
+            loss = loss + self.config.mode_seeking * losses.mode_seeking_loss(
+                first_images=first, second_images=second, first_latents=first_z, second_latents=second_z
+            )
+        self.generator_player.update(loss)
+        self.discriminator.requires_grad_(True)
+        return loss.detach(), fake.detach()
+
+    def judge(self, images: Tensor, y: Tensor) -> Tensor:
+        """The discriminator's logits [N] of augmented images, float32."""
+        augmented = random_diff_augment(images, self.config.augment, self.config.cutout)
+        with self.accelerator.autocast():
+            return self.discriminator(augmented.contiguous(memory_format=torch.channels_last), y).float()
+
+    def state_dict(self) -> dict:
+        return {
+            "generator": self.generator_player.state_dict(),
+            "discriminator": self.discriminator_player.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        self.generator_player.load_state_dict(state["generator"])
+        self.discriminator_player.load_state_dict(state["discriminator"])
 
 
 class Player:
@@ -296,34 +232,46 @@ class Player:
             gradients = [parameter.grad for parameter in self.parameters]
             flat = torch.cat([gradient.flatten() for gradient in gradients])
             torch.distributed.all_reduce(flat)
-            for gradient, mean in zip(
-                gradients, (flat / self.world).split([g.numel() for g in gradients]), strict=True
-            ):
+            means = (flat / self.world).split([gradient.numel() for gradient in gradients])
+            for gradient, mean in zip(gradients, means, strict=True):
                 gradient.copy_(mean.view(gradient.shape))
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
     def state_dict(self) -> dict:
-        return {
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-        }
+        return {name: getattr(self, name).state_dict() for name in ("network", "optimizer", "scaler")}
 
     def load_state_dict(self, state: dict) -> None:
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        for name in ("network", "optimizer", "scaler"):
+            getattr(self, name).load_state_dict(state[name])
 
 
-def to_channels_last(images: Tensor) -> Tensor:
-    return images.contiguous(memory_format=torch.channels_last)
+def build_networks(
+    config: GeneratorConfig, image_shape: tuple[int, int, int], num_classes: int | None, label_range: tuple | None
+) -> tuple[SNGANGenerator, SNGANDiscriminator]:
+    """A fresh generator and discriminator for images [C, H, W] and one kind of label.
+
+    Raises:
+        ValueError: images that are not square or of a size the networks cannot take; a label_input that does not fit.
+    """
+    channels, height, width = image_shape
+    if height != width:
+        raise ValueError(f"images are {height}x{width}; the generators need square images: set data.image_size.")
+    shared = {
+        "resolution": height,
+        "image_channels": channels,
+        "label_dim": config.label_dim,
+        "num_classes": num_classes,
+        "label_input": config.label_input or ("embedding" if num_classes else "fourier"),
+    }
+    generator = SNGANGenerator(widths=config.widths, latent_dim=config.latent_dim, label_range=label_range, **shared)
+    return generator, SNGANDiscriminator(widths=config.discriminator_widths, **shared)
 
 
 def prefetch(
     images, plan, config: GeneratorConfig, *, seed: int, rank: int, size: int, first_step: int
-) -> Iterator[list[dict]]:
-    """The discriminator's batches of every step from `first_step` on, the next step's images read while one is computed."""
+) -> Iterator[list[dict[str, Tensor]]]:
+    """The discriminator's batches of every step from `first_step` on; the next ones are read while these are used."""
 
     def read(step: int) -> list[dict[str, Tensor]]:
         random = seeded(seed, "discriminator batch", step, rank)
@@ -341,9 +289,9 @@ def stop_if_diverged(values: dict[str, float], fake: Tensor, step: int, checkpoi
     """Raise `GeneratorDiverged` on a value that is not finite, or when all images of a batch are the same."""
     kept = f" The last good checkpoint is {checkpoint}." if checkpoint and checkpoint.exists() else ""
     advice = " Lower generator.learning_rate, or take more data or augmentation."
-    if not all(torch.isfinite(torch.tensor(list(values.values())))):
+    if not torch.tensor(list(values.values())).isfinite().all():
         raise GeneratorDiverged(f"the generator diverged at step {step}: a loss is no longer finite.{kept}{advice}")
-    if fake.float().std(dim=0).max() < 1e-3:
+    if fake.std(dim=0).max() < 1e-3:
         raise GeneratorDiverged(
             f"the generator collapsed at step {step}: it draws the same image always.{kept}{advice}"
         )
@@ -366,19 +314,6 @@ def recalibrate_batch_norm(
         generator(z.to(device), plan.generator_batch(batch_size, random).to(device))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-
-
-def check_labels(labels: Tensor, num_classes: int | None, label_range: tuple[float, float] | None) -> None:
-    """Raise a ValueError unless the labels are of the one kind that was declared, and within its range."""
-    if (num_classes is None) == (label_range is None):
-        raise ValueError("give exactly one of num_classes (class ids) and label_range (scalar labels).")
-    low, high = label_range or (0, num_classes - 1)
-    if not low < high:
-        raise ValueError(f"labels span [{low}, {high}]; a conditional generator needs at least two different labels.")
-    outside = (labels < low) | (labels > high)
-    if outside.any():
-        index = int(outside.nonzero()[0])
-        raise ValueError(f"label {labels[index].item():g} of sample {index} lies outside [{low:g}, {high:g}].")
 
 
 def read_dataset(dataset) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ model, normalize = load_model("runs/digits/students/synthetic_kd/seed-0")
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from gankd.models import build_model, load_weights
 from gankd.models.config import ModelConfig
+from gankd.tasks import Task, task_from
 from gankd.teacher import Normalize
 from generators.checkpoints import replace_whole
 
@@ -25,8 +27,9 @@ def save_model(
     *,
     num_outputs: int,
     image_shape: tuple[int, int, int],
+    task: Task | None = None,
 ) -> None:
-    """Write model.safetensors and model.json (network, options, outputs, image shape, input mean and standard deviation)."""
+    """Write model.safetensors and model.json (network, options, outputs, image shape, input mean and std, task)."""
     with replace_whole(directory / "model.safetensors") as temporary:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, temporary)
     card = {
@@ -36,13 +39,14 @@ def save_model(
         "image_shape": image_shape,
         "mean": normalize.mean.flatten().tolist(),
         "std": normalize.std.flatten().tolist(),
+        "task": None if task is None else {"kind": task.kind, **dataclasses.asdict(task)},
     }
     with replace_whole(directory / "model.json") as temporary:
         temporary.write_text(json.dumps(card, indent=2))
 
 
 def load_model(directory: str | Path) -> tuple[nn.Module, Normalize]:
-    """The network (eval mode) and its input normalisation.
+    """The network (eval mode) and its input normalisation; it carries `input_normalization` and `output_task` too.
 
     Raises:
         ValueError: no trained network there, or a weights file that does not fit it.
@@ -56,4 +60,6 @@ def load_model(directory: str | Path) -> tuple[nn.Module, Normalize]:
     model = build_model(card["name"], card["num_classes"], card["image_shape"][0], **card["options"])
     load_weights(model, Path(directory) / "model.safetensors")
     model.input_normalization = (card["mean"], card["std"])
+    if card.get("task"):
+        model.output_task = task_from(card["task"])
     return model.eval(), Normalize(torch.tensor(card["mean"]), torch.tensor(card["std"]))
