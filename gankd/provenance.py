@@ -34,8 +34,10 @@ def config_hash(config) -> str:
     return digest(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode())
 
 
-def file_hash(path: Path) -> str:
-    """Short hash of a file's bytes."""
+def file_hash(path: Path | None) -> str | None:
+    """Short hash of a file's bytes; None when there is no such file."""
+    if path is None or not path.exists():
+        return None
     with open(path, "rb") as file:
         return (
             hashlib.file_digest(file, "sha256").hexdigest()[:12]

@@ -5,34 +5,31 @@ from __future__ import annotations
 import shlex
 import statistics
 import sys
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from gankd import provenance
+from gankd.describe import num_parameters
 from gankd.evaluation import evaluate
+from gankd.experiment import Experiment
 from gankd.models.store import load_model
 from gankd.synthesis.store import read_manifest
 
-if TYPE_CHECKING:
-    from gankd.pipeline import Run
 
-
-def summarize(run: Run) -> dict:
+def summarize(experiment: Experiment) -> dict:
     """Everything that `metrics.json` holds. The one place that reads the test split.
 
     Accuracies are in %, errors in the unit of the labels; spreads are sample standard deviations over the seeds.
     """
-    config, task, directory = run.config, run.task, run.directory
-    on_test = lambda path: evaluate(  # noqa: E731
-        *(part.to(run.accelerator.device) for part in load_model(directory / path)),
-        task,
-        run.data.test,
-        accelerator=run.accelerator,
-    )
-    count = lambda path: sum(parameter.numel() for parameter in load_model(directory / path)[0].parameters())  # noqa: E731
-    arms, recorded = {}, run.recorded()
+    config, task, data = experiment.config, experiment.task, experiment.data
+    recorded = experiment.recorded()
+
+    def on_test(path: str) -> dict[str, float]:
+        model, normalize = (part.to(experiment.accelerator.device) for part in load_model(experiment.directory / path))
+        return evaluate(model, normalize, task, data.test, accelerator=experiment.accelerator)
+
+    arms = {}
     for name, arm in config.student.arms.items():
         paths = [f"students/{name}/seed-{seed}" for seed in config.student.seeds]
         test = [on_test(path) for path in paths]
@@ -46,7 +43,7 @@ def summarize(run: Run) -> dict:
             "validation": _collect(validation),
             "seconds": [recorded[path]["seconds"] for path in paths],
         }
-    manifest = read_manifest(directory / "synthetic")
+    manifest = read_manifest(experiment.directory / "synthetic")
     return {
         "name": config.name,
         "title": config.title,
@@ -59,23 +56,23 @@ def summarize(run: Run) -> dict:
         },
         "data": {
             "source": config.data.name,
-            "image_shape": run.data.train.image_shape,
-            "train": len(run.data.train),
-            "pool": len(run.data.pool),
-            "validation": len(run.data.validation),
-            "test": len(run.data.test),
+            "image_shape": data.train.image_shape,
+            "train": len(data.train),
+            "pool": len(data.pool),
+            "validation": len(data.validation),
+            "test": len(data.test),
         },
         "teacher": {
             "network": config.teacher.model.name,
-            "parameters": count("teacher"),
+            "parameters": num_parameters(experiment.network(config.teacher.model)),
             "test": on_test("teacher"),
             **recorded["teacher"],
         },
         "student": {
             "network": config.student.model.name,
-            "parameters": count(paths[0]),
+            "parameters": num_parameters(experiment.network(config.student.model)),
             "batch_size": config.student.batch_size,
-            "steps": run.num_steps(config.student, run.data.train),
+            "steps": experiment.num_steps(config.student, data.train),
         },
         "generator": {"trained": config.generator.checkpoint is None, **recorded.get("generator", {})},
         "synthesis": {key: value for key, value in manifest.items() if key not in ("shards", "inputs")}
@@ -86,8 +83,8 @@ def summarize(run: Run) -> dict:
             **provenance.versions(),
             "configuration": provenance.config_hash(config),
             "seed": config.seed,
-            "processes": run.accelerator.num_processes,
-            "command": shlex.join([sys.argv[0], *sys.argv[1:]]),
+            "processes": experiment.accelerator.num_processes,
+            "command": shlex.join(["accelerate", "launch", *sys.argv]),
         },
     }
 

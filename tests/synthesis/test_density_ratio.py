@@ -104,6 +104,17 @@ def is_allowed(width: int) -> bool:
     return True
 
 
+@pytest.mark.parametrize("spread", [0.1, 1.0])
+def test_a_fresh_network_is_never_dead(spread: float) -> None:
+    """A last ReLU that starts below zero for every input has no gradient and stays there."""
+    torch.manual_seed(0)
+    features, labels = 1 + spread * torch.randn(64, 16), torch.arange(64) % NUM_CLASSES
+    for seed in range(40):
+        torch.manual_seed(seed)
+        ratios = DensityRatio(16, NUM_CLASSES, (32, 32), num_classes=NUM_CLASSES).eval()(features, labels)
+        assert all(ratios[labels == label].max() > 0 for label in range(NUM_CLASSES)), f"seed {seed}"
+
+
 def test_dropout_is_off_in_evaluation_mode() -> None:
     torch.manual_seed(0)
     network, features = DensityRatio(4, 5, (16,), num_classes=2), torch.randn(8, 4)

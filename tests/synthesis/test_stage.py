@@ -394,16 +394,6 @@ def test_asking_for_fewer_samples_gives_some_of_the_same(tmp_path: Path) -> None
     assert torch.equal(few.images, many.images[:9])
 
 
-def test_the_generator_draws_in_evaluation_mode(tmp_path: Path) -> None:
-    """A generator that its owner left in training mode would mix the samples of a chunk and move its statistics."""
-    generator = make_generator("classification")
-    before = {name: value.clone() for name, value in generator.state_dict().items()}
-    expected = run("classification", tmp_path / "eval", PLAIN, generator=generator)
-    found = run("classification", tmp_path / "train", PLAIN, generator=generator.train())
-    assert torch.equal(found.images, expected.images)
-    assert all(torch.equal(before[name], value) for name, value in generator.state_dict().items())
-
-
 # --- rho from the validation split ------------------------------------------------------------------------------------
 
 
@@ -527,7 +517,9 @@ def test_labels_that_the_generator_does_not_know_are_refused(tmp_path: Path) -> 
 )
 def test_every_feature_extractor_makes_a_store_that_can_be_continued(tmp_path, kind, features, size) -> None:
     config = CONFIG.replace(
-        num_samples=9, rho=None, subsample={**SUBSAMPLING, "features": features, "extractor_steps": 1, "label_bins": 3}
+        num_samples=9,
+        rho=None,
+        subsample={**SUBSAMPLING, "features": features, "extractor_steps": 1, "steps": 3, "label_bins": 3},
     )
     logged: list[dict] = []
     arguments = dict(real=make_real(kind, size), generator=make_generator(kind, size))
@@ -573,6 +565,18 @@ def test_a_finished_store_is_read_back_and_not_made_again(tmp_path: Path) -> Non
     assert torch.equal(synthesize(tmp_path).images, first.images)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
     assert json.loads((tmp_path / "manifest.json").read_text())["inputs"]["seed"] == 0
+
+
+def test_the_generator_draws_in_evaluation_mode(tmp_path: Path) -> None:
+    """A generator that its owner left in training mode would mix the samples of a chunk and move its statistics."""
+    generator, real = make_generator("classification"), make_real("classification")
+    before = {name: value.clone() for name, value in generator.state_dict().items()}
+    expected = run("classification", tmp_path / "eval", PLAIN, generator=generator)
+    found = gankd.synthesize(
+        generator.train(), make_teacher(real), real=real, num_samples=31, config=PLAIN, directory=tmp_path / "train"
+    )
+    assert torch.equal(found.images, expected.images)
+    assert all(torch.equal(before[name], value) for name, value in generator.state_dict().items())
 
 
 def with_another_tap(real: ImageSet) -> Teacher:

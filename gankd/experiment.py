@@ -1,0 +1,158 @@
+"""An experiment before anything runs: its data, its task, its networks checked, and what determines each of its stages."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from torch import nn
+
+from gankd import provenance
+from gankd.artifacts import Stage, fingerprint
+from gankd.config import ExperimentConfig
+from gankd.data.readers import load_data
+from gankd.data.sets import ImageSet
+from gankd.models import ModelConfig, build_model, load_weights
+from gankd.tasks import Classification, task_of
+from gankd.teacher import Normalize, Teacher
+from gankd.training import TrainingConfig
+from generators.interface import ConditionalGenerator
+from generators.training import build_networks
+
+IRRELEVANT = {"log_every", "checkpoint_every", "workers", "memory_budget", "title"}  # settings that change no result
+
+
+class Experiment:
+    """A configuration with its data, ready to run.
+
+    Args:
+        replace: make stages that other settings left there again, instead of stopping.
+
+    Raises:
+        ValueError: data that is missing or does not fit the task, networks that cannot take the images.
+    """
+
+    def __init__(self, config: ExperimentConfig, accelerator: Accelerator, *, replace: bool = False):
+        self.config, self.accelerator, self.replace = config, accelerator, replace
+        self.directory = config.directory
+        self.console = Console(stderr=True, quiet=not accelerator.is_main_process)
+        self.data = load_data(config.data, kind=config.task.kind, seed=config.seed)
+        self.image_shape = self.data.train.image_shape
+        self.task = task_of(
+            self.data.train, label_min=config.task.label_min, label_max=config.task.label_max, unit=config.task.unit
+        )
+        for split in (self.data.pool, self.data.validation, self.data.test):
+            self.task.check(split.labels, split.name)
+        self.num_classes = self.task.num_classes if isinstance(self.task, Classification) else None
+        self.label_range = None if self.num_classes else (self.task.label_min, self.task.label_max)
+        self.normalize = Normalize.of(self.data.train.images).to(accelerator.device)
+        self.check_networks()
+
+    def say(self, line: str) -> None:
+        """One line to the terminal, from the main process; rich markup."""
+        self.console.print(line, highlight=False, soft_wrap=True)
+
+    def part(self, name: str) -> ImageSet:
+        """The samples that `train_on` names."""
+        return self.data.pool if name == "pool" else self.data.train
+
+    def num_steps(self, training: TrainingConfig, real: ImageSet) -> int:
+        """Optimiser steps of a training; an epoch is a pass over the real data, whatever an arm adds to it."""
+        return training.num_steps(-(-len(real) // training.batch_size))
+
+    def network(self, model: ModelConfig) -> nn.Module:
+        """A fresh network for this task and these images."""
+        return build_model(model.name, self.task.num_outputs, self.image_shape[0], **model.options)
+
+    def build(self, model: ModelConfig, seed: int) -> nn.Module:
+        """The same with its weights: those of its checkpoint, or a function of `seed`."""
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            network = self.network(model)
+        return load_weights(network, model.checkpoint) if model.checkpoint else network
+
+    def check_networks(self) -> None:
+        """Build every network once, so that a configuration that cannot work stops here, with a ValueError."""
+        if self.config.generator.checkpoint is None:
+            build_networks(self.config.generator, self.image_shape, self.num_classes, self.label_range)
+        for model in (self.config.teacher.model, self.config.student.model):
+            try:
+                with torch.no_grad():
+                    self.network(model).eval()(torch.zeros(1, *self.image_shape))
+            except RuntimeError as error:
+                shape = "x".join(map(str, self.image_shape))
+                raise ValueError(
+                    f"network {model.name} cannot take images of {shape} (data.image_size): {error}"
+                ) from error
+
+    def check_generator(self, generator: ConditionalGenerator) -> None:
+        """Raise a ValueError unless a user's generator makes images and takes labels of this experiment's kind."""
+        shape = (generator.config.image_channels, generator.config.resolution, generator.config.resolution)
+        if shape != self.image_shape:
+            raise ValueError(
+                f"generator.checkpoint makes images of {shape}, the data has {self.image_shape}: set data.image_size "
+                "and data.channels to the generator's."
+            )
+        generator.condition(self.data.train.labels.unique())
+
+    # --- what determines each stage -----------------------------------------------------------------------------------
+
+    def stage(self, name: str, inputs: dict[str, Any]) -> Stage:
+        precision = self.config.runtime.mixed_precision
+        return Stage(self.directory / name, {**inputs, "mixed_precision": precision}, replace=self.replace)
+
+    def generator_stage(self) -> Stage:
+        config = self.config.generator
+        inputs = {
+            "config": relevant(config),
+            "seed": self.config.seed,
+            "train": fingerprint(self.part(config.train_on)),
+        }
+        return self.stage("generator", {**inputs, "labels": [self.num_classes, self.label_range]})
+
+    def teacher_stage(self) -> Stage:
+        config = self.config.teacher
+        inputs = {
+            "config": relevant(config),
+            "seed": self.config.seed,
+            "train": fingerprint(self.part(config.train_on)),
+        }
+        return self.stage("teacher", {**inputs, "weights": provenance.file_hash(config.model.checkpoint)})
+
+    def synthesis_stage(self, generator: ConditionalGenerator, teacher: Teacher) -> Stage:
+        config = self.config.synthesis
+        inputs = {
+            "config": relevant(config),
+            "seed": self.config.seed,
+            "train": fingerprint(self.data.train),
+            "generator": fingerprint(generator),
+            "teacher": fingerprint(teacher.module),
+            "student": relevant(self.config.student) if config.rho == "validation" else None,
+        }
+        return self.stage("synthetic", inputs)
+
+    def student_stage(self, arm: str, seed: int, teacher: Teacher, synthetic: ImageSet) -> Stage:
+        config = self.config.student
+        inputs = {
+            "config": relevant(config, {"arms", "seeds"}),
+            "weights": provenance.file_hash(config.model.checkpoint),
+            "arm": relevant(config.arms[arm]),
+            "seed": seed,
+            "train": fingerprint(self.data.train),
+            "teacher": fingerprint(teacher.module),
+            "synthetic": fingerprint(synthetic) if config.arms[arm].synthetic else None,
+        }
+        return self.stage(f"students/{arm}/seed-{seed}", inputs)
+
+    def recorded(self) -> dict[str, dict]:
+        """What every finished stage left in its stage.json, by its path in the run directory."""
+        files = sorted(self.directory.rglob("stage.json"))
+        return {str(file.parent.relative_to(self.directory)): json.loads(file.read_text())["results"] for file in files}
+
+
+def relevant(settings, without: set[str] = frozenset()) -> dict:
+    """Settings as JSON, without those that change no result."""
+    return settings.model_dump(mode="json", exclude=IRRELEVANT | without)
