@@ -9,6 +9,7 @@ The stages of `pipeline` call these same functions.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,12 @@ from gankd.data.sets import ImageSet, as_image_set
 from gankd.data.splits import Splits
 from gankd.distillers import METHODS, MethodConfig, method_config
 from gankd.synthesis.config import SynthesisConfig
-from gankd.synthesis.stage import Synthesis
+from gankd.synthesis.stage import Synthesis, check_generator
 from gankd.synthesis.store import load_store
 from gankd.tasks import Task, task_of
-from gankd.teacher import Normalize, Teacher
+from gankd.teacher import Normalize, Teacher, borrowed
 from gankd.training import TrainingConfig, fit
+from generators.images import to_unit_range
 from generators.interface import ConditionalGenerator
 
 Log = Callable[[dict], None]
@@ -40,7 +42,7 @@ Log = Callable[[dict], None]
 
 def load_data(name: str, *, kind: str = "classification", seed: int = 0, **settings) -> Splits:
     """The splits of a data source by name: load_data("digits", image_size=16, labelled=100). Settings: see `DataConfig`."""
-    return readers.load_data(DataConfig(name=name, **settings), kind=kind, seed=seed)
+    return readers.load_data(DataConfig.of({"name": name, **settings}), kind=kind, seed=seed)
 
 
 def ignore(values: dict) -> None:
@@ -112,28 +114,43 @@ def distill(
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )
-    distiller = METHODS[config.name](
-        student,
-        as_teacher(teacher, normalize, accelerator.device),
-        task,
-        config,
-        augment=Augment(training.augmentation),
-        normalize=normalize,
-    )
-    fit(
-        distiller,
-        source,
-        training,
-        accelerator=accelerator,
-        seed=seed,
-        name=name,
-        directory=Path(directory) if directory else None,
-        log=log,
-    )
+    check_outputs(student, task, normalize, reference)
+    with borrowed(teacher) if isinstance(teacher, nn.Module) else contextlib.nullcontext():
+        distiller = METHODS[config.name](
+            student,
+            as_teacher(teacher, normalize, accelerator.device, task),
+            task,
+            config,
+            augment=Augment(training.augmentation),
+            normalize=normalize,
+        )
+        fit(
+            distiller,
+            source,
+            training,
+            accelerator=accelerator,
+            seed=seed,
+            name=name,
+            directory=Path(directory) if directory else None,
+            log=log,
+        )
     trained = distiller.deployable()
     trained.input_normalization = (normalize.mean.flatten().tolist(), normalize.std.flatten().tolist())
     trained.output_task = task
     return trained.eval()
+
+
+@torch.no_grad()
+def check_outputs(student: nn.Module, task: Task, normalize: Normalize, dataset: ImageSet) -> None:
+    """Raise a ValueError unless the student answers an image with as many numbers as the task has outputs."""
+    image = to_unit_range(dataset.images[torch.arange(1)]).to(normalize.mean.device)
+    training = student.training
+    outputs = student.to(image.device).eval()(normalize(image))
+    student.train(training)
+    if outputs.numel() != task.num_outputs:
+        raise ValueError(
+            f"the student has {outputs.numel()} outputs an image, the task needs {task.num_outputs}: change its last layer."
+        )
 
 
 def normalization_of(model: nn.Module) -> Normalize | None:
@@ -142,11 +159,15 @@ def normalization_of(model: nn.Module) -> Normalize | None:
     return Normalize(*map(torch.tensor, known)) if known else None
 
 
-def as_teacher(teacher: nn.Module | Teacher | None, normalize: Normalize, device) -> Teacher | None:
-    """A `Teacher` around a module, with the module's own input normalisation where it carries one, else `normalize`."""
-    if teacher is None or isinstance(teacher, Teacher):
-        return teacher
-    return Teacher(teacher, normalization_of(teacher) or normalize, device=device)
+def as_teacher(teacher: nn.Module | Teacher | None, normalize: Normalize, device, task: Task) -> Teacher | None:
+    """A `Teacher` that answers in the units of `task`.
+
+    A module is normalised as it says itself where it was trained by gankd, else by `normalize`.
+    """
+    if isinstance(teacher, nn.Module):
+        own = getattr(teacher, "output_task", None)
+        teacher = Teacher(teacher, normalization_of(teacher) or normalize, device=device, task=own)
+    return teacher.speak(task, device) if teacher is not None else None
 
 
 def synthesize(
@@ -180,13 +201,15 @@ def synthesize(
     real, directory = as_image_set(real, "real"), Path(directory)
     task = task or task_of(real)
     config = (config or SynthesisConfig()).replace(num_samples=num_samples, **settings)
-    teacher = as_teacher(teacher, Normalize.of(real.images), accelerator.device)
+    check_generator(generator, task, real)
+    teacher = as_teacher(teacher, Normalize.of(real.images), accelerator.device, task)
     inputs = {
         "config": config.model_dump(mode="json"),
         "seed": seed,
         "real": fingerprint(real),
         "generator": fingerprint(generator),
-        "teacher": fingerprint(teacher.module),
+        "teacher": fingerprint(teacher),
+        "task": str(task),
     }
     stage = Stage(directory, inputs)
     if not stage.open(accelerator):

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from gankd.data.sets import ImageSet
+from gankd.teacher import Teacher
 from generators.checkpoints import replace_whole
 
 STAGE_FILE = "stage.json"
@@ -69,6 +70,8 @@ class Stage:
                 f"{self.directory} was made with other settings ({describe_difference(there, self.inputs)}): choose "
                 "another output or name, or pass --replace to make this stage and what follows from it again."
             )
+        if self.directory.exists() and not self.directory.is_dir():
+            raise ValueError(f"{self.directory} is a file where a directory is needed; choose another output or name.")
         if (
             state == "new"
             and self.directory.exists()
@@ -116,9 +119,9 @@ def describe_difference(there: Any, here: Any, path: str = "") -> str:
     """The first keys in which two nested values differ: "a.b: 1 there, 2 here"."""
     if isinstance(there, dict) and isinstance(here, dict):
         found = [
-            describe_difference(there.get(key), here.get(key), f"{path}.{key}".lstrip("."))
+            describe_difference(there.get(key, "nothing"), here.get(key, "nothing"), f"{path}.{key}".lstrip("."))
             for key in sorted({*there, *here})
-            if there.get(key) != here.get(key)
+            if key not in there or key not in here or there[key] != here[key]
         ]
         return "; ".join(found[:3]) + ("; ..." if len(found) > 3 else "")
     return f"{path}: {json.dumps(there)} there, {json.dumps(here)} here"
@@ -129,10 +132,12 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:12]
 
 
-def fingerprint(value: Tensor | ImageSet | nn.Module) -> str:
-    """A short hash of the content of a tensor, a data set or a network's weights.
+def fingerprint(value: Tensor | ImageSet | Teacher | nn.Module) -> str:
+    """A short hash of what a tensor, a data set, a teacher or a network is.
 
-    Images that are read lazily are represented by their number, size and labels: hashing them would read them all.
+    Of a network, weights and buffers and the configuration that a generator carries; of a teacher, also how it reads images
+    and what its outputs mean. Images that are read lazily are represented by their number, size and labels: hashing them
+    would read them all.
     """
     if isinstance(value, Tensor):
         data = value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
@@ -141,4 +146,9 @@ def fingerprint(value: Tensor | ImageSet | nn.Module) -> str:
         images = value.images
         content = fingerprint(images) if isinstance(images, Tensor) else str(images.shape)
         return digest((content + fingerprint(value.labels)).encode())
-    return digest("".join(name + fingerprint(tensor) for name, tensor in sorted(value.state_dict().items())).encode())
+    if isinstance(value, Teacher):
+        normalization = "".join(name + fingerprint(buffer) for name, buffer in value.normalize.named_buffers())
+        return digest(f"{fingerprint(value.module)}{normalization}{value.feature_path}{value.task}".encode())
+    config = {key: entry for key, entry in dict(getattr(value, "config", {})).items() if not key.startswith("_")}
+    weights = "".join(name + fingerprint(tensor) for name, tensor in sorted(value.state_dict().items()))
+    return digest((json.dumps(config, sort_keys=True, default=str) + weights).encode())

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from gankd.data.config import DataConfig
 from gankd.distillers import METHODS, AnyMethodConfig, MethodConfig
@@ -19,7 +19,7 @@ from gankd.models.config import ModelConfig
 from gankd.synthesis.config import SynthesisConfig
 from gankd.training import TrainingConfig
 from generators.config import GeneratorConfig
-from generators.settings import Settings, nearest
+from generators.settings import Settings
 
 
 class TaskConfig(Settings):
@@ -48,6 +48,9 @@ class TeacherConfig(TrainingConfig):
     """Input normalisation of a loaded teacher, one number a channel of images in [0, 1]. Null: the training data's."""
     std: tuple[float, ...] | None = None
     """See `mean`."""
+    outputs: Literal["standardized", "raw", "unit"] = "standardized"
+    """Scalars: what a loaded teacher answers in. Standardised by the training labels, as gankd trains; the label's own
+    units; or [0, 1] over the label range."""
     features: str | None = None
     """Module path of the features used by the density ratio. Null: the input of the last linear layer."""
 
@@ -58,6 +61,9 @@ class TeacherConfig(TrainingConfig):
         if (self.mean is None) != (self.std is None):
             raise ValueError("give both mean and std, or neither")
         return self
+
+
+FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$")]
 
 
 class ArmConfig(Settings):
@@ -78,7 +84,7 @@ class StudentConfig(TrainingConfig):
     """The network."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Every arm is trained once a seed (initial weights, order of samples, augmentation)."""
-    arms: dict[str, ArmConfig] = {
+    arms: dict[FolderName, ArmConfig] = {
         "real": ArmConfig(),
         "real_kd": ArmConfig(method=KDConfig()),
         "synthetic": ArmConfig(synthetic=0.5),
@@ -90,6 +96,8 @@ class StudentConfig(TrainingConfig):
     def _something_to_do(self):
         if not self.seeds or not self.arms:
             raise ValueError("give at least one seed and one arm")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds {list(self.seeds)} repeat one: it would count twice")
         return self
 
 
@@ -107,7 +115,7 @@ class RuntimeConfig(Settings):
 class ExperimentConfig(Settings):
     """One experiment, from data to report."""
 
-    name: str
+    name: FolderName
     """Names the run's directory."""
     title: str = ""
     """One line for the report: the question that the experiment asks."""
@@ -154,7 +162,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Experim
             line a problem, each with the key's dotted path.
     """
     path = Path(path)
-    if not path.exists():
+    if not path.is_file():
         raise ValueError(f"there is no configuration {path}; the examples are in configs/.")
     try:
         values = yaml.safe_load(path.read_text())
@@ -165,9 +173,9 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Experim
     for override in overrides or []:
         apply_override(values, override)
     try:
-        return ExperimentConfig.model_validate(values)
-    except ValidationError as error:
-        raise ValueError("\n".join(f"{path}: {sentence}" for sentence in describe(error))) from error
+        return ExperimentConfig.of(values)
+    except ValueError as error:
+        raise ValueError("\n".join(f"{path}: {sentence}" for sentence in str(error).split("\n"))) from None
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
@@ -190,30 +198,6 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         values[last] = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"override '{override}': the value is not YAML.") from error
-
-
-def describe(error: ValidationError) -> list[str]:
-    """One sentence a problem: the key's dotted path, what is wrong, what was found."""
-    sentences = []
-    for problem in error.errors():
-        # the members of a union (a method's tag, int | str) are steps of pydantic's path, not keys of the user's
-        path = ".".join(str(step) for step in problem["loc"] if _is_key(step))
-        message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "union_tag_invalid":
-            tag = problem["ctx"]["tag"]
-            message = f"unknown method '{tag}'{nearest(tag, METHODS)}"
-        elif problem["type"] not in ("value_error", "missing"):
-            message = f"{message}, got {problem['input']!r}"
-        sentence = f"{path}: {message}" if path else message
-        if sentence not in sentences:
-            sentences.append(sentence)
-    return sentences
-
-
-def _is_key(step: str | int) -> bool:
-    return isinstance(step, int) or (
-        step not in METHODS and step.isidentifier() and step not in ("int", "float", "str")
-    )
 
 
 def dump_config(config: ExperimentConfig) -> str:

@@ -88,16 +88,6 @@ class Experiment:
                     f"network {model.name} cannot take images of {shape} (data.image_size): {error}"
                 ) from error
 
-    def check_generator(self, generator: ConditionalGenerator) -> None:
-        """Raise a ValueError unless a user's generator makes images and takes labels of this experiment's kind."""
-        shape = (generator.config.image_channels, generator.config.resolution, generator.config.resolution)
-        if shape != self.image_shape:
-            raise ValueError(
-                f"generator.checkpoint makes images of {shape}, the data has {self.image_shape}: set data.image_size "
-                "and data.channels to the generator's."
-            )
-        generator.condition(self.data.train.labels.unique())
-
     # --- what determines each stage -----------------------------------------------------------------------------------
 
     def stage(self, name: str, inputs: dict[str, Any]) -> Stage:
@@ -129,7 +119,7 @@ class Experiment:
             "seed": self.config.seed,
             "train": fingerprint(self.data.train),
             "generator": fingerprint(generator),
-            "teacher": fingerprint(teacher.module),
+            "teacher": fingerprint(teacher),
             "student": relevant(self.config.student) if config.rho == "validation" else None,
         }
         return self.stage("synthetic", inputs)
@@ -142,7 +132,7 @@ class Experiment:
             "arm": relevant(config.arms[arm]),
             "seed": seed,
             "train": fingerprint(self.data.train),
-            "teacher": fingerprint(teacher.module),
+            "teacher": fingerprint(teacher),
             "synthetic": fingerprint(synthetic) if config.arms[arm].synthetic else None,
         }
         return self.stage(f"students/{arm}/seed-{seed}", inputs)

@@ -9,6 +9,7 @@ runs/NAME/
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -26,8 +27,9 @@ from gankd.evaluation import evaluate
 from gankd.experiment import Experiment
 from gankd.models import ModelConfig
 from gankd.models.store import load_model, save_model
-from gankd.synthesis.stage import Synthesis
+from gankd.synthesis.stage import Synthesis, check_generator
 from gankd.synthesis.store import load_store
+from gankd.tasks import Classification, Task
 from gankd.teacher import Normalize, Teacher
 from gankd.training import TrainingConfig
 from generators.checkpoints import replace_whole
@@ -74,7 +76,7 @@ class Run(Experiment):
         config, device = self.config.generator, self.accelerator.device
         if config.checkpoint is not None:
             generator = load_generator(config.checkpoint, device=device)
-            self.check_generator(generator)
+            check_generator(generator, self.task, self.data.train)
             return generator
         stage = self.generator_stage()
         if not self.open(stage):
@@ -117,7 +119,19 @@ class Run(Experiment):
                 )
             self.save(stage, model, config.model, normalize, started)
         model, normalize = load_model(stage.directory)
-        return Teacher(model, normalize, device=self.accelerator.device, feature_path=config.features)
+        teacher = Teacher(
+            model, normalize, device=self.accelerator.device, feature_path=config.features, task=self.teacher_task()
+        )
+        return teacher.speak(self.task)
+
+    def teacher_task(self) -> Task:
+        """What the teacher's outputs mean: a loaded regressor may answer in other units than gankd trains in."""
+        outputs, task = self.config.teacher.outputs, self.task
+        if isinstance(task, Classification) or self.config.teacher.train or outputs == "standardized":
+            return task
+        if outputs == "raw":
+            return dataclasses.replace(task, mean=0.0, std=1.0)
+        return dataclasses.replace(task, mean=task.label_min, std=task.label_max - task.label_min)
 
     def synthesis(self, generator: ConditionalGenerator, teacher: Teacher) -> ImageSet:
         """Draw, select and relabel synthetic samples (cGAN-KD), into a store."""

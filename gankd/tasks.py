@@ -52,7 +52,8 @@ def adjust_labels(
 
 
 def _denormalized(teacher_outputs: Tensor, label_min: float, label_max: float) -> Tensor:
-    return teacher_outputs.flatten().clamp(0, 1) * (label_max - label_min) + label_min
+    labels = teacher_outputs.flatten().clamp(0, 1) * (label_max - label_min) + label_min
+    return labels.clamp(label_min, label_max)  # rounding must not leave the range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,8 @@ class Classification:
         if outside.any():
             index = int(outside.nonzero()[0])
             raise ValueError(
-                f"{name}: label {labels[index].item()} of sample {index} is outside 0..{self.num_classes - 1}."
+                f"{name}: label {labels[index].item()} of sample {index} is outside 0..{self.num_classes - 1}: "
+                "number the classes from 0, as the training data has them."
             )
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -152,7 +154,8 @@ class Regression:
 
     def check(self, labels: Tensor, name: str) -> None:
         """Raise a ValueError when a label lies outside the range."""
-        outside = ~((labels >= self.label_min) & (labels <= self.label_max))
+        low, high = labels.new_tensor([self.label_min, self.label_max])  # in the labels' own precision
+        outside = ~((labels >= low) & (labels <= high))
         if outside.any():
             index = int(outside.nonzero()[0])
             raise ValueError(
@@ -167,6 +170,10 @@ class Regression:
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Mean squared error in standardised units."""
         return F.mse_loss(outputs.float().flatten(), self.standardize(labels.float()))
+
+    def translate(self, outputs: Tensor, theirs: Regression) -> Tensor:
+        """Outputs of a network that was trained on another standardisation, in this one's."""
+        return (outputs * theirs.std + (theirs.mean - self.mean)) / self.std
 
     def predict(self, outputs: Tensor) -> Tensor:
         """Predictions [N] in the user's units, clipped to the label range."""

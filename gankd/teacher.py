@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import copy
+import difflib
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
+from gankd.tasks import Regression, Task
 from generators.images import to_unit_range
 
 
@@ -39,6 +43,7 @@ class Teacher:
         module: the network; moved to `device`, put in eval mode and frozen.
         normalize: what its inputs need.
         feature_path: module whose output (averaged over space) is the feature; None: the input of the last linear layer.
+        task: what its outputs mean, where that is not what they mean to the student (see `speak`).
     """
 
     def __init__(
@@ -48,32 +53,63 @@ class Teacher:
         *,
         device: torch.device | str = "cpu",
         feature_path: str | None = None,
+        task: Task | None = None,
     ):
         self.module = module.to(device).eval().requires_grad_(False)
         self.normalize = normalize.to(device)
         self.device = torch.device(device)
-        self.feature_path = feature_path
+        self.feature_path, self.task = feature_path, task
+        self.translate: Callable[[Tensor], Tensor] = lambda outputs: outputs
+
+    def speak(self, task: Task, device: torch.device | str | None = None) -> Teacher:
+        """The same teacher, on `device`, answering in the student's units: scalars standardised by the numbers of `task`."""
+        speaker, theirs = copy.copy(self), self.task
+        speaker.device = torch.device(device or self.device)
+        speaker.module, speaker.normalize = self.module.to(speaker.device), self.normalize.to(speaker.device)
+        speaker.translate = lambda outputs: outputs
+        if isinstance(task, Regression) and isinstance(theirs, Regression) and task != theirs:
+            speaker.translate = lambda outputs: task.translate(outputs, theirs)
+        return speaker
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Outputs [N, K] for images [N, C, H, W] in [0, 1]."""
-        return self.module(self.normalize(images))
+        return self.translate(self.module(self.normalize(images)))
 
     @torch.no_grad()
     def outputs_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs [N, K] and features [N, D] (the tapped output averaged over space, or the last linear layer's input)."""
+        """Outputs [N, K] and features [N, D] (the tapped output averaged over space, or the last linear layer's input).
+
+        Raises:
+            ValueError: a feature_path that the module does not have; no linear layer that takes part in the forward pass.
+        """
         caught: list[Tensor] = []
         if self.feature_path:
-            hook = self.module.get_submodule(self.feature_path).register_forward_hook(
-                lambda _, __, output: caught.append(output)
-            )
+            hook = self._tap().register_forward_hook(lambda _, __, output: caught.append(output))
         else:
             hook = self._last_linear().register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
         try:
             outputs = self(images)
         finally:
             hook.remove()
-        return outputs, caught[-1].flatten(2).mean(2) if caught[-1].ndim > 2 else caught[-1]
+        if not caught:
+            raise ValueError(
+                f"the module that {type(self.module).__name__}'s features come from takes no part in its forward pass; "
+                "name another feature_path (teacher.features in a configuration)."
+            )
+        features = caught[-1]
+        if features.ndim > 2:  # a map [N, D, H, W], or tokens [N, L, D]
+            features = features.mean(dim=1) if features.ndim == 3 else features.flatten(2).mean(2)
+        return outputs, features
+
+    def _tap(self) -> nn.Module:
+        modules = dict(self.module.named_modules())
+        if self.feature_path not in modules:
+            close = difflib.get_close_matches(self.feature_path, modules, n=5, cutoff=0.3) or list(modules)[1:9]
+            raise ValueError(
+                f"{type(self.module).__name__} has no module '{self.feature_path}'; nearest: {', '.join(close)}."
+            )
+        return modules[self.feature_path]
 
     def _last_linear(self) -> nn.Linear:
         linears = [module for module in self.module.modules() if isinstance(module, nn.Linear)]
@@ -85,3 +121,15 @@ class Teacher:
         """`function` of uint8 images [N, C, H, W] in chunks (images in [0, 1] on the device), joined on the CPU."""
         chunks = torch.arange(len(images)).split(batch_size)
         return torch.cat([function(to_unit_range(images[chunk].to(self.device))).cpu() for chunk in chunks])
+
+
+@contextlib.contextmanager
+def borrowed(module: nn.Module) -> Iterator[None]:
+    """Give a network back as it was lent: which of its parameters are trainable, and its mode."""
+    trainable, training = [parameter.requires_grad for parameter in module.parameters()], module.training
+    try:
+        yield
+    finally:
+        for parameter, flag in zip(module.parameters(), trainable, strict=True):
+            parameter.requires_grad_(flag)
+        module.train(training)

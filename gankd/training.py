@@ -22,12 +22,13 @@ from tqdm import tqdm
 from gankd.data.augment import AugmentationConfig
 from gankd.data.loader import BatchSource
 from gankd.distillers.base import Distiller
-from generators.checkpoints import read_checkpoint, save_checkpoint
+from generators.checkpoints import all_finite, check_same_run, read_checkpoint, save_checkpoint
 from generators.randomness import mix
 from generators.settings import Settings
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(gt=0)]
+UNESSENTIAL = {"log_every", "checkpoint_every"}  # settings that change nothing in what is trained
 
 
 class TrainingConfig(Settings):
@@ -79,6 +80,8 @@ def rate_factor(config: TrainingConfig, step: int, num_steps: int) -> float:
 def build_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     """The configured optimiser over the trainable parameters, decay on those with more than one dimension."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise ValueError("all parameters of the student are frozen; set requires_grad on those that should be trained.")
     groups = [
         {"params": [parameter for parameter in parameters if parameter.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
@@ -113,7 +116,10 @@ def fit(
     optimizer = build_optimizer(distiller, config)
     first_step, checkpoint = 0, directory / "checkpoint.pt" if directory else None
     state = read_checkpoint(checkpoint) if checkpoint and checkpoint.exists() else None
+    run = {**config.model_dump(mode="json", exclude=UNESSENTIAL), "steps": num_steps, "seed": seed}
+    run |= {"method": distiller.config.model_dump(mode="json"), "data": source.description}
     if state:
+        check_same_run(state, run, checkpoint)
         first_step = state["step"]
         distiller.load_state_dict(state["distiller"])
         optimizer.load_state_dict(state["optimizer"])
@@ -163,16 +169,15 @@ def fit(
                             **means,
                         }
                     )
-            if checkpoint and (step + 1) % config.checkpoint_every == 0 and accelerator.is_main_process:
-                scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-                save_checkpoint(
-                    checkpoint,
-                    {
-                        "step": step + 1,
-                        "distiller": distiller.state_dict(),
-                        "optimizer": optimizer.state_dict(),
-                        "scaler": scaler,
-                    },
-                )
+            if checkpoint and (step + 1) % config.checkpoint_every == 0:
+                if not all_finite([distiller]):
+                    raise ValueError(
+                        f"{name}: weights are no longer finite at step {step + 1}; lower the learning rate."
+                    )
+                state = {"run": run, "step": step + 1, "distiller": distiller.state_dict()}
+                state["optimizer"] = optimizer.state_dict()
+                state["scaler"] = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
+                if accelerator.is_main_process:
+                    save_checkpoint(checkpoint, state)
     accelerator.free_memory()
     distiller.eval()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 
 @contextlib.contextmanager
@@ -26,6 +27,24 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write `state` (tensors, numbers, strings and containers of them) so that `path` is always whole."""
     with replace_whole(path) as temporary:
         torch.save(state, temporary)
+
+
+def check_same_run(state: dict[str, Any], run: dict[str, Any], path: Path) -> None:
+    """Raise a ValueError unless a checkpoint was written by the run that is described by `run` (flat, plain values)."""
+    there = state["run"]
+    differing = sorted(key for key in {*there, *run} if there.get(key) != run.get(key))
+    if differing:
+        key = differing[0]
+        raise ValueError(
+            f"{path} belongs to another run ({key}: {there.get(key)} there, {run.get(key)} here); delete it, or choose "
+            "another directory."
+        )
+
+
+def all_finite(modules: Iterable[nn.Module]) -> bool:
+    """Whether every weight and buffer is finite."""
+    tensors = (tensor for module in modules for tensor in module.state_dict().values())
+    return all(bool(tensor.isfinite().all()) for tensor in tensors if tensor.is_floating_point())
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

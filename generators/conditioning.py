@@ -3,11 +3,14 @@
 A class id goes through a learned table. A scalar, normalised to [0, 1], has three ways in:
 `fourier` (fixed sines and cosines, then a learned linear map), `ili` (the improved label input of CcGAN: a small
 network trained beforehand and frozen, see `label_network`) and `nli` (the naive label input of CcGAN: the number itself).
+A generator that was trained elsewhere, and whose label network is not at hand, takes the code itself (`code`).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -15,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 LabelInput = Literal["embedding", "fourier", "ili", "nli"]
+linear_map = partial(nn.Linear, bias=False)
 
 
 class FourierEncoder(nn.Module):
@@ -58,7 +62,12 @@ class NaiveEncoder(nn.Module):
         return y[:, None]
 
 
-def label_encoder(label_input: LabelInput, dim: int, num_classes: int | None) -> nn.Module:
+def code_length(label_input: LabelInput | Literal["code"], dim: int) -> int:
+    """Columns of the code that `label_encoder` makes."""
+    return 1 if label_input == "nli" else dim
+
+
+def label_encoder(label_input: LabelInput | Literal["code"], dim: int, num_classes: int | None) -> nn.Module:
     """The encoder for a class id (`num_classes` given) or for a scalar in [0, 1]; its output has `dim` columns (nli: 1).
 
     Raises:
@@ -73,20 +82,20 @@ def label_encoder(label_input: LabelInput, dim: int, num_classes: int | None) ->
         return FourierEncoder(dim)
     if label_input == "ili":
         return LabelNetwork(dim).requires_grad_(False)
-    return NaiveEncoder()
+    return NaiveEncoder() if label_input == "nli" else nn.Identity()
 
 
 class ConditionalBatchNorm(nn.Module):
     """Batch norm whose gain and bias come from a code: n * (1 + gain(code)) + bias(code). [N, C, H, W], [N, dim].
 
-    Source: de Vries et al., NeurIPS 2017; Miyato and Koyama, ICLR 2018.
+    `layer(dim, num_features)` makes the two maps: linear by default; with `nn.Embedding` the code is the class id [N] of
+    `dim` classes. Source: de Vries et al., NeurIPS 2017; Miyato and Koyama, ICLR 2018.
     """
 
-    def __init__(self, num_features: int, dim: int):
+    def __init__(self, num_features: int, dim: int, layer: Callable[[int, int], nn.Module] = linear_map):
         super().__init__()
         self.bn = nn.BatchNorm2d(num_features, affine=False)
-        self.gain = nn.Linear(dim, num_features, bias=False)
-        self.bias = nn.Linear(dim, num_features, bias=False)
+        self.gain, self.bias = layer(dim, num_features), layer(dim, num_features)
 
     def forward(self, x: Tensor, code: Tensor) -> Tensor:
         gain, bias = self.gain(code), self.bias(code)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,15 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
+NETWORK_SETTINGS = {
+    "sngan": ("widths", "discriminator_widths", "latent_dim", "label_dim", "label_input"),
+    "sagan": ("channels", "latent_dim", "label_dim", "label_input"),
+    "biggan": ("channels", "latent_dim", "label_dim", "attention", "shared_embedding", "hierarchical"),
+    "biggan_deep": ("channels", "latent_dim", "label_dim", "attention", "depth"),
+    "dcgan": ("channels", "latent_dim", "label_dim", "label_input"),
+}
+"""Which settings shape which network."""
+
 
 class GeneratorConfig(Settings):
     """A conditional GAN: its networks and the adversarial training. Defaults suit 32-pixel colour images."""
@@ -22,13 +31,23 @@ class GeneratorConfig(Settings):
     """Use this trained generator (a folder written by `save_pretrained`) instead of training one."""
     train_on: Literal["train", "pool"] = "train"
     """The student's training samples, or all that there are when `data.labelled` leaves the student only some."""
-    network: Literal["sngan"] = "sngan"
-    """The architecture."""
+    network: Literal["sngan", "sagan", "biggan", "biggan_deep", "dcgan"] = "sngan"
+    """The architecture. sngan and dcgan: 8 to 128 pixels; sagan: 64, 128; biggan and biggan_deep: 32 to 256, class ids."""
     widths: tuple[Count, ...] = (256, 256, 256, 256)
-    """Generator channels at 4x4 pixels and after every doubling; fewer doublings than the image needs end in a bilinear
-    enlargement."""
+    """sngan: generator channels at 4x4 pixels and after every doubling; fewer doublings than the image needs end in a
+    bilinear enlargement."""
     discriminator_widths: tuple[Count, ...] = (128,)
-    """Discriminator channels after every halving down to 4x4 and of a last block; one number means it everywhere."""
+    """sngan: discriminator channels after every halving down to 4x4 and of a last block; one number means it everywhere."""
+    channels: Count = 64
+    """The others: the unit in which the architecture counts its widths (the papers' ch)."""
+    attention: tuple[Count, ...] = ()
+    """biggan, biggan_deep: image sizes at which self-attention follows (the paper: 64 at 128 pixels)."""
+    shared_embedding: bool = False
+    """biggan: one class code of label_dim feeds all batch norms, instead of a table in each."""
+    hierarchical: bool = False
+    """biggan: every block gets a slice of the latents beside the class code."""
+    depth: Count = 2
+    """biggan_deep: blocks at every image size."""
     latent_dim: Count = 128
     """Length of the latent vector."""
     label_dim: Count = 128
@@ -65,7 +84,7 @@ class GeneratorConfig(Settings):
     betas: tuple[Share, Share] = (0.0, 0.9)
     """Adam's."""
     ema_decay: Share = 0.999
-    """The generator that is kept averages its weights over about 1 / (1 - decay) steps."""
+    """The generator that is kept averages its weights over about 1 / (1 - decay) steps (over a tenth of a shorter run)."""
     memory_budget: Annotated[int, Field(ge=0)] = 2048
     """MiB of training images that may stay on the device; a larger set is read batch by batch."""
     log_every: Count = 50
@@ -73,10 +92,28 @@ class GeneratorConfig(Settings):
     checkpoint_every: Count = 500
     """Steps between two checkpoints."""
 
+    def network_settings(self) -> dict[str, Any]:
+        """The settings that shape the chosen network."""
+        return {name: getattr(self, name) for name in NETWORK_SETTINGS[self.network]}
+
+    @model_validator(mode="after")
+    def _settings_of_the_network(self):
+        taken = NETWORK_SETTINGS[self.network]
+        for name in sorted(set().union(*NETWORK_SETTINGS.values()) - set(taken)):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} does not shape the network '{self.network}', which takes {', '.join(taken)}")
+        return self
+
     @model_validator(mode="after")
     def _even_batch(self):
         if self.batch_size % 2:
             raise ValueError(f"batch_size {self.batch_size} is odd; use an even number (samples are drawn in pairs)")
+        if self.label_input == "ili" and (self.label_dim < 16 or self.label_dim % 8):
+            raise ValueError(
+                f"label_dim {self.label_dim} does not suit label_input ili; use a multiple of 8 from 16 on"
+            )
+        if self.network == "sngan" and len(self.widths) < 2:
+            raise ValueError("widths needs two numbers or more: a generator without a block would not see its label")
         words = set(filter(None, (word.strip() for word in self.augment.split(","))))
         if unknown := words - {"color", "translation", "cutout"}:
             raise ValueError(f"augment names '{unknown.pop()}'; choose from color, translation, cutout")

@@ -38,10 +38,21 @@ class ConditionalGenerator(ModelMixin, ConfigMixin):
     def condition(self, labels: Tensor) -> Tensor:
         """Labels as the user writes them (class ids, or scalars in their units) to what `forward` takes.
 
+        A generator without a label network (`label_input` is `code`) takes codes [N, label_dim] instead.
+
         Raises:
-            ValueError: a label outside the range that the generator knows.
+            ValueError: a label outside the range that the generator knows, labels of another shape or kind.
         """
         labels = torch.as_tensor(labels, device=self.device)
+        if self.config.get("label_input") == "code":
+            if labels.ndim != 2 or labels.shape[1] != self.config.label_dim:
+                raise ValueError(
+                    f"labels have shape {tuple(labels.shape)}; this generator was loaded without its label network and "
+                    f"takes codes [N, {self.config.label_dim}]: give load_generator the label_embedding as well."
+                )
+            return labels.float()
+        if labels.ndim != 1:
+            raise ValueError(f"labels have shape {tuple(labels.shape)}; expected one number an image, [N].")
         if self.is_class_conditional:
             if labels.dtype.is_floating_point:
                 raise ValueError(f"labels are {labels.dtype}; this generator takes class ids (int64).")

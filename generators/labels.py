@@ -89,6 +89,10 @@ def check_labels(labels: Tensor, num_classes: int | None, label_range: tuple[flo
     """Raise a ValueError unless the labels are of the one kind that was declared, and within its range."""
     if (num_classes is None) == (label_range is None):
         raise ValueError("give exactly one of num_classes (class ids) and label_range (scalar labels).")
+    if num_classes is not None and labels.dtype.is_floating_point:
+        raise ValueError(
+            f"labels are {labels.dtype} where class ids (int64) are expected; for scalars give label_range."
+        )
     low, high = label_range or (0, num_classes - 1)
     if not low < high:
         raise ValueError(f"labels span [{low}, {high}]; a conditional generator needs at least two different labels.")

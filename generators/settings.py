@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 
 def nearest(word: str, choices) -> str:
@@ -29,6 +29,49 @@ class Settings(BaseModel):
                     raise ValueError(f"unknown key '{key}'{nearest(key, cls.model_fields)}")
         return values
 
+    @classmethod
+    def of(cls, values: dict[str, Any]):
+        """The settings that a dictionary holds.
+
+        Raises:
+            ValueError: one line a problem: the key's dotted path, what is wrong with it, what was found.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ValueError("\n".join(sentences(error, values))) from None
+
     def replace(self, **changes: Any):
-        """Return a copy with `changes`, validated like any other settings."""
-        return type(self).model_validate({**self.model_dump(), **changes})
+        """Return a copy with `changes`, validated like any other settings; raises as `of` does."""
+        return type(self).of({**self.model_dump(), **changes})
+
+
+def sentences(error: ValidationError, values: Any) -> list[str]:
+    """A validation error as one sentence a problem, for a person who wrote `values`."""
+    found = []
+    for problem in error.errors():
+        keys = _keys(problem, values)
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "union_tag_invalid":
+            tag, tags = problem["ctx"]["tag"], problem["ctx"]["expected_tags"].replace("'", "").split(", ")
+            message = f"unknown {keys[-1] if keys else 'name'} '{tag}'{nearest(tag, tags)}"
+        elif problem["type"] not in ("value_error", "missing"):
+            message = f"{message}, got {problem['input']!r}"
+        sentence = f"{'.'.join(keys)}: {message}" if keys else message
+        if sentence not in found:
+            found.append(sentence)
+    return found
+
+
+def _keys(problem: dict, values: Any) -> list[str]:
+    """The user's keys on pydantic's path to a problem; the members of a union (a method's name, `int`) are on it too."""
+    keys = []
+    for step in problem["loc"]:
+        if isinstance(values, dict) and step in values:
+            values = values[step]
+        elif isinstance(values, list | tuple) and isinstance(step, int):
+            values = values[step]
+        elif not (problem["type"] == "missing" and step == problem["loc"][-1]):
+            continue
+        keys.append(str(step))
+    return keys

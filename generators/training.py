@@ -15,19 +15,27 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from generators import losses
 from generators.augment import random_diff_augment
-from generators.checkpoints import read_checkpoint, save_checkpoint
+from generators.checkpoints import all_finite, check_same_run, read_checkpoint, save_checkpoint
 from generators.config import GeneratorConfig
 from generators.images import as_uint8, to_generator_range
 from generators.interface import ConditionalGenerator
 from generators.label_network import train_label_network
 from generators.labels import ClassLabels, ScalarLabels, check_labels
-from generators.networks.sngan import SNGANDiscriminator, SNGANGenerator
+from generators.networks import build_networks
 from generators.randomness import mix, seeded
+
+UNESSENTIAL = {
+    "log_every",
+    "checkpoint_every",
+    "memory_budget",
+    "checkpoint",
+    "train_on",
+}  # change nothing in the training
 
 
 class GeneratorDiverged(ValueError):
@@ -66,6 +74,7 @@ def train(
     if labels is None:
         images, labels = read_dataset(images)
     check_labels(labels, num_classes, label_range)
+    check_images(images, len(labels))
     device, rank, is_main = accelerator.device, accelerator.process_index, accelerator.is_main_process
     if config.batch_size % (2 * accelerator.num_processes):
         raise ValueError(
@@ -73,22 +82,26 @@ def train(
         )
     size = config.batch_size // accelerator.num_processes
     checkpoint = Path(directory) / "checkpoint.pt" if directory else None
+    run = {**config.model_dump(mode="json", exclude=UNESSENTIAL), "seed": seed, "num_images": len(labels)}
+    run |= {"num_classes": num_classes, "label_range": list(label_range or ())}
 
     with torch.random.fork_rng():
         torch.manual_seed(mix(seed, "generator networks"))
         plan = ClassLabels(labels) if num_classes else ScalarLabels(labels, label_range, config)
         generator, discriminator = build_networks(config, tuple(images.shape[1:]), num_classes, label_range)
-        if generator.config.label_input == "ili":
+        resumes = checkpoint is not None and checkpoint.exists()
+        if generator.config.get("label_input") == "ili" and not resumes:
             codes = train_label_network(images, plan.labels.float(), generator.encoder, seed=seed, device=device)
             generator.encoder.load_state_dict(codes)
             discriminator.encoder.load_state_dict(codes)
         for network in (generator, discriminator):
             network.to(device, memory_format=torch.channels_last).train()
-        average = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))  # copies the buffers
+        average = AveragedModel(generator, multi_avg_fn=moving_average(config.ema_decay))  # copies the buffers
         game = Game(generator, discriminator, plan, config, accelerator)
         first_step = 0
-        if checkpoint and checkpoint.exists():
+        if resumes:
             state = read_checkpoint(checkpoint)
+            check_same_run(state, run, checkpoint)
             first_step = state["step"]
             average.load_state_dict(state["average"])
             game.load_state_dict(state["game"])
@@ -114,9 +127,12 @@ def train(
                 bar.set_postfix({"D": f"{values['discriminator_loss']:.2f}", "G": f"{values['generator_loss']:.2f}"})
                 if is_main:
                     log({"stage": "generator", "step": step + 1, **values})
-            if checkpoint and (step + 1) % config.checkpoint_every == 0 and is_main:
-                state = {"step": step + 1, "average": average.state_dict(), "game": game.state_dict()}
-                save_checkpoint(checkpoint, state)
+            if checkpoint and (step + 1) % config.checkpoint_every == 0:
+                if not all_finite([average, generator, discriminator]):
+                    raise diverged(step + 1, "diverged", "a weight is no longer finite", checkpoint)
+                if is_main:
+                    state = {"run": run, "step": step + 1, "average": average.state_dict(), "game": game.state_dict()}
+                    save_checkpoint(checkpoint, state)
 
         trained = average.module
         recalibrate_batch_norm(trained, plan, seed=seed, device=device)
@@ -160,6 +176,7 @@ class Game:
             "discriminator_loss": loss.detach(),
             "real_accuracy": (real_logits > 0).float().mean(),
             "fake_accuracy": (fake_logits < 0).float().mean(),
+            "logit_spread": torch.cat([real_logits, fake_logits]).detach().std(),
         }
 
     def discriminator_loss(self, batch: dict[str, Tensor], real_logits: Tensor, fake_logits: Tensor) -> Tensor:
@@ -180,7 +197,7 @@ class Game:
 
     def generator_step(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Two fakes for every label y [B / 2]; returns the loss [] and the images [B, C, H, W]."""
-        self.discriminator.requires_grad_(False)
+        self.discriminator_player.require_gradients(False)
         y = y.repeat(2)
         z = torch.randn(len(y), self.generator.config.latent_dim, device=self.device)
         with self.accelerator.autocast():
@@ -196,7 +213,7 @@ class Game:
                 first_images=first, second_images=second, first_latents=first_z, second_latents=second_z
             )
         self.generator_player.update(loss)
-        self.discriminator.requires_grad_(True)
+        self.discriminator_player.require_gradients(True)
         return loss.detach(), fake.detach()
 
     def judge(self, images: Tensor, y: Tensor) -> Tensor:
@@ -225,6 +242,11 @@ class Player:
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate, betas=config.betas, fused=True)
         self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=accelerator.mixed_precision == "fp16")
 
+    def require_gradients(self, required: bool) -> None:
+        """Switch off the gradients of the network that only judges; frozen parameters stay frozen."""
+        for parameter in self.parameters:
+            parameter.requires_grad_(required)
+
     def update(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
@@ -246,26 +268,15 @@ class Player:
             getattr(self, name).load_state_dict(state[name])
 
 
-def build_networks(
-    config: GeneratorConfig, image_shape: tuple[int, int, int], num_classes: int | None, label_range: tuple | None
-) -> tuple[SNGANGenerator, SNGANDiscriminator]:
-    """A fresh generator and discriminator for images [C, H, W] and one kind of label.
+def moving_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
+    """An exponential average that forgets faster at first, so that a short run does not remember its initial weights."""
 
-    Raises:
-        ValueError: images that are not square or of a size the networks cannot take; a label_input that does not fit.
-    """
-    channels, height, width = image_shape
-    if height != width:
-        raise ValueError(f"images are {height}x{width}; the generators need square images: set data.image_size.")
-    shared = {
-        "resolution": height,
-        "image_channels": channels,
-        "label_dim": config.label_dim,
-        "num_classes": num_classes,
-        "label_input": config.label_input or ("embedding" if num_classes else "fourier"),
-    }
-    generator = SNGANGenerator(widths=config.widths, latent_dim=config.latent_dim, label_range=label_range, **shared)
-    return generator, SNGANDiscriminator(widths=config.discriminator_widths, **shared)
+    @torch.no_grad()
+    def update(averages: list[Tensor], values: list[Tensor], num_averaged: Tensor) -> None:
+        count = int(num_averaged)
+        torch._foreach_lerp_(averages, values, 1 - min(decay, (1 + count) / (10 + count)))
+
+    return update
 
 
 def prefetch(
@@ -287,14 +298,21 @@ def prefetch(
 
 def stop_if_diverged(values: dict[str, float], fake: Tensor, step: int, checkpoint: Path | None) -> None:
     """Raise `GeneratorDiverged` on a value that is not finite, or when all images of a batch are the same."""
-    kept = f" The last good checkpoint is {checkpoint}." if checkpoint and checkpoint.exists() else ""
-    advice = " Lower generator.learning_rate, or take more data or augmentation."
     if not torch.tensor(list(values.values())).isfinite().all():
-        raise GeneratorDiverged(f"the generator diverged at step {step}: a loss is no longer finite.{kept}{advice}")
+        raise diverged(step, "diverged", "a loss is no longer finite", checkpoint)
+    if values["logit_spread"] == 0:
+        raise diverged(step, "diverged", "the discriminator answers every image alike", checkpoint)
     if fake.std(dim=0).max() < 1e-3:
-        raise GeneratorDiverged(
-            f"the generator collapsed at step {step}: it draws the same image always.{kept}{advice}"
-        )
+        raise diverged(step, "collapsed", "it draws the same image always", checkpoint)
+
+
+def diverged(step: int, event: str, reason: str, checkpoint: Path | None) -> GeneratorDiverged:
+    """The error that says so, and where the last good checkpoint is."""
+    kept = f" The last good checkpoint is {checkpoint}." if checkpoint and checkpoint.exists() else ""
+    return GeneratorDiverged(
+        f"the generator {event} at step {step}: {reason}.{kept} Lower generator.learning_rate, or take more data or "
+        "augmentation."
+    )
 
 
 @torch.no_grad()
@@ -314,6 +332,15 @@ def recalibrate_batch_norm(
         generator(z.to(device), plan.generator_batch(batch_size, random).to(device))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+
+
+def check_images(images, num_labels: int) -> None:
+    """Raise a ValueError unless there is one uint8 image [C, H, W] a label."""
+    if images.shape[0] != num_labels:
+        raise ValueError(f"there are {images.shape[0]} images but {num_labels} labels.")
+    first = images[torch.arange(1)]
+    if first.dtype != torch.uint8 or first.ndim != 4:
+        raise ValueError(f"images are {first.dtype} {tuple(images.shape)}; expected uint8 [N, C, H, W] in 0..255.")
 
 
 def read_dataset(dataset) -> tuple[Tensor, Tensor]:

@@ -329,6 +329,20 @@ def test_replacing_settings_validates_like_reading_them() -> None:
         GeneratorConfig().replace(steps=0)
 
 
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        lambda: TrainingConfig().replace(step=3),
+        lambda: GeneratorConfig().replace(steps=0),
+        lambda: method_config({"name": "kd", "temperature": 0}),
+    ],
+)
+def test_a_mistake_in_the_library_way_is_one_sentence_too(mistake) -> None:
+    with pytest.raises(ValueError) as caught:
+        mistake()
+    assert "\n" not in str(caught.value) and "pydantic" not in str(caught.value)
+
+
 def test_a_method_is_given_by_name_by_dictionary_or_as_settings() -> None:
     for name, method in METHODS.items():
         assert method_config(name) == method_config({"name": name}) == method.Config()

@@ -14,6 +14,7 @@ from torch import nn
 
 from gankd.models import MODELS, ModelConfig, SmallResNet, build_model, load_weights
 from gankd.models.store import load_model, save_model
+from gankd.tasks import Classification, Regression
 from gankd.teacher import Normalize
 
 
@@ -225,6 +226,15 @@ def test_a_loaded_network_knows_its_input_normalisation(tmp_path: Path) -> None:
     mean, std = load_model(tmp_path)[0].input_normalization
     assert torch.equal(torch.tensor(mean), normalize.mean.flatten())
     assert torch.equal(torch.tensor(std), normalize.std.flatten())
+
+
+@pytest.mark.parametrize(
+    "task",
+    [Classification(class_names=("cat", "dog", "eel")), Regression(-1 / 3, 2.5, mean=0.1, std=0.7, unit="years"), None],
+)
+def test_a_loaded_network_knows_what_its_outputs_mean(tmp_path: Path, task) -> None:
+    saved(tmp_path, network(), task=task)
+    assert getattr(load_model(tmp_path)[0], "output_task", None) == task
 
 
 def test_a_folder_without_a_network_is_named(tmp_path: Path) -> None:

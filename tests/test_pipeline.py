@@ -14,7 +14,7 @@ from gankd.synthesis.store import load_store, read_manifest
 from tests.conftest import run, start
 
 SCRIPT = "scripts/gen_then_distill.py"
-TWO_PROCESSES = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517")
+TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
 def execute(path, until="report"):

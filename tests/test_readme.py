@@ -10,9 +10,8 @@ from tests.conftest import ROOT
 def test_the_library_example_runs(tmp_path, monkeypatch):
     example = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
     assert len([line for line in example.splitlines() if line.strip()]) <= 10
-    subsample = "subsample={'widths': [32], 'steps': 100, 'learning_rate': 0.001, 'dropout': 0, 'burn_in': 20}"
     short = re.sub(r"steps=\d+", "steps=30", example)
-    short = short.replace("num_samples=5000", f"num_samples=100, rho=None, max_candidates=10**5, {subsample}")
+    short = short.replace("num_samples=5000", "num_samples=100, chunk_size=100, subsample={'steps': 50, 'burn_in': 20}")
     assert short.count("steps=30") == 3
     monkeypatch.chdir(tmp_path)
     names = {}

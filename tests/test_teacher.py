@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gankd.data.sets import LazyImages
 from gankd.models import SmallResNet, build_model
+from gankd.tasks import Regression
 from gankd.teacher import Normalize, Teacher
 
 
@@ -86,6 +87,19 @@ def test_whoever_holds_a_teacher_does_not_own_its_weights() -> None:
     assert set(holder.state_dict()) == {"weight", "bias"}
     holder.train()
     assert not any(module.training for module in holder.teacher.module.modules())
+
+
+@pytest.mark.parametrize("with_own", [True, False])
+def test_a_teacher_speaks_the_units_of_whoever_asked_last(with_own: bool) -> None:
+    """One teacher serves several students; what it was asked to do for one must not stay for the next."""
+    own = Regression(label_min=0, label_max=4, mean=3.5, std=0.25)
+    asked = Teacher(nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), Normalize.of(images()), task=own)
+    view, student = images().float() / 255, Regression(label_min=0, label_max=4, mean=2.0, std=1.5)
+    answers = asked(view)
+    torch.testing.assert_close(asked.speak(student)(view), (3.5 + 0.25 * answers - 2.0) / 1.5)
+    third = own if with_own else Regression(label_min=0, label_max=4, mean=1.0, std=2.0)
+    expected = answers if with_own else (3.5 + 0.25 * answers - 1.0) / 2.0
+    torch.testing.assert_close(asked.speak(third)(view), expected)
 
 
 # --- features ---------------------------------------------------------------------------------------------------------

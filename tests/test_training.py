@@ -34,7 +34,7 @@ class Interruption(Exception):
 
 
 def network(num_outputs: int = 3, seed: int = 0) -> nn.Module:
-    """Everything that a resumed run could get wrong: batch norm's buffers, dropout's draws, weights with and without decay."""
+    """All that a resumed run could get wrong: batch norm's buffers, dropout's draws, weights with and without decay."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return nn.Sequential(
@@ -152,6 +152,12 @@ def test_a_checkpoint_of_another_seed_is_not_taken_for_this_run(tmp_path: Path) 
         train(seed=1, directory=tmp_path)
 
 
+def test_a_checkpoint_of_another_method_is_not_taken_for_this_run(tmp_path: Path) -> None:
+    train(method=Supervised, directory=tmp_path, interrupt_at=3)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt"):
+        train(method=KD, directory=tmp_path)
+
+
 def test_a_damaged_checkpoint_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(b"PK")
     with pytest.raises(ValueError, match=r"checkpoint\.pt cannot be read .*delete it"):
@@ -192,6 +198,25 @@ def test_the_library_way_leaves_the_callers_random_stream_alone(interrupt_at: in
     except Interruption:
         assert interrupt_at is not None
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(("regression", "num_outputs"), [(False, 2), (True, 3)])
+def test_a_student_with_another_number_of_outputs_is_refused(regression: bool, num_outputs: int) -> None:
+    with pytest.raises(ValueError, match=rf"\b{num_outputs}\b.*outputs|outputs.*\b{num_outputs}\b"):
+        gankd.distill(network(num_outputs), method="supervised", real=data(regression=regression), training=CONFIG)
+
+
+def test_what_was_trained_is_evaluated_in_the_units_it_was_trained_in() -> None:
+    """The network answers in standardised units of the training labels, whatever the labels it is evaluated on."""
+    dataset = data(regression=True)
+    student = gankd.distill(network(1), method="supervised", real=dataset, training=CONFIG)
+    whole = gankd.evaluate(student, dataset)
+    half = (
+        gankd.evaluate(student, dataset.subset(torch.arange(5))),
+        gankd.evaluate(student, dataset.subset(torch.arange(5, 10))),
+    )
+    assert whole["mae"] == pytest.approx((half[0]["mae"] + half[1]["mae"]) / 2, rel=1e-5)
+    assert whole["mae"] == pytest.approx(gankd.evaluate(student, dataset, task=task_of(dataset))["mae"])
 
 
 # --- the learning rate ------------------------------------------------------------------------------------------------

@@ -89,6 +89,7 @@ class BatchSource:
         self.rank, self.world_size = rank, world_size
         self.device = torch.device("cpu" if device is None else device)
         self.num_real = 0 if real is None else len(real)
+        self.description = {"real": self.num_real, "synthetic": len(synthetic or ()), "fraction": synthetic_fraction}
         self.num_samples = sum(map(len, sets))
 
         self.resident = sum(dataset.num_bytes for dataset in sets) <= memory_budget

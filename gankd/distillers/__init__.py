@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Union
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 
 from gankd.distillers.base import Distiller, MethodConfig
 from gankd.distillers.kd import KD
@@ -33,4 +33,4 @@ def method_config(method: str | dict[str, Any] | MethodConfig) -> MethodConfig:
     values = {"name": method} if isinstance(method, str) else method
     if values.get("name") not in METHODS:
         raise ValueError(f"unknown method '{values.get('name')}'{nearest(values.get('name'), METHODS)}")
-    return TypeAdapter(AnyMethodConfig).validate_python(values)
+    return METHODS[values["name"]].Config.of(values)

@@ -19,6 +19,7 @@ class KDConfig(MethodConfig):
     """(1 - alpha) task loss + alpha distillation loss."""
 
     name: Literal["kd"] = "kd"
+    """The method."""
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.9
     """Weight of the teacher against the labels."""
     temperature: Annotated[float, Field(gt=0)] = 4.0

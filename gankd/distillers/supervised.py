@@ -14,6 +14,7 @@ class SupervisedConfig(MethodConfig):
     """Cross-entropy, or squared error on standardised labels."""
 
     name: Literal["supervised"] = "supervised"
+    """The method."""
 
 
 class Supervised(Distiller):

@@ -36,8 +36,10 @@ def build_model(name: str, num_classes: int = 100, in_channels: int = 3, **optio
     if library == "torchvision":
         return _torchvision_model(model, num_classes, in_channels, options)
     if library == "timm":
-        import timm
-
+        try:
+            import timm
+        except ImportError as error:
+            raise ValueError(f"network '{name}' needs timm: pip install 'gankd[timm]'.") from error
         return timm.create_model(model, num_classes=num_classes, in_chans=in_channels, **options)
     if name not in MODELS:
         raise ValueError(f"unknown network '{name}'{nearest(name, [*MODELS, 'torchvision:NAME', 'timm:NAME'])}")
@@ -57,7 +59,10 @@ def _torchvision_model(name: str, num_classes: int, in_channels: int, options: d
         raise ValueError(f"torchvision has no classifier '{name}'{nearest(name, names)}")
     if in_channels != 3:
         raise ValueError(f"torchvision:{name} takes colour images; set data.channels: 3 (grey images are repeated).")
-    return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
+    try:
+        return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
+    except TypeError as error:
+        raise ValueError(f"torchvision:{name} does not take the options {sorted(options)}: {error}") from error
 
 
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
@@ -69,22 +74,28 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
         ValueError: the file cannot be read, or its keys or shapes are not those of `model`.
     """
     path = Path(path)
-    if not path.exists():
+    if not path.is_file():
         raise ValueError(f"there is no file {path}; check the checkpoint's path.")
     if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        state = load_file(path)
+        try:
+            state = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{path} cannot be read, it may be cut off ({error}).") from error
     else:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
             raise ValueError(
-                f"{path} holds more than tensors and is not unpickled ({type(error).__name__}): "
+                f"{path} is cut off, or holds more than tensors and is not unpickled ({type(error).__name__}): "
                 "save it again as torch.save(model.state_dict(), path) or as .safetensors."
             ) from error
         for key in ("state_dict", "model"):
-            state = state[key] if isinstance(state.get(key), dict) else state
+            state = state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
+        if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+            raise ValueError(f"{path} holds no state dict but a {type(state).__name__}; save model.state_dict().")
     state = {key.removeprefix("module."): value for key, value in state.items()}
     try:
         model.load_state_dict(state)

@@ -38,6 +38,8 @@ class SmallResNet(nn.Module):
         self, num_classes: int = 10, in_channels: int = 3, widths: Sequence[int] = (32, 64, 128), stem_stride: int = 1
     ):
         super().__init__()
+        if not widths:
+            raise ValueError("small_resnet needs at least one stage; give widths, e.g. [32, 64, 128].")
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, widths[0], 3, stride=stem_stride, padding=1, bias=False),
             nn.BatchNorm2d(widths[0]),

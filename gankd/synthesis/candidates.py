@@ -6,7 +6,6 @@ Everything random in a chunk is a function of (seed, stream, chunk), so that any
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from pathlib import Path
 
 import torch
@@ -143,11 +142,6 @@ class Candidates:
         for chunk in range(self.num_chunks):
             first = chunk * self.chunk_size
             local = indices[(indices >= first) & (indices < first + self.chunk_size)] - first
-            for name, values in read_tensors(self.file(chunk)).items():
-                if images or name != "images":
-                    parts.setdefault(name, []).append(values[local])
+            for name, values in read_tensors(self.file(chunk), without=None if images else "images").items():
+                parts.setdefault(name, []).append(values[local])
         return {name: torch.cat(values) for name, values in parts.items()}
-
-    def remove(self) -> None:
-        """Delete the chunks: what is worth keeping is in the store."""
-        shutil.rmtree(self.directory, ignore_errors=True)

@@ -22,23 +22,24 @@ class SubsamplingConfig(Settings):
     sparse autoencoder (made for scalar labels) or a classifier with a wide bottleneck (made for classes)."""
     extractor_steps: Count = 2000
     """Training steps of an autoencoder or classifier."""
-    widths: tuple[Annotated[int, Field(gt=0, multiple_of=8)], ...] = (2048, 1024, 512, 256, 128)
-    """Hidden widths of the ratio network."""
+    widths: tuple[Annotated[int, Field(ge=16, multiple_of=8)], ...] = (512, 256, 128)
+    """Hidden widths of the ratio network (the paper: 2048, 1024, 512, 256, 128 on 3072 features)."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Of the ratio network."""
-    steps: Count = 5000
-    """Training steps of the ratio network; the learning rate falls tenfold after 40 and after 75 % of them."""
-    batch_size: Count = 256
+    steps: Count = 500
+    """Training steps of the ratio network (the paper: 200 epochs); the learning rate falls tenfold after 40 and 75 %."""
+    batch_size: Count = 128
     """Real and as many generated images a step."""
     learning_rate: Positive = 1e-4
     """Adam's (betas .5, .999, weight decay 1e-4)."""
-    penalty: Annotated[float, Field(ge=0)] = 0.01
-    """Weight of (mean ratio of generated images - 1)^2."""
-    burn_in: Count = 1000
+    penalty: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of (mean ratio of generated images - 1)^2, which the true ratio leaves at 0 (the paper: 0.01). When few real
+    images can be told from all generated ones, a weight below about 0.1 lets the ratio die at 0."""
+    burn_in: Count = 500
     """Samples a class (scalars: a label bin) from which the ratio's bound starts."""
-    bound: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """The bound M as a quantile of the burn-in's ratios. 1: the maximum, growing while sampling, as in the paper; below 1:
-    that quantile, ratios beyond it always pass."""
+    bound: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """The bound M as a quantile of the burn-in's ratios; ratios beyond it always pass. 1: the maximum, growing while
+    sampling, as in the paper: with few real images one overconfident ratio then rejects nearly everything."""
     label_bins: Count = 20
     """Scalar labels: the label range is cut into so many bins, each with its own bound."""
 

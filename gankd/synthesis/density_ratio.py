@@ -55,7 +55,9 @@ class DensityRatio(nn.Module):
         for hidden in widths:
             layers += [nn.Linear(width, hidden), nn.GroupNorm(num_groups, hidden), nn.ReLU(), nn.Dropout(dropout)]
             width = hidden
-        self.layers = nn.Sequential(*layers, nn.Linear(width, 1), nn.ReLU())
+        last = nn.Linear(width, 1)
+        nn.init.ones_(last.bias)  # the ratio of equal distributions: the last ReLU is not born dead
+        self.layers = nn.Sequential(*layers, last, nn.ReLU())
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         """Ratios [N] for features [N, D] and class ids [N] (or codes [N, E])."""

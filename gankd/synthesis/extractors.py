@@ -51,7 +51,12 @@ class SparseAutoencoder(nn.Module):
 
     def __init__(self, image_shape: tuple[int, int, int], width: int = 64):
         super().__init__()
-        channels, height, _ = image_shape
+        channels, height, width_ = image_shape
+        if height != width_ or height < 8 or height & (height - 1):
+            raise ValueError(
+                f"images of {height}x{width_} do not fit the autoencoder of the density ratio, which halves squares down to "
+                "4 pixels; use synthesis.subsample.features: teacher."
+            )
         num_features = channels * height * height
         halvings = (height // 4).bit_length() - 1
         outs = [width * min(2**index, 4) for index in range(halvings)]
@@ -136,10 +141,10 @@ def train_extractor(
     batch_size: int = 128,
     device: torch.device | str = "cpu",
     log: Callable[[dict], None] = lambda values: None,
-) -> Callable[[Tensor], Tensor]:
-    """Train on uint8 images [N, C, H, W] (SGD with momentum .9, weight decay 1e-4, cosine), freeze, and return h(x).
+) -> None:
+    """Train in place on uint8 images [N, C, H, W] (SGD with momentum .9, weight decay 1e-4, cosine), and freeze.
 
-    labels: class ids, or scalars in [0, 1]. The returned function takes images in [0, 1] on `device` to features [N, D].
+    labels: class ids for a `WideClassifier`, numbers in [0, 1] for a `SparseAutoencoder`.
     """
     extractor.to(device).train()
     rate = 0.1 if isinstance(extractor, WideClassifier) else 0.01
@@ -155,4 +160,3 @@ def train_extractor(
         if (step + 1) % 100 == 0 or step + 1 == steps:
             log({"stage": "extractor", "step": step + 1, "loss": loss.item()})
     extractor.eval().requires_grad_(False)
-    return lambda unit_images: extractor(unit_images * 2 - 1)

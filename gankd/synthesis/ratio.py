@@ -83,6 +83,8 @@ class RatioModel:
             labels = real.labels
             if not self.is_classification:
                 labels = (labels - self.task.label_min) / (self.task.label_max - self.task.label_min)
+            elif self.config.features == "autoencoder":
+                labels = labels / max(1, self.task.num_classes - 1)
             train_extractor(
                 self.extractor, real.images, labels, steps=config.extractor_steps, device=self.device, log=log
             )

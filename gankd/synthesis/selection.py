@@ -103,12 +103,12 @@ def ratio_bounds(ratios: Tensor, strata: Tensor, num_strata: int, *, quantile: f
     """
     if not ratios.isfinite().all():
         raise ValueError("the density ratio is not finite; lower synthesis.subsample.learning_rate.")
-    bounds = torch.stack(
-        [
-            error_quantile(errors=ratios[members], rho=quantile) if members.any() else ratios.new_zeros(())
-            for members in (strata == stratum for stratum in range(num_strata))
-        ]
-    )
+    empty = (torch.bincount(strata, minlength=num_strata) == 0).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(
+            f"no burn-in sample fell into the label groups {empty}: raise synthesis.subsample.burn_in or lower label_bins."
+        )
+    bounds = torch.stack([error_quantile(errors=ratios[strata == group], rho=quantile) for group in range(num_strata)])
     if not (bounds > 0).all():
         raise ValueError(
             f"the density ratio is 0 almost everywhere for label groups {(bounds <= 0).nonzero().flatten().tolist()}: "
@@ -141,16 +141,25 @@ def teacher_filter(scores: Scores, accepted: Tensor, rho: float, *, num_classes:
     """M2: keep (bool [N]) the share rho of the accepted with the smallest error; also the thresholds, [K] or [].
 
     Per class for class ids, over all for scalars. The thresholds are quantiles of the very samples that are filtered (the
-    paper's code takes those of a burn-in for classes), so that the discarded share is 1 - rho by construction.
+    paper's code takes those of a burn-in for classes), so that the discarded share is 1 - rho by construction. Where errors
+    tie at the threshold, so that the strict rule would discard more than that (a teacher whose cross-entropy is 0 for most
+    samples), those at the threshold stay.
     """
-    errors = scores.errors[accepted]
     if num_classes is None:
-        thresholds = error_quantile(errors=errors, rho=rho)
-        return accepted & filter_by_teacher_error(errors=scores.errors, threshold=thresholds), thresholds
-    thresholds = class_error_quantiles(errors=errors, labels=scores.labels[accepted], rho=rho, num_classes=num_classes)
-    return accepted & filter_by_teacher_error(
-        errors=scores.errors, threshold=thresholds, labels=scores.labels
-    ), thresholds
+        groups = torch.zeros_like(scores.strata)
+        thresholds = class_error_quantiles(
+            errors=scores.errors[accepted], labels=groups[accepted], rho=rho, num_classes=1
+        )
+    else:
+        groups = scores.labels
+        thresholds = class_error_quantiles(
+            errors=scores.errors[accepted], labels=groups[accepted], rho=rho, num_classes=num_classes
+        )
+    kept = accepted & filter_by_teacher_error(errors=scores.errors, threshold=thresholds, labels=groups)
+    count = lambda mask: torch.bincount(groups[mask], minlength=len(thresholds))  # noqa: E731
+    tied = count(kept) < (rho * (count(accepted) - 1)).long().clamp(min=1)
+    kept |= accepted & tied[groups] & (scores.errors == thresholds[groups])
+    return kept, thresholds if num_classes is not None else thresholds[0]
 
 
 def take(kept: Tensor, labels: Tensor, num_samples: int, *, num_classes: int | None) -> Tensor:

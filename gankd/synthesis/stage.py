@@ -10,6 +10,7 @@ store comes out of any number of processes and after any interruption.
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from gankd.synthesis.config import SynthesisConfig
 from gankd.synthesis.ratio import RatioModel
 from gankd.synthesis.selection import Scores, ratio_bounds, select_rho, subsample, take, teacher_filter
 from gankd.synthesis.store import write_store, write_tensors
-from gankd.tasks import Task
+from gankd.tasks import CLASSIFICATION, Task
 from gankd.teacher import Teacher
 from generators.interface import ConditionalGenerator
 from generators.randomness import mix
@@ -44,6 +45,20 @@ class Selection:
     rho: float | None
     thresholds: Tensor | None
     """The teacher-error thresholds: [K] for classes, [] for scalars, None without a filter."""
+
+
+def check_generator(generator: ConditionalGenerator, task: Task, real: ImageSet) -> None:
+    """Raise a ValueError unless a generator makes images of the real data's shape and takes labels of its kind."""
+    shape = (generator.config.image_channels, generator.config.resolution, generator.config.resolution)
+    if shape != real.image_shape:
+        raise ValueError(
+            f"the generator makes images of {shape}, the data has {real.image_shape}: set data.image_size and "
+            "data.channels to the generator's."
+        )
+    if generator.is_class_conditional != (task.kind == CLASSIFICATION):
+        kind = "class ids" if generator.is_class_conditional else "a scalar"
+        raise ValueError(f"the generator takes {kind}, which are not the labels of a {task.kind} task.")
+    generator.condition(real.labels.unique())
 
 
 class Synthesis:
@@ -72,6 +87,11 @@ class Synthesis:
         self.generator, self.teacher, self.task, self.real, self.config = generator, teacher, task, real, config
         self.directory, self.seed, self.accelerator, self.log = directory, seed, accelerator, log
         self.provenance, self.validation_error = provenance or {}, validation_error
+        check_generator(generator, task, real)
+        if config.rho == "validation" and validation_error is None:
+            raise ValueError(
+                "rho: validation trains students, which only a whole experiment does; give a number or None."
+            )
         self.num_classes = getattr(task, "num_classes", None)
         self.labels = Labels.of(task, real.labels, config.subsample.label_bins)
 
@@ -91,7 +111,8 @@ class Synthesis:
             selection = self.select(candidates, scores, bounds)
         if self.accelerator.is_main_process:
             self.write(candidates, scores, selection, bounds)
-            candidates.remove()
+            for stream in ("candidates", "burn_in"):
+                shutil.rmtree(self.directory / stream, ignore_errors=True)  # what is worth keeping is in the store
         self.accelerator.wait_for_everyone()
 
     def ratio_model(self) -> RatioModel:

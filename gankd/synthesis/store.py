@@ -14,8 +14,8 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from gankd.data.sets import ImageSet
@@ -30,14 +30,15 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
+def read_tensors(path: Path, *, without: str | None = None) -> dict[str, Tensor]:
+    """Read a safetensors file, all of it or all but one tensor.
 
     Raises:
         ValueError: the file is missing or cut off.
     """
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys() if name != without}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} is missing or cut off; delete {path.parent} and run the synthesis again.") from error
 

@@ -7,20 +7,18 @@ Sources: Miyato et al. 2018 (spectral normalisation), Miyato and Koyama 2018 (pr
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Literal
+
 import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from generators.conditioning import (
-    ConditionalBatchNorm,
-    LabelInput,
-    PlainBatchNorm,
-    label_encoder,
-    upsample,
-)
+from generators.conditioning import ConditionalBatchNorm, LabelInput, PlainBatchNorm, code_length, label_encoder
 from generators.interface import ConditionalGenerator
+from generators.layers import DiscriminatorBlock, GeneratorBlock, torch_sn_linear
 
 
 def check_resolution(resolution: int, num_blocks: int) -> None:
@@ -35,32 +33,14 @@ def check_resolution(resolution: int, num_blocks: int) -> None:
         )
 
 
-class GeneratorBlock(nn.Module):
-    """x + residual, both doubled: norm, ReLU, up, conv, norm, ReLU, conv. [N, in, H, W] -> [N, out, 2H, 2W]."""
-
-    def __init__(self, in_channels: int, out_channels: int, code_dim: int | None):
-        super().__init__()
-        norm = PlainBatchNorm if code_dim is None else lambda channels: ConditionalBatchNorm(channels, code_dim)
-        self.norm1, self.norm2 = norm(in_channels), norm(out_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.shortcut = nn.Conv2d(in_channels, out_channels, 1)
-
-    def forward(self, x: Tensor, code: Tensor) -> Tensor:
-        h = self.conv1(upsample(F.relu(self.norm1(x, code))))
-        h = self.conv2(F.relu(self.norm2(h, code)))
-        return h + upsample(
-            self.shortcut(x)
-        )  # a 1x1 convolution commutes with nearest doubling, at a quarter of the work
-
-
 class SNGANGenerator(ConditionalGenerator):
     """Generator of residual blocks. `forward(z, y)`: z [N, latent_dim], y [N] -> image [N, C, H, W] in [-1, 1].
 
     Args:
         widths: channels at 4x4 and after every doubling. With fewer doublings than the resolution needs, the image is made
             small and enlarged bilinearly: a strong, cheap prior for data that is smooth at the pixel level.
-        label_input: `embedding` for classes; `fourier`, `ili` or `nli` for scalars (see `conditioning`).
+        label_input: `embedding` for classes; `fourier`, `ili` or `nli` for scalars (see `conditioning`); `code` when y is
+            the code itself, [N, label_dim].
     """
 
     @register_to_config
@@ -73,16 +53,16 @@ class SNGANGenerator(ConditionalGenerator):
         label_dim: int = 128,
         num_classes: int | None = None,
         label_range: tuple[float, float] | None = None,
-        label_input: LabelInput = "embedding",
+        label_input: LabelInput | Literal["code"] = "embedding",
     ):
         super().__init__()
         check_resolution(resolution, len(widths) - 1)
         self.feature_names = tuple(f"blocks.{index}" for index in range(len(widths) - 1))
         self.encoder = label_encoder(label_input, label_dim, num_classes)
-        code_dim = None if label_input == "nli" else label_dim
+        norm = PlainBatchNorm if label_input == "nli" else partial(ConditionalBatchNorm, dim=label_dim)
         self.dense = nn.Linear(latent_dim, widths[0] * 16)
         self.blocks = nn.ModuleList(
-            GeneratorBlock(wide, narrow, code_dim) for wide, narrow in zip(widths, widths[1:], strict=False)
+            GeneratorBlock(wide, narrow, norm) for wide, narrow in zip(widths, widths[1:], strict=False)
         )
         self.norm = nn.BatchNorm2d(widths[-1])
         self.to_image = nn.Conv2d(widths[-1], image_channels, 3, padding=1)
@@ -102,25 +82,6 @@ class SNGANGenerator(ConditionalGenerator):
         if image.shape[-1] != self.config.resolution:
             image = F.interpolate(image, size=self.config.resolution, mode="bilinear", align_corners=False)
         return image
-
-
-class DiscriminatorBlock(nn.Module):
-    """x + residual, halved when `downsample`. The first block sees the image itself, so it starts without a ReLU."""
-
-    def __init__(self, in_channels: int, out_channels: int, downsample: bool, first: bool = False):
-        super().__init__()
-        self.first, self.downsample = first, downsample
-        self.conv1 = spectral_norm(nn.Conv2d(in_channels, out_channels, 3, padding=1))
-        self.conv2 = spectral_norm(nn.Conv2d(out_channels, out_channels, 3, padding=1))
-        identity = in_channels == out_channels and not downsample
-        self.shortcut = nn.Identity() if identity else spectral_norm(nn.Conv2d(in_channels, out_channels, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(x if self.first else F.relu(x))
-        h = self.conv2(F.relu(h))
-        if self.downsample:  # the shortcut's 1x1 convolution commutes with pooling, at a quarter of the work
-            h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
-        return h + self.shortcut(x)
 
 
 class SNGANDiscriminator(nn.Module):
@@ -157,14 +118,13 @@ class SNGANDiscriminator(nn.Module):
                 for index in range(halvings + 1)
             )
         )
-        self.linear = spectral_norm(nn.Linear(widths[-1], 1))
+        self.linear = torch_sn_linear(widths[-1], 1)
         if label_input == "embedding":
             self.encoder = nn.Identity()
             self.project = spectral_norm(nn.Embedding(num_classes, widths[-1]))
         else:
             self.encoder = label_encoder(label_input, label_dim, num_classes)
-            code_dim = 1 if label_input == "nli" else label_dim
-            self.project = spectral_norm(nn.Linear(code_dim, widths[-1], bias=False))
+            self.project = torch_sn_linear(code_length(label_input, label_dim), widths[-1], bias=False)
 
     def forward(self, images: Tensor, y: Tensor) -> Tensor:
         h = F.relu(self.blocks(images)).sum(dim=(2, 3))

@@ -7,12 +7,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+import gankd
 from gankd.data.augment import Augment, AugmentationConfig
 from gankd.data.loader import Batch, BatchSource
 from gankd.data.sets import ImageSet
 from gankd.distillers import METHODS, Distiller, MethodConfig
 from gankd.models import SmallResNet
-from gankd.tasks import Classification, Regression, Task
+from gankd.tasks import Classification, Regression, Task, task_of
 from gankd.teacher import Normalize, Teacher
 from gankd.training import TrainingConfig, fit
 
@@ -299,6 +300,21 @@ def test_student_and_teacher_see_the_same_view(kind: str) -> None:
     distiller.train()
     distiller.student.eval()
     assert distiller(fixed_batch(kind))["loss"].item() == pytest.approx(0, abs=1e-6)
+
+
+def test_a_teacher_of_other_label_statistics_is_understood_in_its_own_units() -> None:
+    """A teacher of all data and a student of few standardise by different numbers; what they mean are the same years."""
+    batch, logged = fixed_batch("regression"), []
+    dataset = ImageSet(batch.images, batch.labels)
+    teacher, student = (nn.Sequential(nn.Flatten(), nn.Linear(64, 1)) for _ in range(2))
+    for module in (teacher, student):
+        nn.init.zeros_(module[1].weight)
+        nn.init.zeros_(module[1].bias)
+    teacher.output_task = Regression(label_min=0, label_max=4, mean=3.5, std=0.25)  # as gankd leaves it on a network
+    task = task_of(dataset)
+    gankd.distill(student, teacher, real=dataset, method={"name": "kd", "alpha": 1}, steps=1, log=logged.append)
+    # the student says its mean, the teacher 3.5 years
+    assert logged[0]["kd"] == pytest.approx(((3.5 - task.mean) / task.std) ** 2, rel=1e-4)
 
 
 def test_the_teacher_normalises_the_view_in_its_own_way() -> None:

@@ -21,13 +21,21 @@ from gankd.synthesis.config import SynthesisConfig
 from gankd.synthesis.selection import Scores, subsample
 from gankd.synthesis.stage import Synthesis
 from gankd.synthesis.store import load_store, read_manifest, read_tensors, write_tensors
-from gankd.tasks import task_of
+from gankd.tasks import Regression, task_of
 from gankd.teacher import Normalize, Teacher
 from generators.images import to_unit_range
 from generators.interface import ConditionalGenerator
 from generators.networks.sngan import SNGANGenerator
 
-SUBSAMPLING = {"widths": (32, 32), "dropout": 0.0, "steps": 30, "batch_size": 16, "learning_rate": 1e-3, "burn_in": 8}
+SUBSAMPLING = {
+    "widths": (32, 32),
+    "dropout": 0.0,
+    "steps": 30,
+    "batch_size": 16,
+    "learning_rate": 1e-3,
+    "burn_in": 8,
+    "bound": 1,
+}
 CONFIG = SynthesisConfig(
     num_samples=31, chunk_size=10, shard_size=12, rho=0.8, subsample={**SUBSAMPLING, "label_bins": 3}
 )
@@ -58,7 +66,7 @@ def make_generator(kind: str, size: int = 8, label_input: str | None = None) -> 
             image_channels=1,
             widths=(8, 8),
             latent_dim=4,
-            label_dim=16,
+            label_dim=32,
             label_input=label_input or ("embedding" if kind == "classification" else "fourier"),
             **labels,
         )
@@ -621,6 +629,15 @@ def test_a_replaced_label_may_be_trained_on(tmp_path: Path) -> None:
     )
     student = SmallResNet(1, in_channels=1, widths=(4,))
     gankd.distill(student, real=real, synthetic=synthetic, method="supervised", steps=1)
+
+
+def test_a_teacher_of_other_label_statistics_replaces_labels_in_its_own_units(tmp_path: Path) -> None:
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 1))
+    torch.nn.init.zeros_(module[1].weight)
+    torch.nn.init.zeros_(module[1].bias)
+    module.output_task = Regression(label_min=-30, label_max=60, mean=42, std=1)  # as gankd leaves it on a network
+    loaded = synthesize(tmp_path, "regression", teacher=module, config=PLAIN.replace(rho=None))
+    torch.testing.assert_close(loaded.labels, torch.full((12,), 42.0))
 
 
 def test_reading_a_file_that_is_no_safetensors_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,103 @@
+"""Any callable as a generator, in one line.
+
+generator = wrap(my_network, resolution=32, latent_dim=128, num_classes=10)
+images = generator.sample(torch.tensor([3, 1, 4]))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from generators.interface import ConditionalGenerator
+from generators.settings import nearest
+
+
+class WrappedGenerator(ConditionalGenerator):
+    """A generator around `source(z, y)`; see `wrap`."""
+
+    ignore_for_config = ["source", "feature_names"]
+
+    @register_to_config
+    def __init__(
+        self,
+        *,
+        source: Callable[[Tensor, Tensor], Tensor],
+        resolution: int,
+        latent_dim: int,
+        image_channels: int,
+        num_classes: int | None,
+        label_range: tuple[float, float] | None,
+        feature_names: tuple[str, ...],
+    ):
+        super().__init__()
+        self.source = source
+        self.feature_names = tuple(f"source.{name}" for name in feature_names)
+        self.register_buffer(
+            "place", torch.empty(0), persistent=False
+        )  # tells the device when `source` has no parameter
+
+    def label_code(self, y: Tensor) -> Tensor:
+        return nn.functional.one_hot(y, self.config.num_classes).float() if self.is_class_conditional else y[:, None]
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        images = self.source(z, y)
+        expected = (len(z), self.config.image_channels, self.config.resolution, self.config.resolution)
+        if images.shape != expected:
+            raise ValueError(f"the wrapped generator returns images {tuple(images.shape)}; expected {expected}.")
+        if len(images) and not images.abs().max() <= 1:
+            low, high = images.min().item(), images.max().item()
+            raise ValueError(f"the wrapped generator returns values in [{low:g}, {high:g}]; expected [-1, 1].")
+        return images
+
+    def sample_with_features(self, labels: Tensor, latents: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        images, features = super().sample_with_features(labels, latents)
+        return images, {name.removeprefix("source."): values for name, values in features.items()}
+
+    def save_pretrained(self, *args, **kwargs) -> None:
+        raise ValueError(
+            "a wrapped generator is code, which is not saved; save the weights of what is wrapped instead."
+        )
+
+
+def wrap(
+    source: Callable[[Tensor, Tensor], Tensor],
+    *,
+    resolution: int,
+    latent_dim: int,
+    num_classes: int | None = None,
+    label_range: tuple[float, float] | None = None,
+    image_channels: int = 3,
+    feature_names: Sequence[str] = (),
+) -> ConditionalGenerator:
+    """`source` as a generator: evaluation mode, frozen, ready to sample.
+
+    Args:
+        source: a function or module of (z [N, latent_dim] standard normal, y [N]) that returns images [N, C, H, W] in
+            [-1, 1]; y are class ids (int64), or scalars scaled to [0, 1].
+        num_classes: for class ids; 1 for a source that knows no classes. Exactly one of this and `label_range` is given.
+        label_range: (min, max) of a scalar label in the user's units.
+        feature_names: submodules of `source` whose outputs `sample_with_features` returns.
+
+    Raises:
+        ValueError: both or neither kind of label, a feature name that `source` does not have.
+    """
+    if (num_classes is None) == (label_range is None):
+        raise ValueError("give exactly one of num_classes (class ids; 1 for none) and label_range (scalar labels).")
+    modules = dict(source.named_modules()) if isinstance(source, nn.Module) else {}
+    for name in feature_names:
+        if name not in modules:
+            raise ValueError(f"feature name '{name}' is no module of what is wrapped{nearest(name, modules)}.")
+    generator = WrappedGenerator(
+        source=source,
+        resolution=resolution,
+        latent_dim=latent_dim,
+        image_channels=image_channels,
+        num_classes=num_classes,
+        label_range=label_range,
+        feature_names=tuple(feature_names),
+    )
+    return generator.eval().requires_grad_(False)
