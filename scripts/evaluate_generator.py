@@ -45,7 +45,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
     from gankd import provenance
     from gankd.artifacts import fingerprint
-    from gankd.evaluation import generator as scoring
+    from gankd.fidelity import extractors, scores
     from gankd.models.store import load_model
     from gankd.pipeline import Run
     from gankd.synthesis.stage import check_generator
@@ -62,9 +62,9 @@ def evaluate(args: argparse.Namespace) -> int:
     if (run / "teacher" / "model.json").exists():
         features, speaks = config.teacher.features, experiment.teacher_task()
         teacher = Teacher(*load_model(run / "teacher"), device=device, feature_path=features, task=speaks).speak(task)
-        extractor = scoring.teacher_extractor(teacher)
+        extractor = extractors.teacher_extractor(teacher)
     if args.inception:
-        extractor = scoring.inception_extractor(args.inception, device=device)
+        extractor = extractors.inception_extractor(args.inception, device=device)
     if extractor is None:
         raise ValueError(f"{run} holds no teacher: run scripts/train_teacher.py, or give --inception WEIGHTS.")
     classifier = Teacher(*load_model(args.classifier), device=device) if args.classifier else None
@@ -74,18 +74,18 @@ def evaluate(args: argparse.Namespace) -> int:
     folder = run if args.run else args.generator if args.generator.is_dir() else args.generator.parent
     settings = {"task": task, "extractor": extractor, "teacher": teacher, "classifier": classifier}
     settings |= {"seed": config.seed, "cache": folder / "reference_features"}
-    columns = scoring.compare_with_real(generator, real, other, num_samples=args.num_samples, **settings)
+    columns = scores.compare_with_real(generator, real, other, num_samples=args.num_samples, **settings)
     if args.split == "train" and not args.inception:
         columns["generated"]["warnings"].append("a teacher that was trained on this reference tells it from all else.")
-    scoring.print_scores(columns, task)
+    scores.print_scores(columns, task)
     if args.accuracy_score:
         budget = {key: getattr(config.student, key) for key in TrainingConfig.model_fields} | {"epochs": None}
         training = TrainingConfig(**budget | {"steps": experiment.num_steps(config.student, data.train)})
         network = {"build_model": lambda: experiment.network(config.student.model), "normalize": experiment.normalize}
-        fakes = scoring.draw_fakes(generator, real, num_samples=args.num_samples, seed=config.seed)
+        fakes = scores.draw_fakes(generator, real, num_samples=args.num_samples, seed=config.seed)
         test = data.test if args.split == "test" else data.validation
         columns["accuracy_score"] = {
-            name: scoring.classification_accuracy_score(images, test, task=task, training=training, **network)
+            name: scores.classification_accuracy_score(images, test, task=task, training=training, **network)
             for name, images in (("generated", fakes), ("real", data.train))
         }
         print("the student, trained on these alone, on real images:", columns["accuracy_score"])

@@ -23,18 +23,16 @@ from torch.utils.data import Dataset
 
 from gankd.config import load_config
 from gankd.data.sets import ImageSet, LazyImages
-from gankd.evaluation.generator import (
+from gankd.fidelity.extractors import embed, inception_extractor, teacher_extractor
+from gankd.fidelity.scores import (
     classification_accuracy_score,
     compare_with_real,
     draw_fakes,
-    embed,
     evaluate_generator,
     fidelity_scores,
-    inception_extractor,
     quick_scores,
     scalar_scores,
     score_rows,
-    teacher_extractor,
 )
 from gankd.pipeline import Run
 from gankd.tasks import Classification, Regression

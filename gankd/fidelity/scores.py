@@ -10,33 +10,26 @@ features, the rest those of `generators.metrics`. Its file cache is not used, be
 
 from __future__ import annotations
 
-import hashlib
 import statistics
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch_fidelity import FeatureExtractorBase, FeatureExtractorInceptionV3, register_feature_extractor
+from torch_fidelity import FeatureExtractorBase
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
-from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from gankd.api import distill
-from gankd.artifacts import digest, fingerprint
-from gankd.data.sets import ImageSet, LazyImages
+from gankd.data.sets import ImageSet
 from gankd.evaluation import evaluate
+from gankd.fidelity.extractors import embed, teacher_extractor
 from gankd.tasks import Classification, Regression, Task
 from gankd.teacher import Normalize, Teacher
 from gankd.training import TrainingConfig
-from generators.checkpoints import replace_whole
-from generators.images import to_unit_range
 from generators.interface import ConditionalGenerator
 from generators.metrics import (
     density_coverage,
@@ -50,118 +43,6 @@ from generators.metrics import (
 NEIGHBOURS = 5  # of density and coverage, as in their paper; precision and recall take torch-fidelity's 3
 FEW = 2048  # images below which FIDs are not quoted: as many as Inception has features
 LOW_RANK = "covariances of low rank make it too large; compare it at equal numbers only"
-
-
-# --- extractors -------------------------------------------------------------------------------------------------------
-
-
-class TeacherExtractor(FeatureExtractorBase):
-    """A frozen teacher as torch-fidelity sees an extractor: uint8 [N, C, H, W] to its features [N, D] and outputs [N, K]."""
-
-    teacher: ClassVar[Teacher]
-
-    def __init__(self, name: str, features_list: list[str], **others):  # torch-fidelity hands over all of its settings
-        super().__init__(name, features_list)
-
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
-        return ("features", "logits")
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        return "logits" if metric == "isc" else "features"
-
-    @staticmethod
-    def can_be_compiled() -> bool:
-        return False  # features are caught by a hook
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        outputs, features = self.teacher.outputs_and_features(to_unit_range(images.to(self.teacher.device)))
-        found = {"features": features.float(), "logits": outputs.float()}
-        return tuple(found[name] for name in self.features_list)
-
-
-class InceptionExtractor(FeatureExtractorInceptionV3):
-    """torch-fidelity's Inception for grey images too, wherever its weights are: uint8 [N, 1 or 3, H, W]."""
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        return super().forward(images.to(self.fc.weight.device).expand(-1, 3, -1, -1))
-
-
-def teacher_extractor(teacher: Teacher) -> TeacherExtractor:
-    """A teacher's features as an extractor. Its name says what the teacher computes: equal teachers share it, others do not.
-
-    Registered under that name, so that `torch_fidelity.calculate_metrics(feature_extractor=extractor.get_name())` works.
-    """
-    name = f"teacher-{digest(f'{fingerprint(teacher)} {teacher.module}'.encode())}"
-    kind = type("TeacherExtractor", (TeacherExtractor,), {"teacher": teacher})
-    if name not in FEATURE_EXTRACTORS_REGISTRY:
-        register_feature_extractor(name, kind)
-    return kind(name, ["features", "logits"])
-
-
-def inception_extractor(path: str | Path, *, device: torch.device | str = "cpu") -> InceptionExtractor:
-    """The Inception of published FIDs from a weights file that the user has (torch-fidelity's release v0.2.0 holds it).
-
-    Raises:
-        ValueError: no such file, one that holds more than tensors, or the weights of something else.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(
-            f"{path} holds no Inception weights: give the file weights-inception-2015-12-05-6726825d.pth of "
-            "torch-fidelity's release v0.2.0, or use the teacher's features."
-        )
-    try:  # torch-fidelity unpickles whatever it is given; what passes here is tensors only, and harmless there
-        torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(
-            f"{path} is not a file of tensors only ({type(error).__name__}) and is not unpickled: give the original "
-            "Inception weights of torch-fidelity."
-        ) from error
-    name = f"inception-{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
-    try:
-        network = InceptionExtractor(name, ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path))
-    except RuntimeError as error:
-        raise ValueError(f"{path} holds the weights of another network than torch-fidelity's Inception.") from error
-    return network.to(device)
-
-
-@torch.no_grad()
-def embed(
-    images: Tensor | LazyImages, extractor: FeatureExtractorBase, *, cache: Path | None = None, batch_size: int = 256
-) -> tuple[Tensor, Tensor]:
-    """Features [N, D] and logits [N, K] of uint8 images [N, C, H, W], float32 on the CPU.
-
-    cache: a folder where they are kept under the content of the images and the name of the extractor; None keeps nothing.
-    Raises ValueError for a kept file that cannot be read.
-    """
-    file = None
-    if cache is not None:
-        file = Path(cache) / f"{content_hash(images)}-{extractor.get_name()}.safetensors"
-        if file.exists():
-            try:
-                kept = load_file(file)
-                return kept["features"], kept["logits"]
-            except (SafetensorError, KeyError) as error:
-                raise ValueError(f"{file} is cut off or holds something else; delete it.") from error
-    parts = [extractor(images[chunk]) for chunk in torch.arange(len(images)).split(batch_size)]
-    features, logits = (torch.cat([part.cpu() for part in each]) for each in zip(*parts, strict=True))
-    if file is not None:
-        with replace_whole(file) as temporary:
-            save_file({"features": features, "logits": logits}, temporary)
-    return features, logits
-
-
-def content_hash(images: Tensor | LazyImages) -> str:
-    """Sixteen hexadecimal digits of SHA-256 over the shape and the pixels of uint8 images [N, C, H, W]."""
-    found = hashlib.sha256(str(tuple(images.shape)).encode())
-    for chunk in torch.arange(len(images)).split(1000):
-        found.update(images[chunk].cpu().contiguous().numpy())
-    return found.hexdigest()[:16]
-
-
-# --- scores -----------------------------------------------------------------------------------------------------------
 
 
 def quick_scores(
