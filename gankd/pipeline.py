@@ -58,7 +58,7 @@ class Run(Experiment):
         self.students(teacher, synthetic)
         if until == "students":
             return None
-        return self.report()
+        return self.report(generator, teacher)
 
     def start(self) -> None:
         """Print the header and save the resolved configuration."""
@@ -167,13 +167,17 @@ class Run(Experiment):
                     model = self.train(label, model, teacher, arm, config, seed, stage.directory, synthetic=synthetic)
                     self.save(stage, model, config.model, self.normalize, started)
 
-    def report(self) -> dict:
+    def report(self, generator: ConditionalGenerator, teacher: Teacher) -> dict:
         """Read the test split, once, for every finished network; write metrics.json and report.html."""
+        from gankd.fidelity.scores import quick_scores, score_rows
         from gankd.report import write_report
         from gankd.report.tables import print_table, summarize
 
         metrics = summarize(self)
         if self.accelerator.is_main_process:
+            # against validation: a teacher knows its training images too well to compare others with them
+            scores = quick_scores(generator, teacher, self.task, self.data.validation, seed=self.config.seed)
+            metrics["generator"] |= {"scores": scores, "score_rows": score_rows([scores], self.task)}
             with replace_whole(self.directory / "metrics.json") as temporary:
                 temporary.write_text(json.dumps(metrics, indent=2))
             print_table(metrics)

@@ -19,6 +19,7 @@ _HOMES = {
     "SNGANGenerator": "generators.networks.sngan",
     "load_generator": "generators.pretrained",
     "train": "generators.training",
+    "wrap": "generators.wrapping",
 }
 __all__ = sorted(_HOMES)
 

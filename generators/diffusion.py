@@ -112,11 +112,11 @@ def load_pipeline(path: Path, *, num_steps: int = 50, guidance: float = 1.0) -> 
     """The pipeline that `save_pretrained` of diffusers wrote to the folder `path`.
 
     Raises:
-        ValueError: a pipeline that cannot be read without unpickling, or of a kind that is not known here: only images
+        ValueError: a pipeline that is incomplete or holds pickled objects, or of a kind that is not known here: only images
             from a class (`DiTTransformer2DModel`, `UNet2DModel` with class embeddings) or from nothing.
     """
     try:
-        parts = DiffusionPipeline.from_pretrained(path, use_safetensors=True).components
+        parts = DiffusionPipeline.from_pretrained(path).components  # reads .bin files with weights_only
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as a diffusers pipeline ({error}).") from error
     denoiser = parts.get("unet") or parts.get("transformer")

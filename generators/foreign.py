@@ -39,6 +39,11 @@ def unchanged(weights: dict[str, Tensor], generator: ConditionalGenerator) -> di
     return weights
 
 
+def as_hooks(weights: dict[str, Tensor], generator: ConditionalGenerator) -> dict[str, Tensor]:
+    """The weights under the names of torch's older spectral norm, also from a file that was written with the newer one."""
+    return {rename(name, TORCH_SPECTRAL_NORM): value for name, value in weights.items()}
+
+
 # --- BigGAN-PyTorch, and cGAN-KD, which uses it -----------------------------------------------------------------------
 
 
@@ -275,7 +280,7 @@ def studiogan_tables(weights: dict[str, Tensor], generator: ConditionalGenerator
 ARCHITECTURES = {
     "biggan": (biggan, biggan_name, unchanged),
     "biggan_deep": (biggan_deep, biggan_name, unchanged),
-    "ccgan_sagan": (ccgan_sagan, ccgan_sagan_name, unchanged),
+    "ccgan_sagan": (ccgan_sagan, ccgan_sagan_name, as_hooks),
     "ccgan_sngan": (ccgan_sngan, ccgan_sngan_name, unchanged),
     "studiogan_biggan": (studiogan_biggan, studiogan_biggan_name, studiogan_norms),
     "studiogan_sngan": (studiogan_sngan, studiogan_sngan_name, studiogan_tables),

@@ -206,7 +206,7 @@ def from_hub(path: Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(path.as_posix(), allow_patterns=["*.json", "*.safetensors"]))
+        return Path(snapshot_download(path.as_posix(), allow_patterns=["*.json", "*.safetensors", "*.bin"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path} holds no generator: no such folder here, nor on the hub ({reason}).") from error

@@ -56,6 +56,7 @@ def write_report(directory: Path, data: Splits, metrics: dict) -> Path:
         result_section(metrics),
         notes_section(metrics["notes"]),
         images_section(data.train, load_store(store), rows, metrics["task"]["unit"]),
+        generator_section(metrics["generator"]),
         selection_section(metrics["synthesis"], metrics["task"], scores, examples, rows, log),
         training_section(metrics, log),
         again_section(metrics, (directory / "config.yaml").read_text()),
@@ -251,6 +252,19 @@ def selection_section(
         as_charts(charts),
         fates_figure(examples, rows, task),
     )
+
+
+def generator_section(generator: dict) -> str:
+    """How good the generator is by itself: a weak one does not help, whatever is selected from it."""
+    if "score_rows" not in generator:
+        return ""
+    table = as_table(["score", "better", "value"], generator["score_rows"], num_text_columns=2)
+    caption = (
+        "All generated images, before any selection, against real validation images in the teacher's features: comparable "
+        "between runs with this teacher only. "
+        + " ".join(sentence[0].upper() + sentence[1:] for sentence in generator["scores"]["warnings"])
+    )
+    return as_section("The generator", table, f'<p class="aside">{escape(caption)}</p>')
 
 
 def settings_line(synthesis: dict, task: dict, log: list[dict]) -> str:

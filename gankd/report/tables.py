@@ -117,4 +117,5 @@ def print_table(metrics: dict) -> None:
         table.add_row(arm["title"], str(len(arm["seeds"])), *cells, style="bold" if name == leader else None)
     table.add_section()
     table.add_row("teacher", "", *(f"{teacher['test'][key]:.2f}" for key in metric_names), style="dim")
-    Console().print(table)
+    scores = ", ".join(f"{name} {value}" for name, _, value in metrics["generator"].get("score_rows", []))
+    Console().print(table, *([f"generator, before selection: {scores}"] if scores else []))

@@ -17,6 +17,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     UNet2DModel,
 )
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from generators import load_generator
@@ -173,6 +174,32 @@ def test_pipelines_that_cannot_serve_are_refused(tmp_path: Path) -> None:
     next((tmp_path / "plain" / "unet").glob("*.safetensors")).unlink()
     with pytest.raises(ValueError, match="plain cannot be read as a diffusers pipeline"):
         load_generator(tmp_path / "plain")
+
+
+class Bomb:
+    """What unpickling would run."""
+
+    def __reduce__(self):
+        return (Path.touch, (Path("exploded"),))
+
+
+@pytest.mark.parametrize("harmless", [True, False])
+def test_older_weight_files_are_read_without_unpickling(
+    harmless: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_unconditional(tmp_path)
+    labels, latents = torch.zeros(2, dtype=torch.int64), torch.randn(2, 64)
+    expected = load_generator(tmp_path, num_steps=2).sample(labels, latents)
+    weights = next((tmp_path / "unet").glob("*.safetensors"))
+    torch.save({**load_file(weights), **({} if harmless else {"bomb": Bomb()})}, weights.with_suffix(".bin"))
+    weights.unlink()
+    if harmless:
+        assert torch.equal(load_generator(tmp_path, num_steps=2).sample(labels, latents), expected)
+    else:
+        with pytest.raises(ValueError, match="cannot be read as a diffusers pipeline"):
+            load_generator(tmp_path)
+    assert not (tmp_path / "exploded").exists()
 
 
 def test_a_pipeline_is_not_saved_as_a_generator(tmp_path: Path) -> None:

@@ -16,7 +16,12 @@ from generators.interface import ConditionalGenerator
 from generators.layers import SelfAttention, SNConv2d, SNEmbedding, SNLinear, spectral_normalize
 from generators.networks import NETWORKS, build_networks, network_classes
 from generators.networks.biggan import BigGANDiscriminator, BigGANGenerator
-from generators.networks.biggan_deep import BigGANDeepDiscriminator, BigGANDeepGenerator
+from generators.networks.biggan_deep import (
+    BigGANDeepDiscriminator,
+    BigGANDeepGenerator,
+    BottleneckDown,
+    BottleneckUp,
+)
 from generators.networks.sagan import SAGANDiscriminator, SAGANGenerator
 
 CLASSES, SCALARS = (3, None), (None, (-40.0, 60.0))
@@ -139,6 +144,16 @@ def test_a_gradient_reaches_every_parameter(case: str) -> None:
 
 
 @every_case
+def test_half_precision_changes_little(case: str) -> None:
+    for network in build(case):
+        inputs = network_inputs(case, network)
+        expected = network(*inputs)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            result = network(*inputs).float()
+        assert (result - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+@every_case
 def test_training_mode_moves_statistics_and_singular_vectors_evaluation_does_not(case: str) -> None:
     for network in build(case):
         before = {name: value.clone() for name, value in network.named_buffers()}
@@ -257,16 +272,19 @@ def test_hierarchical_latents_go_slice_by_slice_to_their_block() -> None:
         assert same == [index < first_changed for index in range(4)]
 
 
-def test_a_shortcut_of_biggan_deep_drops_and_joins_channels() -> None:
-    generator, discriminator = build("biggan_deep, depth 1")
-    block = generator.blocks[0][0]
-    for parameter in (block.conv4.weight, block.conv4.bias):
-        nn.init.zeros_(parameter)
+def test_shortcuts_of_biggan_deep_drop_and_join_channels() -> None:
+    torch.manual_seed(0)
+    up, down = BottleneckUp(16, 8, code_dim=3, double=True).eval(), BottleneckDown(8, 16, halve=True).eval()
+    with torch.no_grad():  # silence the residuals: nothing passes their last ReLU
+        up.bn4.bn.running_mean.fill_(1e6)
+        down.conv3.bias.fill_(-1e6)
+        nn.init.zeros_(up.conv4.bias)
+        nn.init.zeros_(down.conv4.bias)
     x = torch.randn(2, 16, 4, 4)
-    block.conv4.forward = lambda h: torch.zeros(2, 16, *h.shape[2:])  # 0 / 0 under spectral norm
-    doubled = block(x, torch.randn(2, 74))
-    assert torch.equal(doubled, x.repeat_interleave(2, 2).repeat_interleave(2, 3))
-    assert discriminator.blocks[1].conv_sc is None, "16 channels stay 16"
+    assert torch.equal(up(x, torch.zeros(2, 3)), x[:, :8].repeat_interleave(2, 2).repeat_interleave(2, 3))
+    pooled = nn.functional.avg_pool2d(x[:, :8], 2)
+    assert torch.equal(down(x[:, :8]), torch.cat([pooled, down.conv_sc(pooled)], dim=1))
+    assert BottleneckDown(16, 16, halve=False).conv_sc is None
 
 
 def test_weights_are_drawn_as_the_papers_say() -> None:

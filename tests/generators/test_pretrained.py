@@ -378,6 +378,22 @@ def test_a_ccgan_generator_draws_as_it_did_at_home(case: str, with_label_network
     torch.testing.assert_close(generator.label_code(generator.condition(labels)), code, rtol=0, atol=1e-5)
 
 
+def test_both_ways_in_which_torch_stores_its_spectral_norm_are_read(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    weights, z, code = Weights(), torch.randn(3, 7), torch.rand(3, 32)
+    images = draw_ccgan_sagan(weights, z, code, resolution=64, channels=4)
+    newer = {"weight_orig": "weight.original", "weight_u": "weight.0._u", "weight_v": "weight.0._v"}
+    renamed = {
+        re.sub(r"(weight_\w+)$", lambda match: f"parametrizations.{newer[match[1]]}", name): value
+        for name, value in weights.items()
+    }
+    assert set(renamed) != set(weights)
+    torch.save({"netG_state_dict": renamed}, tmp_path / "netG.pth")
+    settings = {"resolution": 64, "channels": 4, "z_dim": 7, "embed_dim": 32}
+    generator = load_generator(tmp_path / "netG.pth", architecture="ccgan_sagan", **settings)
+    torch.testing.assert_close(generator(z, code), images, rtol=0, atol=2e-5)
+
+
 # --- how it comes -----------------------------------------------------------------------------------------------------
 
 
