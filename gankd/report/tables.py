@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import statistics
 import sys
@@ -99,6 +100,12 @@ def _collect(values: list[dict[str, float]]) -> dict[str, dict]:
     return collected
 
 
+def in_digits(mean: float, spread: float | None = None) -> str:
+    """A number with three significant digits, and its spread with as many decimals."""
+    decimals = max(0, 2 - math.floor(math.log10(abs(mean)))) if mean else 2
+    return f"{mean:.{decimals}f}" + ("" if spread is None else f" ± {spread:.{decimals}f}")
+
+
 def print_table(metrics: dict) -> None:
     """The arms with mean and spread, in the terminal."""
     task, teacher = metrics["task"], metrics["teacher"]
@@ -113,9 +120,9 @@ def print_table(metrics: dict) -> None:
     best = max if task["higher_is_better"] else min
     leader = best(metrics["arms"], key=lambda arm: metrics["arms"][arm]["test"][metric]["mean"])
     for name, arm in metrics["arms"].items():
-        cells = [f"{arm['test'][key]['mean']:.2f} ± {arm['test'][key]['std']:.2f}" for key in metric_names]
+        cells = [in_digits(arm["test"][key]["mean"], arm["test"][key]["std"]) for key in metric_names]
         table.add_row(arm["title"], str(len(arm["seeds"])), *cells, style="bold" if name == leader else None)
     table.add_section()
-    table.add_row("teacher", "", *(f"{teacher['test'][key]:.2f}" for key in metric_names), style="dim")
+    table.add_row("teacher", "", *(in_digits(teacher["test"][key]) for key in metric_names), style="dim")
     scores = ", ".join(f"{name} {value}" for name, _, value in metrics["generator"].get("score_rows", []))
     Console().print(table, *([f"generator, before selection: {scores}"] if scores else []))
