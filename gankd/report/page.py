@@ -10,7 +10,6 @@ import math
 import re
 from html import escape
 from pathlib import Path
-from string import Template
 from typing import NamedTuple
 
 import torch
@@ -19,12 +18,23 @@ from torch import Tensor
 from gankd.data.sets import ImageSet
 from gankd.data.splits import Splits
 from gankd.report import plots
+from gankd.report.html import PAGE, as_charts, as_figure, as_section, as_table
+from gankd.report.text import (
+    METRIC_NAMES,
+    SHORT_NAMES,
+    UNITLESS,
+    capital,
+    in_unit,
+    minus,
+    num_decimals,
+    num_digits,
+    share,
+    with_spread,
+    with_unit,
+)
 from gankd.synthesis.store import load_store, read_tensors
 from generators.checkpoints import replace_whole
 
-METRIC_NAMES = {"top1": "top-1 accuracy", "mae": "mean absolute error"}  # those that choices are made by
-SHORT_NAMES = {"top1": "top-1", "top5": "top-5", "mae": "MAE", "rmse": "RMSE", "r2": "R²"}
-UNITLESS = ("r2",)
 STEP_NAMES = {  # broken where an axis breaks them
     "candidates": "all\ncandidates",
     "subsampled": "accepted by\ndensity ratio",
@@ -475,146 +485,3 @@ def duration(seconds: float) -> str:
         return f"{hours} h {minutes} min"
     minutes, seconds = divmod(seconds, 60)
     return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
-
-
-# --- numbers as text --------------------------------------------------------------------------------------------------
-
-
-def num_decimals(metrics: dict, name: str) -> int:
-    """Decimals for a metric: its largest spread to two digits up to 35, to one above; three digits where there is none.
-
-    The rounding rule of the Particle Data Group, "Review of Particle Physics", introduction.
-    """
-    arms = metrics["arms"].values()
-    spread = max(arm["test"][name]["std"] for arm in arms)
-    if spread > 0:
-        return num_digits(spread, 2 if spread / 10 ** math.floor(math.log10(spread)) < 3.55 else 1)
-    return num_digits(max(abs(arm["test"][name]["mean"]) for arm in arms), 3)
-
-
-def num_digits(value: float, digits: int) -> int:
-    """Decimals that show a positive value with so many digits, at most 6."""
-    return min(6, max(0, digits - 1 - math.floor(math.log10(value)))) if value > 0 else digits - 1
-
-
-def with_spread(collected: dict, decimals: int, unit: str = "") -> str:
-    """ "93.4 ± 0.4 %"; without the spread where there is one seed."""
-    text = f"{collected['mean']:.{decimals}f}"
-    if len(collected["values"]) > 1:
-        text += f" ± {collected['std']:.{decimals}f}"
-    return minus(f"{text} {unit}".strip())
-
-
-def with_unit(value: float, decimals: int, unit: str) -> str:
-    return minus(f"{value:.{decimals}f} {unit}".strip())
-
-
-def in_unit(name: str, unit: str) -> str:
-    return f"{name} [{unit}]" if unit else name
-
-
-def capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def minus(text: str) -> str:
-    """Numbers with a minus sign in place of the hyphen."""
-    return re.sub(r"-(?=\d)", "−", text)
-
-
-def share(synthetic: float | str) -> str:
-    """An arm's share of synthetic samples in words."""
-    return synthetic if isinstance(synthetic, str) else f"{100 * synthetic:g} %" if synthetic else "none"
-
-
-# --- pieces of HTML ---------------------------------------------------------------------------------------------------
-
-
-def as_section(title: str, *parts: str) -> str:
-    return f"<section>\n<h2>{escape(title)}</h2>\n" + "\n".join(parts) + "\n</section>"
-
-
-def as_figure(content: str, caption: str, kind: str = "chart") -> str:
-    content = f'<div class="content">{content}</div>'
-    return f'<figure class="{kind}">{content}<figcaption>{escape(caption)}</figcaption></figure>\n'
-
-
-def as_charts(charts: list[str]) -> str:
-    """Charts beside each other, as many as fit."""
-    return f'<div class="charts">\n{"".join(charts)}</div>'
-
-
-def as_table(head: list[str], body: list[list[str]], *, num_text_columns: int, bold: list[bool] | None = None) -> str:
-    """A table of numbers; the first `num_text_columns` columns are words and stand to the left."""
-    side = lambda column: ' class="text"' if column < num_text_columns else ""  # noqa: E731
-    rows = ["".join(f'<th scope="col"{side(column)}>{escape(cell)}</th>' for column, cell in enumerate(head))]
-    rows += ["".join(f"<td{side(column)}>{escape(cell)}</td>" for column, cell in enumerate(cells)) for cells in body]
-    classes = ["", *(' class="best"' if is_best else "" for is_best in bold or [False] * len(body))]
-    lines = "\n".join(f"<tr{kind}>{row}</tr>" for kind, row in zip(classes, rows, strict=True))
-    return f'<div class="scroll"><table class="numbers">\n{lines}\n</table></div>'
-
-
-PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$name</title>
-<style>
-:root { color-scheme: light; --ink: #222; --soft: #666; --line: #ddd; }
-* { box-sizing: border-box; }
-body { max-width: 60rem; margin: 0 auto; padding: 3rem 1.25rem 5rem; background: #fff; color: var(--ink);
-  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-h1 { margin: 0; font-size: 1.9rem; line-height: 1.2; letter-spacing: -0.01em; }
-h2 { margin: 4rem 0 1rem; font-size: 1.25rem; }
-p { max-width: 42rem; margin: 0 0 1em; }
-.question { margin-top: .4rem; font-size: 1.1rem; color: var(--soft); }
-.key { max-width: 46rem; margin: 2rem 0 .75rem; font-size: 1.4rem; line-height: 1.4; text-wrap: balance; }
-.aside, figcaption { font-size: .875rem; line-height: 1.45; color: var(--soft); }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-.scroll { overflow-x: auto; margin: 1.5rem 0; }
-.numbers { font-size: .875rem; }
-.numbers th, .numbers td { padding: .4rem 1.1rem .4rem 0; text-align: right; border-bottom: 1px solid var(--line); }
-.numbers td { white-space: nowrap; }
-.numbers th { font-weight: 500; line-height: 1.3; color: var(--soft); vertical-align: bottom; }
-.numbers .text { text-align: left; }
-.charts .scroll { margin: 0; }
-.charts .numbers th, .charts .numbers td { padding-right: .9rem; }
-.numbers .best td { font-weight: 600; }
-.facts th, .facts td { padding: .3rem 1.5rem .3rem 0; text-align: left; vertical-align: top; font-size: .925rem; }
-.facts th { font-weight: 500; color: var(--soft); }
-figure { margin: 2rem 0; }
-figcaption { max-width: 42rem; margin-top: .5rem; }
-svg { display: block; max-width: 100%; height: auto; }
-svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif !important; }
-.wide .content, .grid .content { overflow-x: auto; }
-.wide svg { min-width: 32rem; }
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr));
-  gap: 2.5rem 2rem; margin: 2rem 0; }
-.charts figure { margin: 0; }
-.images { width: 100%; table-layout: fixed; }
-.images th { padding: .25rem .75rem .25rem 0; font-size: .875rem; font-weight: 400; line-height: 1.2;
-  text-align: left; }
-.images th:first-child { width: 6rem; overflow-wrap: anywhere; }
-.images thead th { color: var(--soft); vertical-align: bottom; }
-.images td { padding: .2rem 1.25rem .2rem 0; font-size: .875rem; color: var(--soft); }
-.images img { display: block; width: 100%; height: auto; }
-code, pre { font: .85rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
-pre { padding: 1rem; background: #f6f6f6; overflow-x: auto; }
-summary { cursor: pointer; margin-top: 1.5rem; }
-@media (max-width: 40rem) { body { padding-top: 1.5rem; } .key { font-size: 1.2rem; } .images { min-width: 40rem; } }
-@media print { body { max-width: none; padding: 0; font-size: 10pt; } h2 { break-after: avoid; margin-top: 2rem; }
-  figure, tr { break-inside: avoid; } details { display: none; } }
-</style>
-</head>
-<body>
-<header>
-<h1>$name</h1>
-<p class="question">$question</p>
-</header>
-<main>
-$sections
-</main>
-</body>
-</html>
-""")
