@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from gankd.data.sets import ImageSet
 from gankd.teacher import Teacher
-from generators.checkpoints import replace_whole
+from generators.checkpoints import read_json, replace_whole
 
 STAGE_FILE = "stage.json"
 
@@ -50,7 +50,7 @@ class Stage:
         """ "new", "cut off", "finished" or "other" (made from other inputs)."""
         if not self.file.exists():
             return "new"
-        record = json.loads(self.file.read_text())
+        record = read_json(self.file)
         if record["inputs"] != self.inputs:
             return "other"
         return "finished" if record["finished"] else "cut off"
@@ -63,9 +63,9 @@ class Stage:
         """
         state = self.state()
         if state == "finished":
-            self.results = json.loads(self.file.read_text())["results"]
+            self.results = read_json(self.file)["results"]
         if state == "other" and not self.replace:
-            there = json.loads(self.file.read_text())["inputs"]
+            there = read_json(self.file)["inputs"]
             raise ValueError(
                 f"{self.directory} was made with other settings ({describe_difference(there, self.inputs)}): choose "
                 "another output or name, or pass --replace to make this stage and what follows from it again."

@@ -34,6 +34,9 @@ def main(description: str, *, until: str = "report", default_config: str = "conf
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a folder that is a file or may not be written
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted; the same command continues where this one stopped.", file=sys.stderr)
         return 130

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from gankd.models import ModelConfig, build_model, load_weights
 from gankd.tasks import Classification, task_of
 from gankd.teacher import Normalize, Teacher
 from gankd.training import TrainingConfig
+from generators.checkpoints import read_json
 from generators.interface import ConditionalGenerator
 from generators.training import build_networks
 
@@ -140,7 +140,7 @@ class Experiment:
     def recorded(self) -> dict[str, dict]:
         """What every finished stage left in its stage.json, by its path in the run directory."""
         files = sorted(self.directory.rglob("stage.json"))
-        return {str(file.parent.relative_to(self.directory)): json.loads(file.read_text())["results"] for file in files}
+        return {str(file.parent.relative_to(self.directory)): read_json(file)["results"] for file in files}
 
 
 def relevant(settings, without: set[str] = frozenset()) -> dict:

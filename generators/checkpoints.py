@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,6 +22,20 @@ def replace_whole(path: Path) -> Iterator[Path]:
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def read_json(path: Path) -> Any:
+    """The value that a JSON file holds.
+
+    Raises:
+        ValueError: the file is cut off or is no JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} is cut off or is no JSON; delete {path.parent} and run the same command again."
+        ) from error
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

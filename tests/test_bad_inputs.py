@@ -99,6 +99,22 @@ def test_a_truncated_shard(tiny, complaint, write_config, monkeypatch, tmp_path)
     assert str(shard) in message and "cut off" in message and "run the synthesis again" in message
 
 
+@pytest.mark.parametrize("file", ["teacher/stage.json", "teacher/model.json", "synthetic/manifest.json"])
+def test_a_truncated_record(tiny, complaint, write_config, monkeypatch, tmp_path, file):
+    monkeypatch.setattr(sys, "argv", ["synthesize.py", "--config", str(write_config(tiny))])
+    assert main("test", until="synthesis") == 0
+    path = tmp_path / "runs" / "tiny" / file
+    path.write_text(path.read_text()[:50])
+    message = complaint(tiny)
+    assert str(path) in message and f"delete {path.parent}" in message
+
+
+def test_an_output_folder_that_is_a_file(tiny, complaint, tmp_path):
+    (tmp_path / "mine").write_text("a file")
+    assert str(tmp_path / "mine") in complaint(tiny, f"output={tmp_path / 'mine'}")
+    assert (tmp_path / "mine").read_text() == "a file"
+
+
 def test_a_run_directory_of_another_configuration(tiny, complaint, write_config, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["train_generator.py", "--config", str(write_config(tiny))])
     assert main("test", until="generator") == 0

@@ -83,7 +83,10 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
         try:
             state = load_file(path)
         except (OSError, SafetensorError) as error:
-            raise ValueError(f"{path} cannot be read, it may be cut off ({error}).") from error
+            raise ValueError(
+                f"{path} cannot be read, it may be cut off ({error}): fetch it again, or delete {path.parent} if a run "
+                "made it."
+            ) from error
     else:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)

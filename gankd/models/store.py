@@ -16,7 +16,7 @@ from gankd.models import build_model, load_weights
 from gankd.models.config import ModelConfig
 from gankd.tasks import Task, task_from
 from gankd.teacher import Normalize
-from generators.checkpoints import replace_whole
+from generators.checkpoints import read_json, replace_whole
 
 
 def save_model(
@@ -56,7 +56,7 @@ def load_model(directory: str | Path) -> tuple[nn.Module, Normalize]:
     path = Path(directory) / "model.json"
     if not path.exists():
         raise ValueError(f"{directory} holds no trained network (no model.json).")
-    card = json.loads(path.read_text())
+    card = read_json(path)
     model = build_model(card["name"], card["num_classes"], card["image_shape"][0], **card["options"])
     load_weights(model, Path(directory) / "model.safetensors")
     model.input_normalization = (card["mean"], card["std"])

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gankd.data.sets import ImageSet
-from generators.checkpoints import replace_whole
+from generators.checkpoints import read_json, replace_whole
 
 MANIFEST = "manifest.json"
 
@@ -71,7 +71,7 @@ def read_manifest(directory: str | Path) -> dict:
     path = Path(directory) / MANIFEST
     if not path.exists():
         raise ValueError(f"{directory} holds no finished synthetic store (no {MANIFEST}); run the synthesis first.")
-    return json.loads(path.read_text())
+    return read_json(path)
 
 
 def load_store(directory: str | Path) -> ImageSet:
