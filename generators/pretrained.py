@@ -185,7 +185,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             "save the weights alone, torch.save(generator.state_dict(), file); StyleGAN2: scripts/convert_stylegan2.py."
         ) from error
     except Exception as error:  # torch and safetensors raise a dozen types for a damaged file
-        raise ValueError(f"{path} is cut off or no checkpoint ({type(error).__name__}: {error}).") from error
+        raise ValueError(
+            f"{path} is cut off or no checkpoint ({type(error).__name__}: {error}); fetch it again, or delete {path.parent} "
+            "if a run made it."
+        ) from error
     if isinstance(content, dict):
         content = next((content[name] for name in WRAPPINGS if isinstance(content.get(name), dict)), content)
     if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
