@@ -94,7 +94,8 @@ class Stage:
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             self._write(finished=True)
-            (self.directory / "checkpoint.pt").unlink(missing_ok=True)
+            for name in ("checkpoint.pt", "best.pt"):
+                (self.directory / name).unlink(missing_ok=True)
         accelerator.wait_for_everyone()
 
     def _remove(self) -> None:

@@ -6,7 +6,7 @@ from torch import nn
 
 from gankd import provenance
 from gankd.experiment import Experiment
-from generators.training import build_networks
+from generators.networks import build_networks
 
 
 def header(experiment: Experiment) -> list[str]:

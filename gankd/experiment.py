@@ -20,9 +20,10 @@ from gankd.teacher import Normalize, Teacher
 from gankd.training import TrainingConfig
 from generators.checkpoints import read_json
 from generators.interface import ConditionalGenerator
-from generators.training import build_networks
+from generators.networks import build_networks
 
-IRRELEVANT = {"log_every", "checkpoint_every", "workers", "memory_budget", "title"}  # settings that change no result
+# settings that change no result
+IRRELEVANT = {"log_every", "checkpoint_every", "sample_every", "workers", "memory_budget", "title"}
 
 
 class Experiment:
@@ -101,6 +102,9 @@ class Experiment:
             "seed": self.config.seed,
             "train": fingerprint(self.part(config.train_on)),
         }
+        if config.score_every:  # which generator is kept depends on whose features score it
+            weights = provenance.file_hash(config.score_extractor)
+            inputs["score"] = weights or self.teacher_stage().fingerprint
         return self.stage("generator", {**inputs, "labels": [self.num_classes, self.label_range]})
 
     def teacher_stage(self) -> Stage:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +92,23 @@ class Run(Experiment):
                 directory=stage.directory,
                 seed=self.config.seed,
                 accelerator=self.accelerator,
+                score=self.generator_score() if config.score_every else None,
                 log=self.log,
             )
             stage.finish(self.accelerator, seconds=time.perf_counter() - started)
         return load_generator(stage.directory, device=device)
+
+    def generator_score(self) -> Callable[[ConditionalGenerator], float]:
+        """What the generator is watched by while it trains: its Frechet distance to the validation images."""
+        from gankd.fidelity.extractors import inception_extractor, teacher_extractor
+        from gankd.fidelity.scores import frechet_scorer
+
+        config = self.config.generator
+        if config.score_extractor is not None:
+            extractor = inception_extractor(config.score_extractor, device=self.accelerator.device)
+        else:
+            extractor = teacher_extractor(self.teacher())
+        return frechet_scorer(extractor, self.data.validation, num_samples=config.score_samples, seed=self.config.seed)
 
     def teacher(self) -> Teacher:
         """Train the teacher on the training split, or take the user's; its validation metrics are kept with it."""

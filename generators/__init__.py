@@ -15,9 +15,11 @@ import importlib
 _HOMES = {
     "ConditionalGenerator": "generators.interface",
     "GeneratorConfig": "generators.config",
-    "GeneratorDiverged": "generators.training",
+    "GeneratorDiverged": "generators.monitor",
     "SNGANGenerator": "generators.networks.sngan",
     "load_generator": "generators.pretrained",
+    "sample_grid": "generators.grids",
+    "standing_statistics": "generators.statistics",
     "train": "generators.training",
     "wrap": "generators.wrapping",
 }

@@ -64,6 +64,7 @@ def diff_augment(
     policy: str,  # comma-separated words of POLICIES; "" changes nothing
     *,
     cutout_ratio: float = 0.5,
+    applied: Tensor | None = None,  # bool [3, N]: which images color, translation and cutout change; None: all
 ) -> Tensor:
     """Apply the changes the policy names, always in the order brightness, saturation, contrast, translation, cutout.
 
@@ -72,14 +73,16 @@ def diff_augment(
     words = {word.strip() for word in policy.split(",") if word.strip()}
     if unknown := sorted(words - set(POLICIES)):
         raise ValueError(f"unknown augmentation {unknown[0]!r} in policy {policy!r}: use any of {', '.join(POLICIES)}")
+    before = images
     if "color" in words:
         images = brightness(images, color_uniforms[0])
         images = saturation(images, color_uniforms[1])
         images = contrast(images, color_uniforms[2])
+        images = before = _where(applied, 0, images, before)
     if "translation" in words:
-        images = translation(images, shifts)
+        images = before = _where(applied, 1, translation(images, shifts), before)
     if "cutout" in words:
-        images = cutout(images, offsets, cutout_ratio)
+        images = _where(applied, 2, cutout(images, offsets, cutout_ratio), before)
     return images
 
 
@@ -115,11 +118,22 @@ def draw_diff_augment(
     }
 
 
-def random_diff_augment(images: Tensor, policy: str, cutout_ratio: float = 0.5) -> Tensor:
-    """`diff_augment` with draws from the default generator of the images' device."""
+def random_diff_augment(
+    images: Tensor, policy: str, cutout_ratio: float = 0.5, probability: Tensor | None = None
+) -> Tensor:
+    """`diff_augment` with draws from the default generator of the images' device.
+
+    probability: [] of each change for each image (Karras et al., "Training Generative Adversarial Networks with Limited
+    Data", NeurIPS 2020, arXiv 2006.06676); None: all changes happen.
+    """
     num_images, _, height, width = images.shape
     draws = draw_diff_augment(num_images, height, width, cutout_ratio=cutout_ratio, device=images.device)
-    return diff_augment(images, policy=policy, cutout_ratio=cutout_ratio, **draws)
+    applied = None if probability is None else torch.rand(3, num_images, device=images.device) < probability
+    return diff_augment(images, policy=policy, cutout_ratio=cutout_ratio, applied=applied, **draws)
+
+
+def _where(applied: Tensor | None, change: int, after: Tensor, before: Tensor) -> Tensor:
+    return after if applied is None else torch.where(applied[change][:, None, None, None], after, before)
 
 
 def _per_image(values: Tensor, images: Tensor) -> Tensor:

@@ -66,21 +66,42 @@ class GeneratorConfig(Settings):
     times the largest gap between neighbouring labels."""
     mode_seeking: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the mode-seeking term, which rewards images that differ when their latents do. Few images need it."""
+    r1: Annotated[float, Field(ge=0)] = 0.0
+    """Weight gamma of the gradient penalty on real images, gamma / 2 |grad D|^2 (R1)."""
+    r1_every: Count = 16
+    """Discriminator updates between two penalties; each counts that many times (lazy regularisation)."""
+    orthogonal: Annotated[float, Field(ge=0)] = 0.0
+    """Strength of BigGAN's orthogonal regularisation of the generator's weights (its authors: 1e-4)."""
     augment: str = "translation,cutout"
     """DiffAugment: a comma-separated choice of color, translation, cutout; empty for none."""
+    augment_target: Share | None = None
+    """Adaptive augmentation (ADA): each change happens with a probability that holds the mean sign of the discriminator's
+    answers to real images at this (its authors: 0.6). Null: every change happens to every image (DiffAugment)."""
+    augment_images: Count = 500_000
+    """Adaptive augmentation: real images in which the probability can go from 0 to 1."""
     cutout: Share = 0.5
     """DiffAugment's cutout box as a share of the image side."""
     horizontal_flip: bool = False
     """Mirror half of the real images (only where that keeps the label)."""
 
+    balanced: bool = False
+    """Class ids: draw every class equally often, however rare its images are. (Scalars: every distinct label always is.)"""
+
     steps: Count = 20_000
     """Generator updates."""
     batch_size: Count = 64
     """Real images a discriminator update, over all processes."""
+    accumulate: Count = 1
+    """Passes into which the batch of an update is split, their gradients summed: less memory, the same batch but for the
+    batch norms' statistics and the spectral norms' iterations."""
+    sync_batch_norm: bool = False
+    """Several GPUs: batch norms take their statistics over all of them."""
     discriminator_steps: Count = 1
     """Discriminator updates before every generator update."""
     learning_rate: Positive = 2e-4
-    """Adam's, generator and discriminator alike."""
+    """Adam's."""
+    discriminator_learning_rate: Positive | None = None
+    """Adam's for the discriminator. Null: the same as the generator's."""
     betas: tuple[Share, Share] = (0.0, 0.9)
     """Adam's."""
     ema_decay: Share = 0.999
@@ -89,6 +110,17 @@ class GeneratorConfig(Settings):
     """MiB of training images that may stay on the device; a larger set is read batch by batch."""
     log_every: Count = 50
     """Steps between two lines in the log and two checks for divergence."""
+    sample_every: Count | None = 1000
+    """Steps between two grids of samples (samples/step-N.png). Null: none."""
+    score_every: Count | None = None
+    """Steps between two scores, Frechet distances to the validation images; the generator with the best one is kept.
+    Null: the last one is."""
+    score_samples: Count = 2000
+    """Images drawn for a score."""
+    score_extractor: Path | None = None
+    """Feature space of the score: a file with torch-fidelity's Inception weights. Null: the teacher's features."""
+    collapse_ratio: Annotated[float, Field(gt=1)] | None = 4.0
+    """Stop, and go back to the best, when a score is this many times the best one. Null: never."""
     checkpoint_every: Count = 500
     """Steps between two checkpoints."""
 
@@ -106,8 +138,15 @@ class GeneratorConfig(Settings):
 
     @model_validator(mode="after")
     def _even_batch(self):
-        if self.batch_size % 2:
-            raise ValueError(f"batch_size {self.batch_size} is odd; use an even number (samples are drawn in pairs)")
+        if self.batch_size % (2 * self.accumulate):
+            passes = f"accumulate {self.accumulate} passes of pairs" if self.accumulate > 1 else "pairs"
+            raise ValueError(
+                f"batch_size {self.batch_size} does not split into {passes}; use a multiple of {2 * self.accumulate}"
+            )
+        if self.sync_batch_norm and self.label_input == "nli":
+            raise ValueError("sync_batch_norm does not go with label_input nli; use ili or fourier")
+        if self.augment_target is not None and not self.augment:
+            raise ValueError("augment_target adapts the changes that augment names, and it names none")
         if self.label_input == "ili" and (self.label_dim < 16 or self.label_dim % 8):
             raise ValueError(
                 f"label_dim {self.label_dim} does not suit label_input ili; use a multiple of 8 from 16 on"

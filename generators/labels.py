@@ -18,21 +18,31 @@ NUM_TRIES = 50  # noise draws for a target label before the nearest real label i
 
 
 class ClassLabels:
-    """Labels are class ids int64 [N]."""
+    """Labels are class ids int64 [N]; `balanced` draws every class that occurs equally often."""
 
-    def __init__(self, labels: Tensor):
+    def __init__(self, labels: Tensor, balanced: bool = False):
         self.labels = labels
+        self.by_class = [torch.nonzero(labels == label).flatten() for label in labels.unique()] if balanced else None
+
+    def draw(self, size: int, random: torch.Generator) -> Tensor:
+        """Indices [size] of samples."""
+        if self.by_class is None:
+            return torch.randint(len(self.labels), (size,), generator=random)
+        counts = torch.tensor([len(members) for members in self.by_class])
+        kinds = torch.randint(len(counts), (size,), generator=random)
+        places = (torch.rand(size, generator=random, dtype=torch.float64) * counts[kinds]).long()
+        return torch.cat(self.by_class)[counts.cumsum(0)[kinds] - counts[kinds] + places]
 
     def discriminator_batch(self, size: int, random: torch.Generator) -> dict[str, Tensor]:
         """`indices` of real images, the label `real_y` and `fake_y` under which the discriminator sees real and fake
         images, and `fake_input`, the label from which the fake is made; all [size]."""
-        real, fake = torch.randint(len(self.labels), (2, size), generator=random)
+        real, fake = self.draw(2 * size, random).view(2, size)
         fake_y = self.labels[fake]
         return {"indices": real, "real_y": self.labels[real], "fake_y": fake_y, "fake_input": fake_y}
 
     def generator_batch(self, size: int, random: torch.Generator) -> Tensor:
         """Labels [size] for a generator update."""
-        return self.labels[torch.randint(len(self.labels), (size,), generator=random)]
+        return self.labels[self.draw(size, random)]
 
 
 class ScalarLabels:

@@ -166,7 +166,7 @@ def test_a_key_like_nothing_lists_the_valid_ones(tmp_path: Path) -> None:
         ("synthesis.rho=vaildation", r"synthesis\.rho: .*'validation'"),
         ("student.optimizer=adam", r"student\.optimizer: .*'sgd' or 'adamw'.*got 'adam'"),
         ("generator.widths=[4, -1]", r"generator\.widths\.1: .*greater than 0"),
-        ("generator.batch_size=3", r"generator: batch_size 3 is odd"),
+        ("generator.batch_size=3", r"generator: batch_size 3 does not split into pairs"),
         ("generator.augment=colour", r"generator: augment names 'colour'; choose from color"),
         ("student.arms.a.synthetic=2", r"student\.arms\.a\.synthetic: "),
         ("student.arms.a.synthetic=onion", r"student\.arms\.a\.synthetic: .*'union'"),

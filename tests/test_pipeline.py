@@ -1,6 +1,7 @@
 """The experiment end to end, as a user runs it: from YAML to report, killed and resumed, on several processes."""
 
 import json
+import shutil
 import signal
 import time
 
@@ -113,10 +114,7 @@ def test_two_processes_make_the_same_store_and_one_report(tiny, write_config, tm
     directory = tmp_path / "runs" / "tiny"
     copy = directory.with_name("two")
     for stage in ("generator", "teacher"):
-        target = copy / stage
-        target.mkdir(parents=True)
-        for file in (directory / stage).iterdir():
-            (target / file.name).write_bytes(file.read_bytes())
+        shutil.copytree(directory / stage, copy / stage)
     run("scripts/synthesize.py", "--config", config)
     output = run(SCRIPT, "--config", config, "name=two", launcher=TWO_PROCESSES)
     assert "2 processes" in output

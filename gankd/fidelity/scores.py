@@ -36,6 +36,7 @@ from generators.metrics import (
     draw_images,
     evenly_spread,
     frechet_distance,
+    frechet_score,
     label_entropy,
     label_score,
 )
@@ -61,6 +62,29 @@ def quick_scores(
     return evaluate_generator(
         generator, real, extractor=extractor, task=task, num_samples=num_samples, kid_subsets=20, seed=seed
     )
+
+
+def frechet_scorer(
+    extractor: FeatureExtractorBase, real: ImageSet, *, num_samples: int, seed: int = 0
+) -> Callable[[ConditionalGenerator], float]:
+    """A function of a generator: the Frechet distance between `real` and `num_samples` of its images, of like labels.
+
+    The real images are embedded once, and every call takes the same labels and latents, so that the scores of a training
+    compare. real: as `ImageSet`, at least two images.
+    """
+    real_features, _ = embed(real.images, extractor)
+    labels = real.labels[evenly_spread(real.labels, num_samples)]
+
+    def score(generator: ConditionalGenerator) -> float:
+        return frechet_score(
+            generator=generator,
+            features_of=lambda images: embed(images, extractor)[0],
+            real_features=real_features,
+            labels=labels,
+            seed=seed,
+        )
+
+    return score
 
 
 def draw_fakes(generator: ConditionalGenerator, real: ImageSet, *, num_samples: int, seed: int = 0) -> ImageSet:

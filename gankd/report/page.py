@@ -425,6 +425,12 @@ def training_section(metrics: dict, log: list[dict]) -> str:
         add("Generator: losses of the two players.", lines, "loss")
         lines = pair("generator", ("real_accuracy", "real"), ("fake_accuracy", "generated"))
         add("Generator: share of images that the discriminator tells right.", lines, "told right", percent=True)
+        steps, scores = curve(log, "generator", "score")
+        if steps:
+            caption = (
+                "Generator: Frechet distance to the validation images, while it was trained; the best one was kept."
+            )
+            add(caption, [plots.Line("", steps, scores)], "Frechet distance", logarithmic=True)
     if "extractor" in stages:
         add("Feature extractor of the density ratio: loss.", [plots.Line("", *curve(log, "extractor", "loss"))], "loss")
     if "density_ratio" in stages:

@@ -19,8 +19,10 @@ from generators.checkpoints import read_checkpoint
 from generators.config import GeneratorConfig
 from generators.interface import ConditionalGenerator
 from generators.labels import ClassLabels, ScalarLabels
+from generators.monitor import GeneratorDiverged
+from generators.networks import build_networks
 from generators.networks.sngan import SNGANGenerator
-from generators.training import GeneratorDiverged, build_networks, recalibrate_batch_norm
+from generators.statistics import recalibrate_batch_norm
 
 CONFIG = GeneratorConfig(
     widths=(16, 8),
@@ -248,7 +250,7 @@ def test_recalibration_is_a_function_of_the_weights_and_the_seed() -> None:
         for norm in generator.modules():
             if isinstance(norm, nn.BatchNorm2d):
                 norm.running_mean.fill_(start)
-        recalibrate_batch_norm(generator, plan, seed=0, device="cpu", batch_size=16, num_batches=2)
+        recalibrate_batch_norm(generator, plan.generator_batch, seed=0, batch_size=16, num_batches=2)
         states.append({key: value.clone() for key, value in generator.state_dict().items()})
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
@@ -357,7 +359,7 @@ def test_images_that_are_not_bytes_are_refused() -> None:
         ({"widths": (8, 8, 8)}, "3 generator widths reach 16 pixels, beyond the image size 8"),
         ({"discriminator_widths": (8, 8, 8)}, "3 discriminator widths do not fit an image size of 8; give 1 or 2"),
         ({"label_input": "fourier"}, "label_input 'fourier' does not fit these labels; use 'embedding' for classes"),
-        ({"batch_size": 7}, "batch_size 7 is odd"),
+        ({"batch_size": 7}, "batch_size 7 does not split into pairs"),
         ({"augment": "rotation"}, "augment names 'rotation'"),
         ({"step": 3}, "unknown key 'step'; did you mean 'steps'"),
     ],
@@ -443,6 +445,7 @@ def test_the_log_holds_the_terms_of_the_game() -> None:
             "fake_accuracy",
             "logit_spread",
             "generator_loss",
+            "image_spread",
         }
         assert 0 <= values["real_accuracy"] <= 1 and 0 <= values["fake_accuracy"] <= 1
 
@@ -466,7 +469,7 @@ def test_a_generator_of_one_image_stops_with_the_sentence_and_keeps_the_checkpoi
     with pytest.raises(GeneratorDiverged) as caught:
         train(CLASSES, **settings, directory=tmp_path)
     sentence = str(caught.value)
-    assert re.match(r"the generator (collapsed|diverged) at step 3: it draws the same image always\.", sentence)
+    assert re.match(r"the generator (collapsed|diverged) by step 3: it draws the same image always\.", sentence)
     assert f"The last good checkpoint is {checkpoint}." in sentence and "Lower generator.learning_rate" in sentence
     assert checkpoint.read_bytes() == before and not (tmp_path / "config.json").exists()
 
@@ -476,7 +479,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_sentence() -> None:
         train(CLASSES, learning_rate=1e30, steps=60)
     sentence = str(caught.value)
     assert re.match(
-        r"the generator diverged at step \d: a loss is no longer finite\. Lower generator\.learning_rate", sentence
+        r"the generator diverged by step \d+: a loss is no longer finite\. Lower generator\.learning_rate", sentence
     )
     assert "checkpoint" not in sentence, "none was written, so none is promised"
 

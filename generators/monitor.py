@@ -1,0 +1,132 @@
+"""Watching a generator while it trains: its sample grids, its scores, the best one so far, and the end of a bad run."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+
+from generators.checkpoints import read_checkpoint, replace_whole, save_checkpoint
+from generators.config import GeneratorConfig
+from generators.grids import sample_grid
+from generators.interface import ConditionalGenerator
+from generators.labels import ClassLabels, ScalarLabels
+from generators.statistics import recalibrate_batch_norm
+
+FADED = 1e-4  # a spread of the discriminator's logits that teaches a generator nothing
+
+
+class GeneratorDiverged(ValueError):
+    """Training stopped because the generator is of no more use, and there is no better one to go back to."""
+
+
+class Monitor:
+    """Looks at the averaged generator every so many steps, and remembers the best.
+
+    Args:
+        average: the averaged generator, of which a copy with its own batch norm statistics is looked at.
+        score: a copy, in eval mode, to a number, lower is better.
+        directory: where `samples/step-N.png` and `best.pt` go; None: no grids, the best is kept in memory.
+
+    Raises:
+        ValueError: scores are asked for without a `score`.
+    """
+
+    def __init__(
+        self,
+        average: ConditionalGenerator,
+        plan: ClassLabels | ScalarLabels,
+        config: GeneratorConfig,
+        *,
+        score: Callable[[ConditionalGenerator], float] | None,
+        directory: Path | None,
+        run: dict,
+        seed: int,
+        accelerator: Accelerator,
+        log: Callable[[dict], None],
+    ):
+        if config.score_every and score is None:
+            raise ValueError("score_every is set, but there is nothing to score with: give train(..., score=function).")
+        self.average, self.plan, self.config, self.score, self.log = average, plan, config, score, log
+        self.directory, self.run, self.seed, self.accelerator = directory, run, seed, accelerator
+        self.best_step, self.best_score, self.best_weights = 0, math.inf, None
+
+    def look(self, step: int, *, last: bool) -> None:
+        """Save a grid and take a score where it is time for them.
+
+        Raises:
+            GeneratorDiverged: the score is far above the best one.
+        """
+        config = self.config
+        draws = bool(config.sample_every and self.directory) and (step % config.sample_every == 0 or last)
+        scores = bool(config.score_every) and (step % config.score_every == 0 or last)
+        if not (draws or scores):
+            return
+        ready = copy.deepcopy(self.average)
+        recalibrate_batch_norm(ready, self.plan.generator_batch, seed=self.seed)  # everywhere: it may synchronise
+        if draws and self.accelerator.is_main_process:
+            with replace_whole(self.directory / "samples" / f"step-{step:06d}.png") as temporary:
+                sample_grid(ready, seed=self.seed).save(temporary, format="png")
+        if scores:
+            self.take_score(ready, step)
+
+    def take_score(self, ready: ConditionalGenerator, step: int) -> None:
+        """Score, keep the weights if they are the best, and stop a run that has collapsed; the same in every process."""
+        is_main, device = self.accelerator.is_main_process, self.accelerator.device
+        value = torch.tensor(self.score(ready) if is_main else 0.0, dtype=torch.float64, device=device)
+        score = broadcast(value).item()
+        if score < self.best_score:
+            self.best_step, self.best_score = step, score
+            weights = {key: value.detach().cpu().clone() for key, value in self.average.state_dict().items()}
+            if self.directory is None:
+                self.best_weights = weights
+            elif is_main:
+                save_checkpoint(self.directory / "best.pt", {"run": self.run, "step": step, "weights": weights})
+        if is_main:
+            values = {"score": score, "best_score": self.best_score, "best_step": self.best_step}
+            self.log({"stage": "generator", "step": step, **values})
+        ratio = self.config.collapse_ratio
+        if not math.isfinite(score) or (ratio and score > ratio * self.best_score):
+            raise GeneratorDiverged(
+                f"the generator collapsed by step {step}: its score is {score:.4g}, after {self.best_score:.4g} at step "
+                f"{self.best_step}."
+            )
+
+    def restore_best(self) -> None:
+        """Put the best weights back into the averaged generator.
+
+        Raises:
+            ValueError: the file that held them is gone or cut off.
+        """
+        weights = self.best_weights
+        if self.directory is not None:
+            self.accelerator.wait_for_everyone()  # until the main process has written them
+            weights = read_checkpoint(self.directory / "best.pt")["weights"]
+        self.average.load_state_dict(weights)
+
+    def state_dict(self) -> dict:
+        return {"best_step": self.best_step, "best_score": self.best_score}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.best_step, self.best_score = state["best_step"], state["best_score"]
+
+
+def check_health(values: dict[str, float], step: int) -> None:
+    """Raise `GeneratorDiverged` on a value that is not finite, and on images or answers that are all the same."""
+    sentence = None
+    if not all(map(math.isfinite, values.values())):
+        sentence = f"the generator diverged by step {step}: a loss is no longer finite."
+    elif values["image_spread"] < 1e-3:
+        sentence = f"the generator collapsed by step {step}: it draws the same image always."
+    elif values["logit_spread"] < FADED:
+        sentence = (
+            f"the game came to a standstill by step {step}: the discriminator answers every image alike (a spread of "
+            f"{values['logit_spread']:.1g}). Give it more discriminator_steps or wider discriminator_widths, too."
+        )
+    if sentence:
+        raise GeneratorDiverged(sentence)
