@@ -14,7 +14,7 @@ from gankd.artifacts import Stage, fingerprint
 from gankd.config import ExperimentConfig
 from gankd.data.readers import load_data
 from gankd.data.sets import ImageSet
-from gankd.models import ModelConfig, build_model, load_weights
+from gankd.models import ModelConfig, build_model, load_checkpoint
 from gankd.tasks import Classification, task_of
 from gankd.teacher import Normalize, Teacher
 from gankd.training import TrainingConfig
@@ -73,7 +73,7 @@ class Experiment:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             network = self.network(model)
-        return load_weights(network, model.checkpoint) if model.checkpoint else network
+        return load_checkpoint(network, model.checkpoint) if model.checkpoint else network
 
     def check_networks(self) -> None:
         """Build every network once, so that a configuration that cannot work stops here, with a ValueError."""

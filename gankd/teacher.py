@@ -126,10 +126,12 @@ class Teacher:
 @contextlib.contextmanager
 def borrowed(module: nn.Module) -> Iterator[None]:
     """Give a network back as it was lent: which of its parameters are trainable, and its mode."""
-    trainable, training = [parameter.requires_grad for parameter in module.parameters()], module.training
+    trainable = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    training = [(part, part.training) for part in module.modules()]  # some may be frozen in evaluation mode
     try:
         yield
     finally:
-        for parameter, flag in zip(module.parameters(), trainable, strict=True):
+        for parameter, flag in trainable:
             parameter.requires_grad_(flag)
-        module.train(training)
+        for part, flag in training:
+            part.training = flag

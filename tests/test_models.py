@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from gankd.models import MODELS, ModelConfig, SmallResNet, build_model, load_weights
+from gankd.models import MODELS, ModelConfig, SmallResNet, build_model, load_checkpoint
 from gankd.models.store import load_model, save_model
 from gankd.tasks import Classification, Regression
 from gankd.teacher import Normalize
@@ -69,7 +69,7 @@ def test_the_example_student_is_as_small_as_the_configurations_say() -> None:
     ("name", "sentence"),
     [
         ("smal_resnet", r"unknown network 'smal_resnet'; did you mean 'small_resnet'"),
-        ("zzz", r"unknown network 'zzz'; valid: small_resnet, timm:NAME, torchvision:NAME"),
+        ("zzz", r"unknown network 'zzz'; valid: .*small_resnet, timm:NAME, torchvision:NAME"),
         ("nowhere:resnet18", r"unknown network 'nowhere:resnet18'"),
         ("torchvision:resnet19", r"torchvision has no classifier 'resnet19'; did you mean 'resnet1"),
     ],
@@ -119,18 +119,18 @@ def wrap(state: dict, form: str) -> dict:
 def test_state_dicts_are_read_however_they_are_wrapped(tmp_path: Path, form: str, suffix: str) -> None:
     path = tmp_path / f"weights{suffix}"
     torch.save(wrap(network(1).state_dict(), form), path)
-    assert equal(load_weights(network(0), path), network(1))
+    assert equal(load_checkpoint(network(0), path), network(1))
 
 
 @pytest.mark.parametrize("form", ["plain", "module"])
 def test_safetensors_are_read(tmp_path: Path, form: str) -> None:
     save_file(wrap(network(1).state_dict(), form), tmp_path / "weights.safetensors")
-    assert equal(load_weights(network(0), tmp_path / "weights.safetensors"), network(1))
+    assert equal(load_checkpoint(network(0), tmp_path / "weights.safetensors"), network(1))
 
 
 def refusal(path: Path) -> str:
     with pytest.raises(ValueError) as caught:
-        load_weights(network(0), path)
+        load_checkpoint(network(0), path)
     sentence = str(caught.value)
     assert str(path) in sentence and "\n" not in sentence
     return sentence

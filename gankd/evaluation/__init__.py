@@ -8,8 +8,31 @@ from torch import nn
 
 from gankd.data.loader import ordered_batches
 from gankd.data.sets import ImageSet
+from gankd.evaluation.neighbours import knn_accuracy, knn_predict, knn_regress, standardize_features
+from gankd.evaluation.probes import (
+    ProbeResult,
+    extract_features,
+    knn_probe,
+    knn_regression_probe,
+    linear_probe,
+    ridge_probe,
+)
 from gankd.tasks import Task
 from generators.images import to_unit_range
+
+__all__ = [
+    "ProbeResult",
+    "evaluate",
+    "extract_features",
+    "knn_accuracy",
+    "knn_predict",
+    "knn_probe",
+    "knn_regress",
+    "knn_regression_probe",
+    "linear_probe",
+    "ridge_probe",
+    "standardize_features",
+]
 
 
 @torch.no_grad()

@@ -1,13 +1,23 @@
-"""Losses on scalar (or vector) predictions.
+"""Losses on scalar (or vector) predictions that learn from a teacher.
 
-regression_kd_loss: the direct analogue of logit distillation for a regressor, the starting point of Saputra et al.,
-"Distilling Knowledge From a Deep Pose Regressor Network", ICCV 2019, arXiv 1908.00858
+regression_kd_loss: the direct analogue of logit distillation for a regressor, the starting point of Saputra et al.
+teacher_bounded_regression_loss: Chen, Choi, Yu, Han, Chandraker, "Learning Efficient Object Detection Models with
+    Knowledge Distillation", NeurIPS 2017
+teacher_confidence, attentive_imitation_loss, attentive_hint_loss: Saputra, de Gusmao, Almalioglu, Markham, Trigoni,
+    "Distilling Knowledge From a Deep Pose Regressor Network", ICCV 2019, arXiv 1908.00858
+teacher_outlier_rejection_loss: after Takamoto, Morishita, Imaoka, "An Efficient Method of Training Small Models for
+    Regression Problems with Knowledge Distillation", MIPR 2020, arXiv 2002.12597
+
+s, t, y: the student's and the teacher's predictions and the labels, all in the units the network is trained in.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from .precision import full_precision
+from .residuals import check_same_shape, mean_loss, residuals, squared_norms
 
 
 def regression_kd_loss(
@@ -26,26 +36,142 @@ def regression_kd_loss(
 
     (1 - a) l2(s - y) + a l2(s - t) equals, up to a constant, the squared error to the blended label (1 - a) y + a t;
     l1 and huber do add something to that. Returns a scalar.
-    Raises ValueError when the shapes differ or the loss is unknown.
+    Raises ValueError when the shapes differ, the loss is unknown or delta is not positive.
     """
-    if student_predictions.shape != teacher_predictions.shape:  # [N] against [N, 1] would broadcast to [N, N]
-        raise ValueError(
-            f"student and teacher predictions differ in shape: {list(student_predictions.shape)} "
-            f"and {list(teacher_predictions.shape)}"
-        )
-    residuals = _full_precision(student_predictions) - _full_precision(teacher_predictions.detach())
-    sizes = residuals.abs()
-    if loss == "l2":
-        losses = residuals.square()
-    elif loss == "l1":
-        losses = sizes
-    elif loss == "huber":
-        losses = torch.where(sizes <= delta, residuals.square() / 2, delta * (sizes - delta / 2))
+    names = "student and teacher predictions"
+    return mean_loss(residuals(student_predictions, teacher_predictions, names), loss, delta)
+
+
+def teacher_bounded_regression_loss(
+    *,
+    student_predictions: Tensor,  # [N] or [N, D]
+    teacher_predictions: Tensor,  # the same shape, detached
+    labels: Tensor,  # the same shape
+    margin: float = 0.0,  # by how much, in squared units, the student has to beat the teacher
+    weight: float = 0.5,
+    loss: str = "huber",  # of the label term: "l2", "l1" or "huber"
+    delta: float = 1.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The teacher is a bar to pass, never a target.
+
+    L = mean_n l(s_n - y_n) + weight * mean_n b_n
+    b_n = |s_n - y_n|^2 if |s_n - y_n|^2 + margin > |t_n - y_n|^2, else 0
+
+    A student as good as its teacher is silent at margin 0. Where b is on, its gradient is 2 (s - y): towards the label.
+    Returns (L, the label term, mean b before its weight).
+    Raises ValueError when the shapes differ, the loss is unknown or delta is not positive.
+    """
+    to_labels = residuals(student_predictions, labels, "student predictions and labels")
+    student_errors = squared_norms(to_labels)  # [N]
+    teacher_errors = _teacher_errors(teacher_predictions, labels)  # [N]
+    label_term = mean_loss(to_labels, loss, delta)
+    bounded_term = torch.where(student_errors + margin > teacher_errors, student_errors, 0).mean()
+    return label_term + weight * bounded_term, label_term, bounded_term
+
+
+def teacher_confidence(
+    *,
+    teacher_predictions: Tensor,  # [N] or [N, D], detached
+    labels: Tensor,  # the same shape
+    error_range: float | None = None,  # max e - min e over the training set; None: over this batch
+) -> Tensor:
+    """How far each answer of the teacher can be trusted.
+
+    c_n = clamp(1 - e_n / error_range, 0, 1),  e_n = |t_n - y_n|^2
+
+    Unclamped, the worst sample would get a negative confidence whenever min e > 0. The batch's own range makes a
+    sample's confidence depend on its neighbours: one pass over the training set gives the paper's. A range of 0 leaves
+    1 to the samples without any error and 0 to the others, the limit of the equation.
+    Returns [N] in [0, 1]. Raises ValueError when the shapes differ or error_range is negative.
+    """
+    errors = _teacher_errors(teacher_predictions, labels)
+    if error_range is None:
+        spread = errors.max() - errors.min()
+    elif error_range >= 0:
+        spread = torch.as_tensor(error_range, dtype=errors.dtype, device=errors.device)
     else:
-        raise ValueError(f"unknown regression loss {loss!r}: use 'l2', 'l1' or 'huber'")
-    return losses.sum() / len(residuals)
+        raise ValueError(f"the range of the teacher's squared errors cannot be negative, got {error_range}")
+    return (1 - errors / spread.clamp(min=torch.finfo(errors.dtype).tiny)).clamp(0, 1)
 
 
-def _full_precision(tensor: Tensor) -> Tensor:
-    """float32, or float64 if it already is."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+def attentive_imitation_loss(
+    *,
+    student_predictions: Tensor,  # [N] or [N, D]
+    teacher_predictions: Tensor,  # the same shape, detached
+    labels: Tensor,  # the same shape
+    error_range: float | None = None,  # as in teacher_confidence
+    alpha: float = 0.5,  # the labels' share
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The student imitates the teacher as far as the teacher can be trusted.
+
+    L = alpha * mean_n |s_n - y_n|^2 + (1 - alpha) * mean_n c_n |s_n - t_n|^2,  c = teacher_confidence
+
+    Returns (L, the label term, the imitation term), the terms before their shares.
+    Raises ValueError when the shapes differ or error_range is negative.
+    """
+    confidences = teacher_confidence(teacher_predictions=teacher_predictions, labels=labels, error_range=error_range)
+    to_labels = residuals(student_predictions, labels, "student predictions and labels")
+    to_teacher = residuals(student_predictions, teacher_predictions, "student and teacher predictions")
+    label_term = squared_norms(to_labels).mean()
+    imitation_term = (confidences * squared_norms(to_teacher)).mean()
+    return alpha * label_term + (1 - alpha) * imitation_term, label_term, imitation_term
+
+
+def attentive_hint_loss(
+    *,
+    student_feature: Tensor,  # [N, ...]
+    teacher_feature: Tensor,  # the same shape, detached
+    confidences: Tensor,  # [N], from teacher_confidence, detached
+) -> Tensor:
+    """The student's feature follows the teacher's where the teacher's prediction can be trusted.
+
+    L = mean_n c_n * mean over the entries of (f_s,n - f_t,n)^2
+
+    Returns a scalar. Raises ValueError when the features differ in shape or there is not one confidence per sample.
+    """
+    differences = residuals(student_feature, teacher_feature, "student and teacher features")
+    if confidences.shape != student_feature.shape[:1]:  # [N, 1] would broadcast to [N, N]
+        raise ValueError(
+            f"attentive hints need one confidence per sample: {list(confidences.shape)} for features "
+            f"{list(student_feature.shape)}"
+        )
+    distances = differences.square().reshape(len(differences), -1).mean(1)  # [N]
+    return (full_precision(confidences.detach()) * distances).mean()
+
+
+def teacher_outlier_rejection_loss(
+    *,
+    student_predictions: Tensor,  # [N] or [N, D], of the head that is deployed
+    teacher_predictions: Tensor,  # the same shape, detached
+    labels: Tensor,  # the same shape
+    threshold: float,  # in label units; 3 * 1.4826 * median |t - y| over the training set is a robust 3 sigma
+    student_teacher_predictions: Tensor | None = None,  # the same shape, of a second head; None: there is one head
+    imitation_weight: float = 1.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A label the teacher disagrees with is taken for wrong; the teacher is imitated everywhere.
+
+    keep_n = 1 if |t_n - y_n| <= threshold else 0
+    L = sum_n keep_n |s_n - y_n|^2 / max(1, sum_n keep_n) + imitation_weight * mean_n |s'_n - t_n|^2
+
+    s' is the head that imitates the teacher. With every label rejected the label term is 0 and keeps its graph.
+    Returns (L, the label term, the imitation term before its weight).
+    Raises ValueError when the shapes differ or the threshold is negative.
+    """
+    if threshold < 0:
+        raise ValueError(f"the threshold on |teacher - label| cannot be negative, got {threshold}")
+    teacher_distances = residuals(teacher_predictions.detach(), labels, "teacher predictions and labels")
+    if labels.ndim > 1:
+        teacher_distances = torch.linalg.vector_norm(teacher_distances, dim=1)
+    keep = teacher_distances.abs() <= threshold  # [N]; no square: it would round the two sides of <= apart
+    label_errors = squared_norms(residuals(student_predictions, labels, "student predictions and labels"))
+    label_term = torch.where(keep, label_errors, 0).sum() / keep.sum().clamp(min=1)
+
+    imitation = student_predictions if student_teacher_predictions is None else student_teacher_predictions
+    check_same_shape(imitation, labels, "predictions that imitate the teacher and labels")
+    imitation_term = squared_norms(residuals(imitation, teacher_predictions, "student and teacher predictions")).mean()
+    return label_term + imitation_weight * imitation_term, label_term, imitation_term
+
+
+def _teacher_errors(teacher_predictions: Tensor, labels: Tensor) -> Tensor:
+    """|t_n - y_n|^2, [N], without a graph."""
+    return squared_norms(residuals(teacher_predictions.detach(), labels, "teacher predictions and labels"))

@@ -2,24 +2,53 @@
 
 model = build_model("small_resnet", num_classes=10, in_channels=1, widths=[8, 16])
 model = build_model("torchvision:resnet18", num_classes=1)
+model = load_checkpoint(build_model("resnet32x4"), "resnet32x4_vanilla/ckpt_epoch_240.pth")
+logits, features = forward_with_features(model, images)
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
-import torch
 from torch import nn
 
+from gankd.models.checkpoints import load_checkpoint
 from gankd.models.config import ModelConfig
+from gankd.models.mobilenet import MobileNetV2
+from gankd.models.resnet import ResNet, ResNet50
+from gankd.models.shufflenet import ShuffleV1, ShuffleV2
 from gankd.models.small_resnet import SmallResNet
+from gankd.models.taps import Taps, batch_norms_before_relu, default_taps, feature_shapes, forward_with_features
+from gankd.models.vgg import VGG
+from gankd.models.wrn import WideResNet
 from generators.settings import nearest
 
-__all__ = ["MODELS", "ModelConfig", "SmallResNet", "build_model", "load_weights"]
+__all__ = [
+    "MODELS",
+    "ModelConfig",
+    "SmallResNet",
+    "Taps",
+    "batch_norms_before_relu",
+    "build_model",
+    "default_taps",
+    "feature_shapes",
+    "forward_with_features",
+    "load_checkpoint",
+]
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"small_resnet": SmallResNet}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "small_resnet": SmallResNet,
+    **{f"resnet{depth}": partial(ResNet, depth, (16, 16, 32, 64)) for depth in (8, 14, 20, 32, 44, 56, 110)},
+    **{f"resnet{depth}x4": partial(ResNet, depth, (32, 64, 128, 256)) for depth in (8, 32)},
+    **{f"wrn_{depth}_{widen}": partial(WideResNet, depth, widen) for depth in (16, 40) for widen in (1, 2)},
+    **{f"vgg{depth}": partial(VGG, depth) for depth in (8, 11, 13, 16, 19)},
+    "MobileNetV2": MobileNetV2,
+    "ShuffleV1": ShuffleV1,
+    "ShuffleV2": ShuffleV2,
+    "ResNet50": ResNet50,
+}
 
 
 def build_model(name: str, num_classes: int = 100, in_channels: int = 3, **options) -> nn.Module:
@@ -47,7 +76,9 @@ def build_model(name: str, num_classes: int = 100, in_channels: int = 3, **optio
     known = set(inspect.signature(builder).parameters) - {"num_classes", "in_channels"}
     for option in options:
         if option not in known:
-            raise ValueError(f"'{option}' is no option of {name}{nearest(option, known)}")
+            raise ValueError(
+                f"'{option}' is no option of {name}{nearest(option, known) if known else ', which has none.'}"
+            )
     return builder(num_classes=num_classes, in_channels=in_channels, **options)
 
 
@@ -63,46 +94,3 @@ def _torchvision_model(name: str, num_classes: int, in_channels: int, options: d
         return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
     except TypeError as error:
         raise ValueError(f"torchvision:{name} does not take the options {sorted(options)}: {error}") from error
-
-
-def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
-    """Load a state dict from a .safetensors file or, without unpickling, from a .pt/.pth file; strict.
-
-    A file that wraps the state dict under `state_dict` or `model`, and keys with a leading `module.`, are understood.
-
-    Raises:
-        ValueError: the file cannot be read, or its keys or shapes are not those of `model`.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}; check the checkpoint's path.")
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            state = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise ValueError(
-                f"{path} cannot be read, it may be cut off ({error}): fetch it again, or delete {path.parent} if a run "
-                "made it."
-            ) from error
-    else:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise ValueError(
-                f"{path} is cut off, or holds more than tensors and is not unpickled ({type(error).__name__}): "
-                "save it again as torch.save(model.state_dict(), path) or as .safetensors."
-            ) from error
-        for key in ("state_dict", "model"):
-            state = state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
-        if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
-            raise ValueError(f"{path} holds no state dict but a {type(state).__name__}; save model.state_dict().")
-    state = {key.removeprefix("module."): value for key, value in state.items()}
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        summary = " ".join(str(error).split())[:400]
-        raise ValueError(f"{path} does not fit {type(model).__name__}: {summary}") from error
-    return model

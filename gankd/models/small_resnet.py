@@ -22,10 +22,11 @@ class ResidualBlock(nn.Module):
             self.shortcut = nn.Sequential(
                 nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), nn.BatchNorm2d(out_channels)
             )
+        self.relu = nn.ReLU()  # only after the sum, so that its input is the pre-activation tap
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(h + self.shortcut(x))
+        return self.relu(h + self.shortcut(x))
 
 
 class SmallResNet(nn.Module):
@@ -56,3 +57,10 @@ class SmallResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.pool(self.stages(self.stem(x))))
+
+    def feature_taps(self, preact: bool = False) -> list[str]:
+        stages = [f"stages.{index}.relu:input" if preact else f"stages.{index}" for index in range(len(self.stages))]
+        return ["stem", *stages, "head:input"]
+
+    def norms_before_relu(self) -> list[str]:
+        return [f"stages.{index}.bn2" for index in range(len(self.stages))]

@@ -12,7 +12,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import nn
 
-from gankd.models import build_model, load_weights
+from gankd.models import build_model, load_checkpoint
 from gankd.models.config import ModelConfig
 from gankd.tasks import Task, task_from
 from gankd.teacher import Normalize
@@ -58,7 +58,7 @@ def load_model(directory: str | Path) -> tuple[nn.Module, Normalize]:
         raise ValueError(f"{directory} holds no trained network (no model.json).")
     card = read_json(path)
     model = build_model(card["name"], card["num_classes"], card["image_shape"][0], **card["options"])
-    load_weights(model, Path(directory) / "model.safetensors")
+    load_checkpoint(model, Path(directory) / "model.safetensors")
     model.input_normalization = (card["mean"], card["std"])
     if card.get("task"):
         model.output_task = task_from(card["task"])

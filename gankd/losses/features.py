@@ -1,0 +1,221 @@
+"""Losses on feature maps: what a stage sees, where it looks, how its channels go together.
+
+hint_loss: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv 1412.6550
+attention_transfer_loss: Zagoruyko, Komodakis, "Paying More Attention to Attention", ICLR 2017, arXiv 1612.03928
+nst_loss: Huang, Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer", arXiv 1707.01219, 2017
+fsp_loss: Yim et al., "A Gift from Knowledge Distillation", CVPR 2017
+vid_loss: Ahn et al., "Variational Information Distillation for Knowledge Transfer", CVPR 2019, arXiv 1904.05835
+factor_transfer_loss: Kim, Park, Kwak, "Paraphrasing Complex Network: Network Compression via Factor Transfer",
+    NeurIPS 2018, arXiv 1802.04977
+
+Where two maps differ in size, both are average-pooled to the smaller height and the smaller width ("matched" below).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .precision import full_precision
+
+
+def hint_loss(
+    *,
+    student_feature: Tensor,  # any shape: the output of a regressor on the student's feature
+    teacher_feature: Tensor,  # the same shape, detached
+) -> Tensor:
+    """The student's feature, after a regressor, equals the teacher's.
+
+    L = mean (s - t)^2 over every entry
+
+    Returns a scalar. Raises ValueError when the shapes differ.
+    """
+    check_same_shape(student_feature, teacher_feature)
+    return (full_precision(student_feature) - full_precision(teacher_feature.detach())).square().mean()
+
+
+def attention_transfer_loss(
+    *,
+    student_features: Sequence[Tensor],  # one [N, C_i, H_i, W_i] a stage
+    teacher_features: Sequence[Tensor],  # as many, detached; other channels and sizes are fine
+    p: int = 2,  # 4 stresses the strongest activations more; an odd power keeps their sign
+) -> Tensor:
+    """The student looks where the teacher looks.
+
+    per stage, after matching:  Q = flatten(mean_c f^p) / max(|.|, 1e-12);  mean (Q_s - Q_t)^2 over N * H * W
+    L = sum over the stages
+
+    Maps have unit norm, so that the value shrinks with their size: hence the paper's weight of 1000. Returns a scalar.
+    Raises ValueError when the lists or the batches do not pair.
+    """
+    losses = []
+    for student, teacher in map_pairs(student_features, teacher_features):
+        student, teacher = matched(student, teacher)
+        losses.append((_attention(student, p) - _attention(teacher, p)).square().mean())
+    return torch.stack(losses).sum()
+
+
+def nst_loss(
+    *,
+    student_features: Sequence[Tensor],  # one [N, C_i, H_i, W_i] a stage
+    teacher_features: Sequence[Tensor],  # as many, detached; other channels and sizes are fine
+) -> Tensor:
+    """Channels of the student select positions as the teacher's do: the squared-polynomial-kernel MMD between them.
+
+    per stage, after matching:  r_c = flatten(f_c) / max(|.|, 1e-12);  k(a, b) = (r_a . r_b)^2
+    mean k(t, t) + mean k(s, s) - 2 mean k(s, t), over samples and pairs of channels;  L = sum over the stages
+
+    Through channel Gram matrices: the memory is N * C_s * C_t, without the factor H * W of the outer form.
+    Returns a scalar. Raises ValueError when the lists or the batches do not pair.
+    """
+    losses = []
+    for student, teacher in map_pairs(student_features, teacher_features):
+        student, teacher = matched(student, teacher)
+        student = F.normalize(student.flatten(2), dim=2)  # [N, C_s, H * W]
+        teacher = F.normalize(teacher.flatten(2), dim=2)  # [N, C_t, H * W]
+        losses.append(
+            _mean_kernel(teacher, teacher) + _mean_kernel(student, student) - 2 * _mean_kernel(student, teacher)
+        )
+    return torch.stack(losses).sum()
+
+
+def fsp_loss(
+    *,
+    student_features: Sequence[Tensor],  # [N, C_i, H_i, W_i] from shallow to deep, at least two
+    teacher_features: Sequence[Tensor],  # as many, with the student's channels at each tap, detached
+) -> Tensor:
+    """The flow from one layer to the next is the teacher's: matrices between the channels of consecutive taps.
+
+    per consecutive pair a, b, matched to each other:  G[c, d] = mean_hw a_c b_d;  mean (G_s - G_t)^2 over N * C_a * C_b
+    L = sum over the pairs
+
+    Returns a scalar. Raises ValueError for fewer than two taps, taps or batches that do not pair, different channels.
+    """
+    pairs = map_pairs(student_features, teacher_features)
+    if len(pairs) < 2:
+        raise ValueError("FSP describes the flow between consecutive taps and needs at least two feature maps")
+    for tap, (student, teacher) in enumerate(pairs):
+        if student.shape[1] != teacher.shape[1]:
+            raise ValueError(
+                f"FSP needs equal channels, but feature map {tap} has {student.shape[1]} in the student and "
+                f"{teacher.shape[1]} in the teacher; choose taps of the same width or put a 1x1 convolution between"
+            )
+    losses = []
+    for (student, teacher), (next_student, next_teacher) in pairwise(pairs):
+        difference = _flow(student, next_student) - _flow(teacher, next_teacher)  # [N, C_a, C_b]
+        losses.append(difference.square().mean())
+    return torch.stack(losses).sum()
+
+
+def vid_loss(
+    *,
+    student_feature: Tensor,  # [N, C_s, H, W]
+    teacher_feature: Tensor,  # [N, C_t, H', W'], detached
+    regressor_weights: Sequence[Tensor],  # three 1x1 kernels [C_t, C_s, 1, 1], then [C_t, C_t, 1, 1]; ReLU between
+    log_scale: Tensor,  # [C_t]; the channel's variance before the softplus
+    eps: float = 1e-5,  # smallest variance
+) -> Tensor:
+    """The student's feature tells much about the teacher's: a Gaussian bound on their mutual information.
+
+    after matching:  mu = regressor(s);  var_c = softplus(log_scale_c) + eps
+    L = mean ( (mu - t)^2 / var + log var ) / 2 over every entry
+
+    log_scale is a parameter to train with the regressor; log(exp(5 - eps) - 1) starts it at a variance of 5. With a
+    variance below 1 the loss can be negative. Returns a scalar.
+    Raises ValueError when the batches do not pair or the kernels or log_scale do not fit the channels.
+    """
+    ((student, teacher),) = map_pairs([student_feature], [teacher_feature])
+    channels = [student.shape[1], *[teacher.shape[1]] * len(regressor_weights)]
+    expected = [[after, before, 1, 1] for before, after in pairwise(channels)]
+    found = [list(weight.shape) for weight in regressor_weights]
+    if found != expected or not expected or log_scale.shape != (teacher.shape[1],):
+        raise ValueError(
+            f"regressor_weights {found} and log_scale {list(log_scale.shape)} do not lead from {student.shape[1]} to "
+            f"{teacher.shape[1]} channels; expected {expected or 'at least one kernel'} and [{teacher.shape[1]}]"
+        )
+    mean, teacher = matched(student, teacher)
+    with torch.autocast(mean.device.type, enabled=False):
+        for depth, weight in enumerate(regressor_weights):
+            mean = F.conv2d(F.relu(mean) if depth else mean, full_precision(weight))
+    variance = F.softplus(full_precision(log_scale)).view(-1, 1, 1) + eps  # [C_t, 1, 1]
+    return ((mean - teacher).square() / variance + variance.log()).mean() / 2
+
+
+def factor_transfer_loss(
+    *,
+    student_factor: Tensor,  # [N, C, H, W], the translator's output
+    teacher_factor: Tensor,  # [N, C', H', W'], the paraphraser's, detached
+    p1: int = 2,  # power of the factor's entries; an odd power keeps their sign
+    p2: int = 1,  # power of the difference; 1 means its size
+) -> Tensor:
+    """The student's factor is the teacher's paraphrase.
+
+    after matching:  q = flatten(mean_c f^p1) / max(|.|, 1e-12);  L = mean |q_s - q_t| for p2 = 1, else mean (q_s - q_t)^p2
+
+    Returns a scalar. Raises ValueError when the batches do not pair.
+    """
+    ((student, teacher),) = map_pairs([student_factor], [teacher_factor])
+    student, teacher = matched(student, teacher)
+    difference = _attention(student, p1) - _attention(teacher, p1)
+    return (difference.abs() if p2 == 1 else difference.pow(p2)).mean()
+
+
+def map_pairs(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """(student, teacher) feature maps, stage by stage, in full precision and the teacher's without gradient.
+
+    Raises ValueError when there are none, their numbers or batches differ or one is not [N, C, H, W].
+    """
+    if len(student_features) != len(teacher_features) or len(student_features) == 0:
+        raise ValueError(
+            f"the student gives {len(student_features)} feature maps and the teacher {len(teacher_features)}; "
+            f"give one of each for every stage to compare"
+        )
+    for student, teacher in zip(student_features, teacher_features, strict=True):
+        if student.dim() != 4 or teacher.dim() != 4 or len(student) != len(teacher):
+            raise ValueError(
+                f"feature maps are [N, C, H, W] of one batch, but a student's is {list(student.shape)} "
+                f"and its teacher's {list(teacher.shape)}"
+            )
+    return [
+        (full_precision(student), full_precision(teacher.detach()))
+        for student, teacher in zip(student_features, teacher_features, strict=True)
+    ]
+
+
+def check_same_shape(student: Tensor, teacher: Tensor) -> None:
+    """Raises ValueError when the shapes differ: entries are compared one by one, and broadcasting would hide it."""
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"student and teacher features differ in shape: {list(student.shape)} and {list(teacher.shape)}; "
+            f"put a regressor or connector between that gives the teacher's shape"
+        )
+
+
+def matched(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Two maps [N, C, H, W], average-pooled to the smaller height and the smaller width."""
+    size = (min(first.shape[2], second.shape[2]), min(first.shape[3], second.shape[3]))
+    first, second = (f if f.shape[2:] == size else F.adaptive_avg_pool2d(f, size) for f in (first, second))
+    return first, second
+
+
+def _attention(feature: Tensor, power: int) -> Tensor:
+    return F.normalize(feature.pow(power).mean(dim=1).flatten(1), dim=1)  # [N, H * W], rows of norm 1
+
+
+def _channel_products(first: Tensor, second: Tensor) -> Tensor:
+    """Inner products of channels [N, C, L] and [N, C', L]: [N, C, C']."""
+    with torch.autocast(first.device.type, enabled=False):
+        return first @ second.transpose(1, 2)
+
+
+def _mean_kernel(first: Tensor, second: Tensor) -> Tensor:
+    return _channel_products(first, second).square().mean()
+
+
+def _flow(first: Tensor, second: Tensor) -> Tensor:
+    first, second = matched(first, second)
+    return _channel_products(first.flatten(2), second.flatten(2)) / first.shape[2:].numel()

@@ -1,0 +1,132 @@
+"""MixSKD: what a network says about a mixed image equals the mixture of what it says about the images.
+
+Yang, An, Zhou, Cai, Zhi, Wu, Xu, Zhang, "MixSKD: Self-Knowledge Distillation from Mixup for Image Recognition",
+ECCV 2022, arXiv 2208.05768
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .logits import kd_loss
+from .mixing import mixup_batch, mixup_cross_entropy
+from .precision import full_precision
+from .smoothing import cross_entropy
+
+
+def mixskd_loss(
+    *,
+    logits: Sequence[Tensor],  # B stages, the backbone last, each [2 N, K]: N images, then their N mixtures
+    features: Sequence[Tensor],  # B stages, the maps [2 N, C_b, H_b, W_b] before pooling
+    interpolated_teacher_logits: Tensor,  # [N, K], the self-teacher's on interpolated maps
+    mixup_teacher_logits: Tensor,  # [N, K], the self-teacher's on the maps of the mixtures
+    labels: Tensor,  # [N], class ids
+    permutation: Tensor,  # [N], the partner of each image
+    mixing: float,  # share of the image itself, one for the batch
+    temperature: float = 3.0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The four terms of MixSKD that need no discriminator.
+
+    For any output o: I(o) = mixing o_n + (1 - mixing) o_perm(n) over the images, M(o) = o on the mixtures.
+    z_b logits and F_b maps of stage b, h_I and h_M the self-teacher's logits, KL(s, t) = kd_loss with a detached t:
+      clean CE     sum_b CE(z_b, y)
+      mixup CE     sum_b mixup_CE(M(z_b)) + mixup_CE(h_I) + mixup_CE(h_M)
+      KL           sum_{b<B} [ KL(I(z_b), M(z_b)) + KL(M(z_b), I(z_b)) ] + KL(I(z_B), h_M) + KL(M(z_B), h_I)
+      feature MSE  sum_b mean (I(F_b) - M(F_b))^2, gradients into both
+
+    The self-teacher learns from its mixup CE alone. The authors' CIFAR script leaves the mixup CE out of what it
+    minimises, which leaves the self-teacher at its initial weights; here it is in, as in their ImageNet script.
+    Returns (total, clean CE, mixup CE, KL, feature MSE), scalars; the total is the plain sum.
+    Raises ValueError when the stages do not pair up or a batch is not 2 N.
+    """
+    num_samples = len(labels)
+    if not logits or len(logits) != len(features):
+        raise ValueError(f"every stage has logits and a feature map: {len(logits)} and {len(features)} were given")
+    for output in [*logits, *features]:
+        if len(output) != 2 * num_samples:
+            raise ValueError(
+                f"an output {list(output.shape)} does not hold the {num_samples} images and their {num_samples} mixtures"
+            )
+
+    def interpolated(output: Tensor) -> Tensor:
+        return mixup_batch(images=full_precision(output[:num_samples]), permutation=permutation, mixing=mixing)
+
+    def mixup(output: Tensor) -> Tensor:
+        return full_precision(output[num_samples:])
+
+    def mixed_cross_entropy(mixed_logits: Tensor) -> Tensor:
+        return mixup_cross_entropy(student_logits=mixed_logits, labels=labels, permutation=permutation, mixing=mixing)
+
+    def divergence(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        return kd_loss(student_logits=student_logits, teacher_logits=teacher_logits, temperature=temperature)
+
+    clean_ce = sum(cross_entropy(stage[:num_samples], labels) for stage in logits)
+    mixup_ce = sum(mixed_cross_entropy(mixup(stage)) for stage in logits)
+    mixup_ce = mixup_ce + mixed_cross_entropy(interpolated_teacher_logits) + mixed_cross_entropy(mixup_teacher_logits)
+
+    *branches, backbone = logits
+    # crosswise: the backbone never meets the self-teacher's view of its own input
+    kl = divergence(interpolated(backbone), mixup_teacher_logits)
+    kl = kl + divergence(mixup(backbone), interpolated_teacher_logits)
+    for branch in branches:
+        of_interpolation, of_mixture = interpolated(branch), mixup(branch)
+        kl = kl + divergence(of_interpolation, of_mixture) + divergence(of_mixture, of_interpolation)
+
+    feature_mse = sum((interpolated(stage) - mixup(stage)).square().mean() for stage in features)
+    return clean_ce + mixup_ce + kl + feature_mse, clean_ce, mixup_ce, kl, feature_mse
+
+
+def mixskd_discriminator_loss(
+    *,
+    interpolated_scores: Sequence[Tensor],  # a stage each, [N, 2], on interpolated maps
+    mixup_scores: Sequence[Tensor],  # a stage each, [N, 2], on the maps of the mixtures
+) -> Tensor:
+    """How badly the discriminators tell interpolated maps, [1, 0], from maps of mixtures, [0, 1].
+
+    L = sum over stages of the mean binary cross-entropy over 2 N x 2 scores
+
+    The discriminators minimise it and the network maximises it, by a reversed gradient or an optimiser each.
+    Gradients flow into both arguments. Returns a scalar.
+    Raises ValueError when the stages do not pair up or a score is not [N, 2].
+    """
+    if not interpolated_scores or len(interpolated_scores) != len(mixup_scores):
+        raise ValueError(
+            f"every stage has both kinds of scores: {len(interpolated_scores)} interpolated and "
+            f"{len(mixup_scores)} mixup ones were given"
+        )
+    losses = []
+    for interpolated, mixup in zip(interpolated_scores, mixup_scores, strict=True):
+        if interpolated.shape != mixup.shape or interpolated.shape[1:] != (2,):
+            raise ValueError(
+                f"discriminator scores {list(interpolated.shape)} and {list(mixup.shape)} must both be [N, 2]"
+            )
+        scores = full_precision(torch.cat([interpolated, mixup]))  # [2 N, 2]
+        targets = torch.eye(2, dtype=scores.dtype, device=scores.device).repeat_interleave(len(mixup), dim=0)
+        losses.append(F.binary_cross_entropy_with_logits(scores, targets))
+    return sum(losses)
+
+
+def mixskd_discriminator_scores(
+    *,
+    feature: Tensor,  # [N, C, H, W]
+    hidden_weight: Tensor,  # [D, C], D = 128 in the paper's code
+    hidden_bias: Tensor,  # [D]
+    output_weight: Tensor,  # [2, D]
+    output_bias: Tensor,  # [2]
+) -> Tensor:
+    """The discriminator of one stage: average pool, linear, ReLU, linear. Returns [N, 2], without a sigmoid.
+
+    Raises ValueError when the map is not [N, C, H, W] with the C of the weight.
+    """
+    if feature.ndim != 4 or feature.shape[1] != hidden_weight.shape[1]:
+        raise ValueError(
+            f"a feature map {list(feature.shape)} does not fit a discriminator of [N, {hidden_weight.shape[1]}, H, W] maps"
+        )
+    with torch.autocast(feature.device.type, enabled=False):
+        pooled = full_precision(feature).mean(dim=(2, 3))  # [N, C]
+        hidden = F.relu(F.linear(pooled, full_precision(hidden_weight), full_precision(hidden_bias)))  # [N, D]
+        return F.linear(hidden, full_precision(output_weight), full_precision(output_bias))

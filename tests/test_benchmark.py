@@ -1,0 +1,183 @@
+"""The benchmark times what it says: whole steps against their floors, in turn, on the same passes through the networks."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from gankd.data.loader import BatchSource
+from gankd.data.sets import ImageSet
+from gankd.distillers import METHODS, Distiller
+from gankd.training import TrainingConfig
+from generators.config import GeneratorConfig
+from generators.game import Game
+from generators.labels import ClassLabels
+from generators.networks import build_networks
+from scripts import benchmark
+from tests.conftest import run
+
+TINY = {"widths": (4, 4), "discriminator_widths": (4,), "latent_dim": 4, "label_dim": 8, "batch_size": 4}
+CASES = [(name, kind) for name, method in METHODS.items() for kind in sorted(method.tasks)]
+every_case = pytest.mark.parametrize(("name", "kind"), CASES)
+
+
+def make_game(**settings) -> Game:
+    """A tiny game on 8-pixel images of three classes."""
+    config, accelerator = GeneratorConfig(**TINY | settings), Accelerator()
+    networks = [network.to(accelerator.device).train() for network in build_networks(config, (3, 8, 8), 3, None)]
+    return Game(*networks, ClassLabels(torch.arange(12) % 3), config, accelerator)
+
+
+def pixels(count: int = 12) -> Tensor:
+    return torch.randint(256, (count, 3, 8, 8), dtype=torch.uint8)
+
+
+def dataset(kind: str) -> ImageSet:
+    labels = torch.arange(12) % 3
+    if kind == "classification":
+        return ImageSet(pixels(), labels, class_names=("a", "b", "c"))
+    return ImageSet(pixels(), labels.float())
+
+
+def make_distiller(name: str, kind: str) -> tuple[Distiller, BatchSource, TrainingConfig, Accelerator]:
+    """A method with tiny networks, and what its step and its floor are made from beside it."""
+    training, data, accelerator = TrainingConfig(batch_size=4), dataset(kind), Accelerator()
+    widths = {"teacher_widths": (8, 8), "student_widths": (4, 8)}
+    distiller = benchmark.build_distiller(name, data, training, device=accelerator.device, **widths)
+    return distiller, BatchSource(data, batch_size=4, device=accelerator.device), training, accelerator
+
+
+def weights(module: nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+
+def passes(networks: list[nn.Module], call) -> list[tuple[int, int, bool]]:
+    """The forward passes that a call makes: which network, how many images, whether a gradient comes back to it."""
+    seen = []
+    hooks = [
+        network.register_forward_hook(
+            lambda module, inputs, outputs, index=index: seen.append((index, len(inputs[0]), outputs.requires_grad))
+        )
+        for index, network in enumerate(networks)
+    ]
+    call()
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+# --- the clock --------------------------------------------------------------------------------------------------------
+
+
+def test_the_alternatives_take_turns() -> None:
+    calls = []
+    alternatives = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
+    seconds = benchmark.interleaved(alternatives, repeats=3, device=torch.device("cpu"), least_seconds=0)
+    assert "".join(calls).endswith("ababab") and calls.count("a") == calls.count("b") == 5  # two of each come first
+    assert list(seconds) == ["a", "b"] and all(len(times) == 3 for times in seconds.values())
+
+
+def test_a_short_call_is_repeated_until_its_turn_is_long_enough() -> None:
+    calls = []
+    alternatives = {"a": lambda: calls.append("a"), "b": lambda: None}
+    benchmark.interleaved(alternatives, repeats=2, device=torch.device("cpu"), least_seconds=0.01)
+    assert len(calls) > 2 + 2
+
+
+def test_a_ratio_is_taken_within_its_round() -> None:
+    seconds = {"step": [1.0, 20.0, 3.0, 40.0, 5.0], "floor": [1.0, 10.0, 1.0, 10.0, 1.0]}  # 1, 2, 3, 4, 5
+    measurement = benchmark.Measurement("sngan", "<= 1.1", seconds, images=8, peak_memory=3 << 20)
+    assert measurement.quartiles == (2.0, 3.0, 4.0)
+    for words in ("step / floor", "3.000 [2.000, 4.000], want <= 1.1", "2 and 8 images/s", "3 MiB"):
+        assert words in str(measurement)
+
+
+# --- generators -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scalars", [False, True], ids=["classes", "scalars"])
+def test_a_generator_is_timed_at_sampling_and_at_training(scalars: bool) -> None:
+    config, accelerator = GeneratorConfig(**TINY), Accelerator()
+    measurements = benchmark.measure_generator(config, scalars=scalars, size=8, accelerator=accelerator, repeats=2)
+    sampling, training = measurements
+    assert list(sampling.seconds) == ["bare forward", "sample"] and list(training.seconds) == ["training step", "floor"]
+    assert sampling.images == benchmark.NUM_CHUNKS * 4 and training.images == 4
+    for measurement in (sampling, training):
+        assert measurement.subject == "sngan" and measurement.peak_memory > 1 << 20
+        assert all(len(times) == 2 and min(times) > 0 for times in measurement.seconds.values())
+
+
+def test_both_ways_to_sample_make_the_same_batches() -> None:
+    generator = make_game().generator.eval()
+    forward, sample = benchmark.sampling(generator, torch.arange(10) % 3, 4).values()
+    assert passes([generator], forward) == passes([generator], sample) == [(0, 4, False), (0, 4, False), (0, 2, False)]
+
+
+def test_the_floor_makes_the_passes_of_a_step_and_trains_nothing() -> None:
+    game = make_game(discriminator_steps=2)
+    networks = [game.generator, game.discriminator]
+    before = [weights(network) for network in networks]
+    floor = passes(networks, benchmark.game_floor(game, 8))
+    assert all(torch.equal(weights(network), old) for network, old in zip(networks, before, strict=True))
+    with benchmark.game_step(game, pixels()) as step:
+        assert passes(networks, step) == floor
+    assert floor == [(0, 4, False), (1, 8, True)] * 2 + [(0, 4, True), (1, 4, True)]
+    assert not any(torch.equal(weights(network), old) for network, old in zip(networks, before, strict=True))
+    assert all(parameter.requires_grad for parameter in game.discriminator.parameters())
+
+
+# --- distillers -------------------------------------------------------------------------------------------------------
+
+
+@every_case
+def test_a_methods_step_trains_its_student_and_its_floor_does_not(name: str, kind: str) -> None:
+    parts = make_distiller(name, kind)
+    student = parts[0].student
+    before = weights(student)
+    benchmark.distiller_floor(*parts)()
+    assert torch.equal(weights(student), before)
+    benchmark.distiller_step(*parts)()
+    assert not torch.equal(weights(student), before)
+
+
+@pytest.mark.parametrize("name", ["supervised", "kd"])
+def test_the_generic_floor_asks_the_teacher_where_there_is_one(name: str) -> None:
+    parts = make_distiller(name, "classification")
+    student, teacher = parts[0].student, parts[0].teacher
+    networks = [student] if teacher is None else [student, teacher.module]
+    step, floor = (
+        sorted(passes(networks, make(*parts))) for make in (benchmark.distiller_step, benchmark.distiller_floor)
+    )
+    assert step == floor == [(0, 4, True), (1, 4, False)][: len(networks)]
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_prints_a_line_a_measurement_and_writes_all_rounds(tmp_path) -> None:
+    settings = ["widths=[4,4]", "discriminator_widths=[4]", "latent_dim=4", "label_dim=8"]
+    command = ["scripts/benchmark.py", "generators", "--size", 8, "--batch-size", 4, "--repeats", 2, "--device", "cpu"]
+    output = run(*command, "--json", tmp_path / "times.json", "--set", *settings)
+    assert [line.split()[0] for line in output.splitlines()[-2:]] == ["sngan", "sngan"]
+    written = json.loads((tmp_path / "times.json").read_text())
+    assert written["machine"]["torch"] == torch.__version__ and written["machine"]["threads"] == 1
+    assert written["settings"]["batch_size"] == 4
+    for row in written["measurements"]:
+        assert len(row["quartiles"]) == 3 and all(len(times) == 2 for times in row["seconds"].values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--repeats", "1"], "--repeats 1 gives no quartiles"),
+        (["--network", "sagan"], "32 pixels"),
+        (["--set", "width=[4]"], "did you mean 'widths'?"),
+    ],
+)
+def test_a_mistake_is_one_sentence(arguments: list[str], words: str, capsys) -> None:
+    assert benchmark.main(["generators", *arguments]) == 2
+    assert words in capsys.readouterr().err
