@@ -40,9 +40,9 @@ def translation(images: Tensor, shifts: Tensor) -> Tensor:
     rows = torch.arange(height, device=images.device) + shifts[:, :1]  # [N, H]
     columns = torch.arange(width, device=images.device) + shifts[:, 1:]  # [N, W]
     inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]  # [N, H, W]
-    row_index = rows.clamp(0, height - 1)[:, None, :, None].expand(-1, channels, -1, width)
-    column_index = columns.clamp(0, width - 1)[:, None, None, :].expand(-1, channels, height, -1)
-    return images.gather(2, row_index).gather(3, column_index) * inside[:, None]
+    index = (rows.clamp(0, height - 1) * width)[:, :, None] + columns.clamp(0, width - 1)[:, None, :]  # [N, H, W]
+    index = index.flatten(1)[:, None].expand(-1, channels, -1)  # one gather: two would move every pixel twice
+    return images.flatten(2).gather(2, index).view(images.shape) * inside[:, None]
 
 
 def cutout(images: Tensor, offsets: Tensor, ratio: float = 0.5) -> Tensor:
@@ -126,6 +126,8 @@ def random_diff_augment(
     probability: [] of each change for each image (Karras et al., "Training Generative Adversarial Networks with Limited
     Data", NeurIPS 2020, arXiv 2006.06676); None: all changes happen.
     """
+    if not policy.strip():
+        return images
     num_images, _, height, width = images.shape
     draws = draw_diff_augment(num_images, height, width, cutout_ratio=cutout_ratio, device=images.device)
     applied = None if probability is None else torch.rand(3, num_images, device=images.device) < probability

@@ -32,6 +32,11 @@ class ConditionalGenerator(ModelMixin, ConfigMixin):
         raise NotImplementedError
 
     @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device  # the base class walks all modules, several times a call
+
+    @property
     def is_class_conditional(self) -> bool:
         return self.config.num_classes is not None
 
@@ -43,14 +48,14 @@ class ConditionalGenerator(ModelMixin, ConfigMixin):
         Raises:
             ValueError: a label outside the range that the generator knows, labels of another shape or kind.
         """
-        labels = torch.as_tensor(labels, device=self.device)
+        labels = torch.as_tensor(labels)  # checked where it is, so that a label on the CPU costs no wait for the GPU
         if self.config.get("label_input") == "code":
             if labels.ndim != 2 or labels.shape[1] != self.config.label_dim:
                 raise ValueError(
                     f"labels have shape {tuple(labels.shape)}; this generator was loaded without its label network and "
                     f"takes codes [N, {self.config.label_dim}]: give load_generator the label_embedding as well."
                 )
-            return labels.float()
+            return labels.to(self.device, torch.float32)
         if labels.ndim != 1:
             raise ValueError(f"labels have shape {tuple(labels.shape)}; expected one number an image, [N].")
         if self.is_class_conditional:
@@ -64,8 +69,8 @@ class ConditionalGenerator(ModelMixin, ConfigMixin):
                 f"labels span [{labels.min().item():g}, {labels.max().item():g}]; this generator knows [{low:g}, {high:g}]."
             )
         if self.is_class_conditional:
-            return labels.long()
-        return normalize_labels(labels=labels.float(), label_min=low, label_max=high).float()
+            return labels.to(self.device, torch.int64)
+        return normalize_labels(labels=labels.float(), label_min=low, label_max=high).float().to(self.device)
 
     def draw_latents(self, num_samples: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Standard normal latents [num_samples, latent_dim], drawn on the CPU so that every device gets the same ones."""

@@ -65,7 +65,7 @@ def load_generator(
         generator = load_foreign(path, architecture, label_embedding, config)
     else:
         raise ValueError(f"architecture '{architecture}' is not known{nearest(architecture, ARCHITECTURES)}.")
-    return generator.to(device).eval().requires_grad_(False)
+    return generator.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
 def load_folder(path: Path, options: dict[str, Any]) -> ConditionalGenerator:

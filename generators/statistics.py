@@ -30,7 +30,7 @@ def recalibrate_batch_norm(
     draw_labels: Callable[[int, torch.Generator], Tensor],
     *,
     seed: int,
-    batch_size: int = 128,
+    batch_size: int = 64,
     num_batches: int = 40,
 ) -> None:
     """Recompute the running statistics as plain averages over fresh batches: they must belong to the averaged weights.

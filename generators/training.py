@@ -8,6 +8,7 @@ Everything random in a step is a function of (seed, step, process), so that a re
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from generators.checkpoints import all_finite, check_same_run, read_checkpoint, save_checkpoint
@@ -93,10 +93,10 @@ def train(
             generator, discriminator = map(nn.SyncBatchNorm.convert_sync_batchnorm, (generator, discriminator))
         for network in (generator, discriminator):
             network.to(device, memory_format=torch.channels_last).train()
-        average = AveragedModel(generator, multi_avg_fn=moving_average(config.ema_decay))  # copies the buffers
+        average = copy.deepcopy(generator)
         game = Game(generator, discriminator, plan, config, accelerator)
         watched = {"score": score, "directory": directory, "run": run, "seed": seed, "accelerator": accelerator}
-        monitor = Monitor(average.module, plan, config, **watched, log=log)
+        monitor = Monitor(average, plan, config, **watched, log=log)
         first_step = 0
         if resumes:
             state = read_checkpoint(checkpoint)
@@ -119,7 +119,7 @@ def train(
                     terms = game.discriminator_step(batch)
                 y = plan.generator_batch(size // 2, seeded(seed, "generator labels", step, rank)).to(device)
                 terms["generator_loss"], fake = game.generator_step(y)
-                average.update_parameters(generator)
+                update_average(average, generator, step, config.ema_decay)
 
                 last = step + 1 == config.steps
                 if (step + 1) % config.log_every == 0 or last:
@@ -147,14 +147,13 @@ def train(
             back = f"Rolled back to step {monitor.best_step}, whose score of {monitor.best_score:.4g} is the best."
             warnings.warn(" ".join([str(error), back, *ways_out()]), stacklevel=2)
 
-        trained = average.module
         if monitor.best_step:
             monitor.restore_best()
-        recalibrate_batch_norm(trained, plan.generator_batch, seed=seed)
-    trained.requires_grad_(False)
+        recalibrate_batch_norm(average, plan.generator_batch, seed=seed)
+    average.requires_grad_(False)
     if directory and is_main:
-        trained.save_pretrained(directory)
-    return trained
+        average.save_pretrained(directory)
+    return average
 
 
 def ways_out(checkpoint: Path | None = None) -> list[str]:
@@ -163,15 +162,15 @@ def ways_out(checkpoint: Path | None = None) -> list[str]:
     return [*kept, "Lower generator.learning_rate, or take more data or augmentation."]
 
 
-def moving_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
-    """An exponential average that forgets faster at first, so that a short run does not remember its initial weights."""
+@torch.no_grad()
+def update_average(average: nn.Module, network: nn.Module, step: int, decay: float) -> None:
+    """Move the averaged weights towards those after `step`; buffers are copied.
 
-    @torch.no_grad()
-    def update(averages: list[Tensor], values: list[Tensor], num_averaged: Tensor) -> None:
-        count = int(num_averaged)
-        torch._foreach_lerp_(averages, values, 1 - min(decay, (1 + count) / (10 + count)))
-
-    return update
+    An exponential average that forgets faster at first, so that a short run does not remember its initial weights.
+    """
+    decay = min(decay, (1 + step) / (10 + step)) if step else 0.0
+    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
+    torch._foreach_copy_(list(average.buffers()), list(network.buffers()))
 
 
 def prefetch(

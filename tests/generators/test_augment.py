@@ -159,3 +159,17 @@ def test_images_keep_their_precision(dtype: torch.dtype) -> None:
     augmented = diff_augment(images.to(dtype), policy=EVERYTHING, **draws)
     assert augmented.dtype == dtype
     torch.testing.assert_close(augmented.double(), diff_augment(images, policy=EVERYTHING, **draws), rtol=0, atol=0.03)
+
+
+def test_a_change_with_probability_zero_does_not_happen_and_with_one_always() -> None:
+    images = torch.rand(6, 3, 8, 8) * 2 - 1
+    draws = draw_diff_augment(6, 8, 8, generator=torch.Generator().manual_seed(0))
+    policy = "color,translation,cutout"
+    never, always = torch.zeros(3, 6, dtype=torch.bool), torch.ones(3, 6, dtype=torch.bool)
+    assert torch.equal(diff_augment(images, policy=policy, applied=never, **draws), images)
+    expected = diff_augment(images, policy=policy, **draws)
+    assert torch.equal(diff_augment(images, policy=policy, applied=always, **draws), expected)
+    some = always.clone()
+    some[:, 2] = False
+    changed = diff_augment(images, policy=policy, applied=some, **draws)
+    assert torch.equal(changed[2], images[2]) and torch.equal(changed[3], expected[3])

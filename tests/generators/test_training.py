@@ -11,15 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 import generators
 from generators.checkpoints import read_checkpoint
 from generators.config import GeneratorConfig
+from generators.game import Game
 from generators.interface import ConditionalGenerator
 from generators.labels import ClassLabels, ScalarLabels
-from generators.monitor import GeneratorDiverged
+from generators.monitor import GeneratorDiverged, check_health
 from generators.networks import build_networks
 from generators.networks.sngan import SNGANGenerator
 from generators.statistics import recalibrate_batch_norm
@@ -220,10 +222,10 @@ def test_without_memory_the_average_is_the_last_generator_and_with_perfect_memor
         train(CLASSES, ema_decay=decay, directory=tmp_path / expected)
     last = read_checkpoint(tmp_path / "last" / "checkpoint.pt")
     first = read_checkpoint(tmp_path / "first" / "checkpoint.pt")
-    average = {key.removeprefix("module."): value for key, value in last["average"].items()}
+    average = last["average"]
     network = last["game"]["generator"]["network"]
     assert all(torch.equal(average[key], network[key]) for key in network)
-    kept, trained = first["average"]["module.dense.weight"], first["game"]["generator"]["network"]["dense.weight"]
+    kept, trained = first["average"]["dense.weight"], first["game"]["generator"]["network"]["dense.weight"]
     assert not torch.equal(kept, trained)
 
 
@@ -231,7 +233,7 @@ def test_the_returned_generator_is_the_average(tmp_path: Path) -> None:
     generator = train(CLASSES, ema_decay=0.5, directory=tmp_path)
     average = read_checkpoint(tmp_path / "checkpoint.pt")["average"]
     for name, parameter in generator.named_parameters():
-        assert torch.equal(parameter, average[f"module.{name}"])
+        assert torch.equal(parameter, average[name])
 
 
 def test_batch_norms_are_recalibrated_to_the_averaged_weights() -> None:
@@ -427,6 +429,174 @@ def test_classes_are_drawn_as_often_as_they_occur() -> None:
     assert torch.equal(plan.labels[batch["indices"]], batch["real_y"])
     for drawn in (batch["real_y"], batch["fake_y"], plan.generator_batch(2000, random)):
         assert torch.bincount(drawn).tolist() == pytest.approx([1800, 0, 200], abs=60)
+
+
+# --- options of the training ------------------------------------------------------------------------------------------
+
+
+def first_weight(generator: ConditionalGenerator) -> float:
+    """A score as good as any, for tests that are not about quality."""
+    return generator.dense.weight[0, 0].item()
+
+
+@pytest.mark.parametrize("kind", [CLASSES, SCALARS])
+def test_a_resumed_run_with_everything_switched_on_repeats_an_uninterrupted_one(kind: dict, tmp_path: Path) -> None:
+    settings = {"r1": 1.0, "r1_every": 2, "orthogonal": 1e-4, "augment_target": 0.6, "augment_images": 50}
+    settings |= {"discriminator_learning_rate": 5e-4, "balanced": True, "accumulate": 2, "score": first_weight}
+    settings |= {"score_every": 1, "sample_every": 2, "collapse_ratio": None}
+    expected = train(kind, **settings, directory=tmp_path / "whole")
+    train(kind, **settings, directory=tmp_path / "cut", interrupt_at=3)
+    assert equal(train(kind, **settings, directory=tmp_path / "cut"), expected)
+    assert (tmp_path / "cut" / "samples" / "step-000004.png").stat().st_size > 0
+
+
+def game_at_rest(**settings) -> Game:
+    """Networks in evaluation mode: no batch statistics and no power iterations, nothing random but the latents."""
+    quiet = {"latent_dim": 8, "mode_seeking": 0, "augment": "", "horizontal_flip": False}
+    config = CONFIG.replace(**{**quiet, **settings})
+    torch.manual_seed(0)
+    generator, discriminator = build_networks(config, (1, 8, 8), 3, None)
+    return Game(generator.eval(), discriminator.eval(), ClassLabels(labels(CLASSES)), config, Accelerator())
+
+
+def batch_of_ones(game: Game) -> dict[str, Tensor]:
+    ones = torch.ones(8, dtype=torch.int64)
+    return {"images": images()[:8], "real_y": ones, "fake_y": ones, "fake_input": ones}
+
+
+def test_a_batch_in_passes_gives_the_gradient_of_the_whole() -> None:
+    gradients = []
+    for passes in (1, 2):
+        game = game_at_rest(
+            accumulate=passes, betas=(0.0, 0.9), learning_rate=1e-12
+        )  # Adam's first moment: the gradient
+        batch = batch_of_ones(game)
+        game.discriminator_step(batch)
+        game.generator_step(batch["fake_y"][:4])
+        gradients.append(
+            [
+                player.optimizer.state[parameter]["exp_avg"]
+                for player in (game.discriminator_player, game.generator_player)
+                for parameter in player.parameters
+            ]
+        )
+    for whole, summed in zip(*gradients, strict=True):
+        torch.testing.assert_close(summed, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_the_penalty_is_half_gamma_times_the_squared_gradient_at_the_real_images() -> None:
+    game = game_at_rest(r1=4.0, r1_every=3)
+    batch, losses = batch_of_ones(game), []
+    for penalise in (False, True):
+        torch.manual_seed(1)
+        losses.append(game.discriminator_loss(batch, penalise)[0])
+    real = (batch["images"] / 127.5 - 1).requires_grad_()
+    (gradient,) = torch.autograd.grad(game.discriminator(real, batch["real_y"]).sum(), real)
+    expected = 4.0 / 2 * 3 * gradient.square().sum(dim=(1, 2, 3)).mean()
+    torch.testing.assert_close(losses[1] - losses[0], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_penalty_is_taken_every_so_many_updates_also_after_a_resume() -> None:
+    game, taken = game_at_rest(r1=1.0, r1_every=3), []
+    original = game.discriminator_loss
+    game.discriminator_loss = lambda batch, penalise: (taken.append(penalise), original(batch, penalise))[1]
+    for _ in range(4):
+        game.discriminator_step(batch_of_ones(game))
+    assert taken == [True, False, False, True]
+    resumed = game_at_rest(r1=1.0, r1_every=3)
+    resumed.load_state_dict(game.state_dict())
+    assert resumed.discriminator_updates == 4
+
+
+def test_orthogonal_regularisation_leaves_only_the_tables_alone() -> None:
+    player = game_at_rest().generator_player
+    for parameter in player.parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    player.add_orthogonal_gradient(0.1)
+    tables = {id(module.weight) for module in player.network.modules() if isinstance(module, nn.Embedding)}
+    assert tables
+    for parameter in player.parameters:
+        assert bool(parameter.grad.any()) == (parameter.ndim > 1 and id(parameter) not in tables and len(parameter) > 1)
+
+
+def test_adaptive_augmentation_follows_the_discriminators_certainty() -> None:
+    game = game_at_rest(augment="translation", augment_target=0.6, augment_images=80)
+    assert game.augment_probability == 0
+    for sign, expected in ((0.9, 0.1), (1.0, 0.2), (0.5, 0.1), (-1.0, 0.0), (0.0, 0.0)):
+        game.adapt_augmentation(torch.tensor(sign), 8)
+        assert game.augment_probability.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_balanced_classes_are_drawn_equally_often_and_every_image_of_a_class_too() -> None:
+    plan = ClassLabels(torch.tensor([0] * 9 + [2] * 3), balanced=True)
+    batch = plan.discriminator_batch(6000, torch.Generator().manual_seed(0))
+    assert torch.equal(plan.labels[batch["indices"]], batch["real_y"])
+    for drawn in (batch["real_y"], batch["fake_y"], plan.generator_batch(6000, torch.Generator().manual_seed(1))):
+        assert torch.bincount(drawn).tolist() == pytest.approx([3000, 0, 3000], abs=150)
+    counts = torch.bincount(batch["indices"], minlength=12)
+    assert counts[:9].tolist() == pytest.approx([333] * 9, abs=80)
+    assert counts[9:].tolist() == pytest.approx([1000] * 3, abs=120)
+
+
+def test_the_best_generator_by_score_is_kept_in_memory_and_on_disk(tmp_path: Path) -> None:
+    """Scores 3, 1, 2, 4 at steps 1 to 4: what comes back is what a run of two steps returns."""
+    expected = train(CLASSES, steps=2)
+    for directory in (None, tmp_path):
+        scores, logged = iter([3.0, 1.0, 2.0, 4.0]), []
+        settings = {"score_every": 1, "collapse_ratio": None, "directory": directory, "log": logged.append}
+        assert equal(train(CLASSES, score=lambda generator, scores=scores: next(scores), **settings), expected)
+        assert [line["best_step"] for line in logged if "score" in line] == [1, 2, 2, 2]
+
+
+def test_a_score_far_above_the_best_stops_the_run_and_rolls_it_back() -> None:
+    scores = iter([3.0, 1.0, 2.0, 4.5])
+    with pytest.warns(
+        UserWarning, match=r"collapsed by step 4: its score is 4\.5, after 1 at step 2\. Rolled back to step 2"
+    ):
+        generator = train(CLASSES, steps=9, score_every=1, score=lambda generator: next(scores))
+    assert equal(generator, train(CLASSES, steps=2))
+
+
+def test_scores_need_something_to_score_with() -> None:
+    with pytest.raises(ValueError, match="score_every is set, but there is nothing to score with"):
+        train(CLASSES, score_every=1)
+
+
+def test_a_discriminator_that_answers_all_alike_stops_the_run() -> None:
+    with pytest.raises(GeneratorDiverged, match="standstill by step .*discriminator_steps"):
+        check_health({"logit_spread": 1e-5, "image_spread": 1.0, "generator_loss": 0.0}, 7)
+    check_health({"logit_spread": 1e-2, "image_spread": 1.0, "generator_loss": 0.0}, 7)
+
+
+def test_grids_have_a_column_a_label_and_a_row_a_latent() -> None:
+    for kind, columns in ((CLASSES, 3), (SCALARS, 5)):
+        generator = train(kind, steps=1)
+        sheet = generators.sample_grid(generator, rows=2, columns=5)
+        assert sheet.size == (columns * 10, 2 * 10) and not generator.training
+        assert sheet.getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_standing_statistics_are_those_of_the_generators_own_samples() -> None:
+    generator = train(CLASSES, steps=2)
+    norm = next(module for module in generator.modules() if isinstance(module, nn.BatchNorm2d))
+    expected = norm.running_mean.clone()
+    norm.running_mean.fill_(7.0)
+    generators.standing_statistics(generator, labels(CLASSES), seed=1)
+    torch.testing.assert_close(norm.running_mean, expected, rtol=0.1, atol=0.05)
+    assert not generator.training
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"accumulate": 3}, "batch_size 8 does not split into accumulate 3 passes of pairs; use a multiple of 6"),
+        ({"augment_target": 0.6, "augment": ""}, "augment_target adapts the changes that augment names"),
+        ({"sync_batch_norm": True}, "sync_batch_norm synchronises GPUs, and there is none here"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(settings: dict, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        train(CLASSES, **settings)
 
 
 # --- what it says, and where it ends ----------------------------------------------------------------------------------
