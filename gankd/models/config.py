@@ -17,5 +17,5 @@ class ModelConfig(Settings):
     options: dict[str, Any] = {}
     """Keyword arguments of the network's builder, e.g. {widths: [8, 16], stem_stride: 2}."""
     checkpoint: Path | None = None
-    """Weights to start from: a .safetensors file, or a .pt/.pth file (read without unpickling) with a state dict or in one of
-    the forms of RepDistiller, mdistiller and CRD."""
+    """Weights to start from: a .safetensors file, or a .pt/.pth file (read without unpickling) with a state dict or in
+    one of the forms of RepDistiller, mdistiller and CRD."""
