@@ -19,6 +19,7 @@ _HOMES = {
     "Teacher": "gankd.teacher",
     "build_model": "gankd.models",
     "distill": "gankd.api",
+    "distill_chain": "gankd.teacher_assistant",
     "evaluate": "gankd.api",
     "load_data": "gankd.api",
     "load_model": "gankd.models.store",

@@ -27,7 +27,8 @@ from gankd.data.config import DataConfig
 from gankd.data.loader import BatchSource
 from gankd.data.sets import ImageSet, as_image_set
 from gankd.data.splits import Splits
-from gankd.distillers import METHODS, MethodConfig, method_config
+from gankd.data.views import Views
+from gankd.distillers import MethodConfig, build_distiller, check_views, method_config, sampling_of
 from gankd.synthesis.config import SynthesisConfig
 from gankd.synthesis.stage import Synthesis, check_generator
 from gankd.synthesis.store import load_store
@@ -102,6 +103,7 @@ def distill(
     training = (training or TrainingConfig()).replace(**settings)
     normalize = (normalize or Normalize.of(reference.images)).to(accelerator.device)
     config = method_config(method)
+    check_views(config, training.views)
     source = BatchSource(
         real,
         synthetic,
@@ -113,16 +115,23 @@ def distill(
         workers=workers,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
+        sampling=sampling_of(config, task.kind),
     )
     check_outputs(student, task, normalize, reference)
     with borrowed(teacher) if isinstance(teacher, nn.Module) else contextlib.nullcontext():
-        distiller = METHODS[config.name](
+        speaker = as_teacher(teacher, normalize, accelerator.device, task)
+        augment = Augment(training.augmentation)
+        if training.views:
+            augment = Views(augment, training.views, source, teacher=speaker, seed=seed)
+        distiller = build_distiller(
             student,
-            as_teacher(teacher, normalize, accelerator.device, task),
+            speaker,
             task,
             config,
-            augment=Augment(training.augmentation),
+            augment=augment,
             normalize=normalize,
+            data=source,
+            seed=seed,
         )
         fit(
             distiller,

@@ -12,7 +12,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from gankd.data.config import DataConfig
-from gankd.distillers import METHODS, AnyMethodConfig, MethodConfig
+from gankd.distillers import AnyMethodConfig, MethodConfig, check_method, check_views
 from gankd.distillers.kd import KDConfig
 from gankd.distillers.supervised import SupervisedConfig
 from gankd.models.config import ModelConfig
@@ -20,6 +20,8 @@ from gankd.synthesis.config import SynthesisConfig
 from gankd.training import TrainingConfig
 from generators.config import GeneratorConfig
 from generators.settings import Settings
+
+Head = Literal["scalar", "bins", "gaussian"]
 
 
 class TaskConfig(Settings):
@@ -33,6 +35,22 @@ class TaskConfig(Settings):
     """Scalars: upper end of the label range. Null: the largest training label."""
     unit: str = ""
     """Scalars: the word for the unit ("degrees")."""
+    head: Head = "scalar"
+    """Scalars: what networks answer with. A number; logits over bins, whose expectation is the prediction (most methods on
+    classes work on them too); or a mean and a variance (gaussian)."""
+    num_bins: Annotated[int, Field(ge=6)] | None = None
+    """Bins: how many. Null: 64, or the number of distinct training labels if fewer than 100, but 16 at least."""
+    sigma: Annotated[float, Field(gt=0)] | None = None
+    """Bins: width of a label's distribution over them, in the labels' unit; below the bins' spacing it is almost one-hot.
+    Null: the larger of the spacing and 2 % of the label range."""
+
+    @model_validator(mode="after")
+    def _heads_are_of_scalars(self):
+        if self.head != "scalar" and self.kind == "classification":
+            raise ValueError(f"head: {self.head} is for kind: regression")
+        if self.head != "bins" and (self.num_bins is not None or self.sigma is not None):
+            raise ValueError("num_bins and sigma are for head: bins")
+        return self
 
 
 class TeacherConfig(TrainingConfig):
@@ -51,6 +69,8 @@ class TeacherConfig(TrainingConfig):
     outputs: Literal["standardized", "raw", "unit"] = "standardized"
     """Scalars: what a loaded teacher answers in. Standardised by the training labels, as gankd trains; the label's own
     units; or [0, 1] over the label range."""
+    head: Head | None = None
+    """Scalars: what the teacher answers with, where it is not `task.head`."""
     features: str | None = None
     """Module path of the features used by the density ratio. Null: the input of the last linear layer."""
 
@@ -60,6 +80,8 @@ class TeacherConfig(TrainingConfig):
             raise ValueError("train is false but model.checkpoint names no weights")
         if (self.mean is None) != (self.std is None):
             raise ValueError("give both mean and std, or neither")
+        if self.outputs != "standardized" and self.head == "bins":
+            raise ValueError(f"bins have no units: outputs: {self.outputs} is for the heads scalar and gaussian")
         return self
 
 
@@ -144,9 +166,12 @@ class ExperimentConfig(Settings):
     def _methods_fit_the_task(self):
         for name, arm in self.student.arms.items():
             try:
-                METHODS[arm.method.name].check(self.task.kind, has_teacher=True)
+                check_method(arm.method, self.task.kind, has_teacher=True, head=self.task.head)
+                check_views(arm.method, self.student.views)
             except ValueError as error:
                 raise ValueError(f"student.arms.{name}: {error}") from error
+        if self.teacher.head is not None and self.task.kind == "classification":
+            raise ValueError(f"teacher.head: {self.teacher.head} is for task.kind: regression")
         return self
 
     @property

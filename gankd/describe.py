@@ -41,13 +41,14 @@ def plan(experiment: Experiment) -> list[str]:
         teacher_line = f"{steps} steps of {config.teacher.batch_size} ({experiment.teacher_stage().state()})"
     else:
         teacher_line = f"loaded from {config.teacher.model.checkpoint}"
+    teacher = experiment.network(config.teacher.model, experiment.teacher_task)
     student_steps = experiment.num_steps(config.student, experiment.data.train)
     subsampling = "on" if config.synthesis.subsample.enabled else "off"
     student = config.student
     return [
         *header(experiment),
         f"  generator: {generator_line}",
-        f"  teacher: {config.teacher.model.name}, {size(experiment.network(config.teacher.model))}; {teacher_line}",
+        f"  teacher: {config.teacher.model.name}, {size(teacher)}; {teacher_line}",
         f"  synthesis: {config.synthesis.num_samples} samples, subsampling {subsampling}, rho {config.synthesis.rho}",
         f"  students: {student.model.name}, {size(experiment.network(student.model))}; {len(student.arms)} arms x "
         f"{len(student.seeds)} seeds, {student_steps} steps of {student.batch_size} each",

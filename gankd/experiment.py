@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from gankd.config import ExperimentConfig
 from gankd.data.readers import load_data
 from gankd.data.sets import ImageSet
 from gankd.models import ModelConfig, build_model, load_checkpoint
-from gankd.tasks import Classification, task_of
+from gankd.tasks import BINS, Classification, Task, task_of
 from gankd.teacher import Normalize, Teacher
 from gankd.training import TrainingConfig
 from generators.checkpoints import read_json
@@ -42,15 +43,33 @@ class Experiment:
         self.console = Console(stderr=True, quiet=not accelerator.is_main_process)
         self.data = load_data(config.data, kind=config.task.kind, seed=config.seed)
         self.image_shape = self.data.train.image_shape
-        self.task = task_of(
-            self.data.train, label_min=config.task.label_min, label_max=config.task.label_max, unit=config.task.unit
-        )
+        self.task = self.task_with(config.task.head)
+        self.teacher_task = self.task_of_the_teacher()
         for split in (self.data.pool, self.data.validation, self.data.test):
             self.task.check(split.labels, split.name)
         self.num_classes = self.task.num_classes if isinstance(self.task, Classification) else None
         self.label_range = None if self.num_classes else (self.task.label_min, self.task.label_max)
         self.normalize = Normalize.of(self.data.train.images).to(accelerator.device)
         self.check_networks()
+
+    def task_with(self, head: str) -> Task:
+        """The task that the training data and the configuration pose, its networks answering with `head`."""
+        settings = self.config.task.model_dump(exclude={"kind", "head"})
+        return task_of(self.data.train, **settings, head=head)
+
+    def task_of_the_teacher(self) -> Task:
+        """What the teacher's outputs mean: its own head, and a loaded regressor may answer in other units than gankd's."""
+        config, task = self.config.teacher, self.task
+        if isinstance(task, Classification):
+            return task
+        task = self.task_with(config.head or task.head)
+        if config.train or config.outputs == "standardized":
+            return task
+        if task.head == BINS:
+            raise ValueError(f"teacher.outputs: {config.outputs} is for a number; set teacher.head: scalar.")
+        if config.outputs == "raw":
+            return dataclasses.replace(task, mean=0.0, std=1.0)
+        return dataclasses.replace(task, mean=task.label_min, std=task.label_max - task.label_min)
 
     def say(self, line: str) -> None:
         """One line to the terminal, from the main process; rich markup."""
@@ -64,25 +83,26 @@ class Experiment:
         """Optimiser steps of a training; an epoch is a pass over the real data, whatever an arm adds to it."""
         return training.num_steps(-(-len(real) // training.batch_size))
 
-    def network(self, model: ModelConfig) -> nn.Module:
-        """A fresh network for this task and these images."""
-        return build_model(model.name, self.task.num_outputs, self.image_shape[0], **model.options)
+    def network(self, model: ModelConfig, task: Task | None = None) -> nn.Module:
+        """A fresh network for these images and `task` (None: the student's)."""
+        return build_model(model.name, (task or self.task).num_outputs, self.image_shape[0], **model.options)
 
-    def build(self, model: ModelConfig, seed: int) -> nn.Module:
+    def build(self, model: ModelConfig, seed: int, task: Task | None = None) -> nn.Module:
         """The same with its weights: those of its checkpoint, or a function of `seed`."""
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            network = self.network(model)
+            network = self.network(model, task)
         return load_checkpoint(network, model.checkpoint) if model.checkpoint else network
 
     def check_networks(self) -> None:
         """Build every network once, so that a configuration that cannot work stops here, with a ValueError."""
         if self.config.generator.checkpoint is None:
             build_networks(self.config.generator, self.image_shape, self.num_classes, self.label_range)
-        for model in (self.config.teacher.model, self.config.student.model):
+        pairs = ((self.config.teacher.model, self.teacher_task), (self.config.student.model, self.task))
+        for model, task in pairs:
             try:
                 with torch.no_grad():
-                    self.network(model).eval()(torch.zeros(1, *self.image_shape))
+                    self.network(model, task).eval()(torch.zeros(1, *self.image_shape))
             except RuntimeError as error:
                 shape = "x".join(map(str, self.image_shape))
                 raise ValueError(
@@ -114,7 +134,8 @@ class Experiment:
             "seed": self.config.seed,
             "train": fingerprint(self.part(config.train_on)),
         }
-        return self.stage("teacher", {**inputs, "weights": provenance.file_hash(config.model.checkpoint)})
+        inputs |= {"weights": provenance.file_hash(config.model.checkpoint), "head": head_of(self.teacher_task)}
+        return self.stage("teacher", inputs)
 
     def synthesis_stage(self, generator: ConditionalGenerator, teacher: Teacher) -> Stage:
         config = self.config.synthesis
@@ -138,6 +159,7 @@ class Experiment:
             "train": fingerprint(self.data.train),
             "teacher": fingerprint(teacher),
             "synthetic": fingerprint(synthetic) if config.arms[arm].synthetic else None,
+            "head": head_of(self.task),
         }
         return self.stage(f"students/{arm}/seed-{seed}", inputs)
 
@@ -145,6 +167,11 @@ class Experiment:
         """What every finished stage left in its stage.json, by its path in the run directory."""
         files = sorted(self.directory.rglob("stage.json"))
         return {str(file.parent.relative_to(self.directory)): read_json(file)["results"] for file in files}
+
+
+def head_of(task: Task) -> list | None:
+    """What networks answer a regression with, as JSON; None for classes."""
+    return None if isinstance(task, Classification) else [task.head, task.num_outputs, task.sigma]
 
 
 def relevant(settings, without: set[str] = frozenset()) -> dict:

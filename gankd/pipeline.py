@@ -30,7 +30,7 @@ from gankd.models import ModelConfig
 from gankd.models.store import load_model, save_model
 from gankd.synthesis.stage import Synthesis, check_generator
 from gankd.synthesis.store import load_store
-from gankd.tasks import Classification, Task
+from gankd.tasks import SCALAR, Regression, Task
 from gankd.teacher import Normalize, Teacher
 from gankd.training import TrainingConfig
 from generators.checkpoints import replace_whole
@@ -115,7 +115,7 @@ class Run(Experiment):
         config, stage = self.config.teacher, self.teacher_stage()
         if not self.open(stage):
             started = time.perf_counter()
-            model = self.build(config.model, self.config.seed)
+            model = self.build(config.model, self.config.seed, self.teacher_task)
             normalize = self.normalize
             if config.mean is not None:
                 normalize = Normalize(torch.tensor(config.mean), torch.tensor(config.std)).to(self.accelerator.device)
@@ -130,22 +130,15 @@ class Run(Experiment):
                     stage.directory,
                     real=self.part(config.train_on),
                     normalize=normalize,
+                    task=self.teacher_task,
                 )
-            self.save(stage, model, config.model, normalize, started)
+            self.save(stage, model, config.model, normalize, started, self.teacher_task)
         model, normalize = load_model(stage.directory)
-        teacher = Teacher(
-            model, normalize, device=self.accelerator.device, feature_path=config.features, task=self.teacher_task()
-        )
-        return teacher.speak(self.task)
-
-    def teacher_task(self) -> Task:
-        """What the teacher's outputs mean: a loaded regressor may answer in other units than gankd trains in."""
-        outputs, task = self.config.teacher.outputs, self.task
-        if isinstance(task, Classification) or self.config.teacher.train or outputs == "standardized":
-            return task
-        if outputs == "raw":
-            return dataclasses.replace(task, mean=0.0, std=1.0)
-        return dataclasses.replace(task, mean=task.label_min, std=task.label_max - task.label_min)
+        task = self.teacher_task
+        if isinstance(task, Regression) and task.head == SCALAR != self.task.head:  # as widely as it errs, it teaches
+            task = dataclasses.replace(task, sigma=stage.results["validation"]["rmse"] / task.std or None)
+        device = self.accelerator.device
+        return Teacher(model, normalize, device=device, feature_path=config.features, task=task).speak(self.task)
 
     def synthesis(self, generator: ConditionalGenerator, teacher: Teacher) -> ImageSet:
         """Draw, select and relabel synthetic samples (cGAN-KD), into a store."""
@@ -190,8 +183,9 @@ class Run(Experiment):
         metrics = summarize(self)
         if self.accelerator.is_main_process:
             # against validation: a teacher knows its training images too well to compare others with them
-            scores = quick_scores(generator, teacher, self.task, self.data.validation, seed=self.config.seed)
-            metrics["generator"] |= {"scores": scores, "score_rows": score_rows([scores], self.task)}
+            task = self.task.plain()
+            scores = quick_scores(generator, teacher.speak(task), task, self.data.validation, seed=self.config.seed)
+            metrics["generator"] |= {"scores": scores, "score_rows": score_rows([scores], task)}
             with replace_whole(self.directory / "metrics.json") as temporary:
                 temporary.write_text(json.dumps(metrics, indent=2))
             print_table(metrics)
@@ -222,8 +216,10 @@ class Run(Experiment):
         real: ImageSet | None = None,
         synthetic: ImageSet | None = None,
         normalize: Normalize | None = None,
+        task: Task | None = None,
     ) -> nn.Module:
-        """Train one network as an arm says, on `real` (None: the training split) and `synthetic` samples."""
+        """Train one network as an arm says, on `real` (None: the training split) and `synthetic` samples, for `task` (None:
+        the student's)."""
         fraction = None if arm.synthetic == "union" else arm.synthetic
         real = real if real is not None else self.data.train
         settings = {key: getattr(training, key) for key in TrainingConfig.model_fields}
@@ -236,7 +232,7 @@ class Run(Experiment):
             method=arm.method,
             synthetic_fraction=fraction if fraction not in (0, 1) else None,
             training=TrainingConfig(**settings),
-            task=self.task,
+            task=task or self.task,
             normalize=normalize or self.normalize,
             seed=seed,
             directory=directory,
@@ -247,18 +243,27 @@ class Run(Experiment):
             log=self.log,
         )
 
-    def save(self, stage: Stage, model: nn.Module, config: ModelConfig, normalize: Normalize, started: float) -> None:
-        """Save a trained network with its validation metrics and finish its stage."""
-        metrics = evaluate(model, normalize, self.task, self.data.validation, accelerator=self.accelerator)
+    def save(
+        self,
+        stage: Stage,
+        model: nn.Module,
+        config: ModelConfig,
+        normalize: Normalize,
+        started: float,
+        task: Task | None = None,
+    ) -> None:
+        """Save a trained network for `task` (None: the student's) with its validation metrics and finish its stage."""
+        task = task or self.task
+        metrics = evaluate(model, normalize, task, self.data.validation, accelerator=self.accelerator)
         if self.accelerator.is_main_process:
             save_model(
                 stage.directory,
                 model,
                 config,
                 normalize,
-                num_outputs=self.task.num_outputs,
+                num_outputs=task.num_outputs,
                 image_shape=self.image_shape,
-                task=self.task,
+                task=task,
             )
         stage.finish(self.accelerator, validation=metrics, seconds=time.perf_counter() - started)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from gankd.models.taps import Taps
 from gankd.tasks import Regression, Task
 from generators.images import to_unit_range
 
@@ -58,16 +59,17 @@ class Teacher:
         self.module = module.to(device).eval().requires_grad_(False)
         self.normalize = normalize.to(device)
         self.device = torch.device(device)
-        self.feature_path, self.task = feature_path, task
+        self.feature_path, self.task, self.presumed_task = feature_path, task, task
         self.translate: Callable[[Tensor], Tensor] = lambda outputs: outputs
 
     def speak(self, task: Task, device: torch.device | str | None = None) -> Teacher:
-        """The same teacher, on `device`, answering in the student's units: scalars standardised by the numbers of `task`."""
-        speaker, theirs = copy.copy(self), self.task
+        """The same teacher, on `device`, answering as the student does: with the head and the standardisation of `task`."""
+        speaker = copy.copy(self)
+        theirs = speaker.presumed_task = self.presumed_task or task  # unless told otherwise, that of its first student
         speaker.device = torch.device(device or self.device)
         speaker.module, speaker.normalize = self.module.to(speaker.device), self.normalize.to(speaker.device)
         speaker.translate = lambda outputs: outputs
-        if isinstance(task, Regression) and isinstance(theirs, Regression) and task != theirs:
+        if isinstance(task, Regression) and isinstance(theirs, Regression):
             speaker.translate = lambda outputs: task.translate(outputs, theirs)
         return speaker
 
@@ -75,6 +77,12 @@ class Teacher:
     def __call__(self, images: Tensor) -> Tensor:
         """Outputs [N, K] for images [N, C, H, W] in [0, 1]."""
         return self.translate(self.module(self.normalize(images)))
+
+    @torch.no_grad()
+    def outputs_and_taps(self, images: Tensor, paths: list[str]) -> tuple[Tensor, list[Tensor]]:
+        """Outputs [N, K] and what passes through the modules at `paths` (see `models.taps`), for images in [0, 1]."""
+        outputs, features = Taps(self.module, paths)(self.normalize(images))
+        return self.translate(outputs), features
 
     @torch.no_grad()
     def outputs_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from gankd.data.augment import AugmentationConfig
 from gankd.data.loader import BatchSource
+from gankd.data.views import Views
 from gankd.distillers.base import Distiller
 from generators.checkpoints import all_finite, check_same_run, read_checkpoint, save_checkpoint
 from generators.randomness import mix
@@ -56,6 +57,9 @@ class TrainingConfig(Settings):
     """Share of the run in which the learning rate first rises linearly."""
     augmentation: AugmentationConfig = AugmentationConfig()
     """Random changes of the training images."""
+    views: Count | None = None
+    """Every sample has this many augmented views, which repeat from pass to pass; the teacher answers each once, unless its
+    features are read too, and its answers are kept. 1 without augmentation. Null: fresh views all the time."""
     log_every: Count = 50
     """Steps between two lines in the log."""
     checkpoint_every: Count = 500
@@ -82,10 +86,16 @@ def build_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.Op
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if not parameters:
         raise ValueError("all parameters of the student are frozen; set requires_grad on those that should be trained.")
+    special = module.parameter_groups() if isinstance(module, Distiller) else []
+    apart = {id(parameter) for group in special for parameter in group["params"]}
+    common = [parameter for parameter in parameters if id(parameter) not in apart]
     groups = [
-        {"params": [parameter for parameter in parameters if parameter.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
+        {"params": [parameter for parameter in common if parameter.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [parameter for parameter in common if parameter.ndim <= 1], "weight_decay": 0.0},
+        *special,
     ]
+    for group in groups:
+        group.setdefault("rate", 1.0)
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0)
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
@@ -113,9 +123,24 @@ def fit(
     """
     num_steps, rank = config.num_steps(source.steps_per_epoch), accelerator.process_index
     distiller.to(accelerator.device, memory_format=torch.channels_last)
-    optimizer = build_optimizer(distiller, config)
     first_step, checkpoint = 0, directory / "checkpoint.pt" if directory else None
     state = read_checkpoint(checkpoint) if checkpoint and checkpoint.exists() else None
+    if not state:
+        if stage := distiller.first_stage(config.replace(steps=num_steps, epochs=None)):
+            first, settings = stage
+            where = directory / "first_stage" if directory else None
+            fit(
+                first,
+                source,
+                settings,
+                accelerator=accelerator,
+                seed=seed,
+                name=f"{name}, first stage",
+                directory=where,
+                log=log,
+            )
+        distiller.prepare(source)
+    optimizer = build_optimizer(distiller, config)
     run = {**config.model_dump(mode="json", exclude=UNESSENTIAL), "steps": num_steps, "seed": seed}
     run |= {"method": distiller.config.model_dump(mode="json"), "data": source.description}
     if state:
@@ -137,12 +162,16 @@ def fit(
         disable=not accelerator.is_main_process,
         dynamic_ncols=True,
     )
-    started, done, terms = time.perf_counter(), first_step, []
+    started, done, terms, task = time.perf_counter(), first_step, [], distiller.task
     with torch.random.fork_rng():
         for step, batch in enumerate(bar, start=first_step):
             torch.manual_seed(mix(seed, "training step", step, rank))
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * rate_factor(config, step, num_steps)
+                group["lr"] = config.learning_rate * group["rate"] * rate_factor(config, step, num_steps)
+            distiller.task = task.at(step / num_steps)
+            if isinstance(distiller.augment, Views):
+                distiller.augment.step = step
+            distiller.start_step(step, num_steps, source.steps_per_epoch)
             losses = model(batch)
             optimizer.zero_grad(set_to_none=True)
             accelerator.backward(losses["loss"])
@@ -180,4 +209,6 @@ def fit(
                 if accelerator.is_main_process:
                     save_checkpoint(checkpoint, state)
     accelerator.free_memory()
+    distiller.task = task
     distiller.eval()
+    distiller.finish()

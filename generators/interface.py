@@ -34,7 +34,8 @@ class ConditionalGenerator(ModelMixin, ConfigMixin):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.parameters()).device  # the base class walks all modules, several times a call
+        weight = next(self.parameters(), None)  # the base class walks all modules, several times a call
+        return super().device if weight is None else weight.device
 
     @property
     def is_class_conditional(self) -> bool:

@@ -35,9 +35,9 @@ from gankd.config import apply_override
 from gankd.data.augment import Augment, AugmentationConfig
 from gankd.data.loader import BatchSource
 from gankd.data.sets import ImageSet
-from gankd.distillers import METHODS, Distiller
+from gankd.distillers import METHODS, Distiller, build_distiller, check_method, method_config, sampling_of
 from gankd.models import SmallResNet
-from gankd.tasks import CLASSIFICATION, task_of
+from gankd.tasks import CLASSIFICATION, REGRESSION, task_of
 from gankd.teacher import Normalize, Teacher
 from gankd.training import TrainingConfig, build_optimizer
 from generators.checkpoints import replace_whole
@@ -268,7 +268,7 @@ def update(outputs: Tensor, optimizer: torch.optim.Optimizer) -> None:
 
 def teacher_and_student(distiller: Distiller, inputs: Tensor) -> Tensor:
     """The forward passes of a method that asks one teacher once (or none) and trains one student; its outputs [B, K]."""
-    if distiller.needs_teacher:
+    if distiller.teacher is not None:
         with torch.no_grad():
             distiller.teacher.module(inputs)
     return distiller.student(inputs)
@@ -282,12 +282,13 @@ which the backward pass starts."""
 def measure_distiller(
     name: str, dataset: ImageSet, *, batch_size: int, accelerator: Accelerator, repeats: int, **widths: tuple[int, ...]
 ) -> Measurement:
-    """The training step of a method with its default settings; widths: see `build_distiller`."""
+    """The training step of a method with its default settings; widths: see `fresh_distiller`."""
     training = TrainingConfig(
         batch_size=batch_size, augmentation=AugmentationConfig(crop_padding=4, horizontal_flip=True)
     )
-    distiller = build_distiller(name, dataset, training, device=accelerator.device, **widths)
-    source = BatchSource(dataset, batch_size=batch_size, device=accelerator.device)
+    drawn = sampling_of(method_config(name), task_of(dataset).kind)
+    source = BatchSource(dataset, batch_size=batch_size, device=accelerator.device, sampling=drawn)
+    distiller = fresh_distiller(name, dataset, source, training, **widths)
     alternatives = {
         "training step": distiller_step(distiller, source, training, accelerator),
         "floor": distiller_floor(distiller, source, training, accelerator),
@@ -296,30 +297,39 @@ def measure_distiller(
     return measure(f"{name} ({distiller.task.kind})", alternatives, target="<= 1.1", **common)
 
 
-def build_distiller(
+def fresh_distiller(
     name: str,
     dataset: ImageSet,
+    source: BatchSource,
     training: TrainingConfig,
     *,
-    device: torch.device,
     teacher_widths: tuple[int, ...] = (64, 128, 256),
     student_widths: tuple[int, ...] = (32, 64, 128),
 ) -> Distiller:
-    """A method that trains a small residual network, from another one where it needs a teacher, in training mode."""
-    method, task, normalize = METHODS[name], task_of(dataset), Normalize.of(dataset.images).to(device)
+    """A method that trains a small residual network, from another one where it needs a teacher, in training mode.
+
+    It stands in the middle of its training, past first stages and warm-ups, which cost other times than most steps do.
+    """
+    task, normalize, device = task_of(dataset), Normalize.of(dataset.images).to(source.device), source.device
+    if name == "fsp":  # which has no heads between unlike numbers of channels
+        teacher_widths = student_widths
     teacher, student = (
         SmallResNet(task.num_outputs, dataset.image_shape[0], widths).to(device, memory_format=torch.channels_last)
         for widths in (teacher_widths, student_widths)
     )
-    distiller = method(
+    distiller = build_distiller(
         student,
-        Teacher(teacher, normalize, device=device) if method.needs_teacher else None,
+        Teacher(teacher, normalize, device=device) if METHODS[name].needs_teacher else None,
         task,
-        method.Config(),
+        method_config(name),
         augment=Augment(training.augmentation),
         normalize=normalize,
+        data=source,
     )
-    return distiller.to(device, memory_format=torch.channels_last).train()
+    distiller.to(device, memory_format=torch.channels_last).train()
+    distiller.prepare(source)
+    distiller.start_step(training.steps // 2, training.steps, source.steps_per_epoch)
+    return distiller
 
 
 def distiller_step(
@@ -360,6 +370,16 @@ def distiller_floor(
         update(outputs, optimizer)
 
     return floor
+
+
+def kinds(name: str) -> list[str]:
+    """The tasks that a method with its default settings is defined for, regression of a scalar among them."""
+    defined = []
+    for kind in (CLASSIFICATION, REGRESSION):
+        with contextlib.suppress(ValueError):
+            check_method(method_config(name), kind, has_teacher=True)
+            defined.append(kind)
+    return defined
 
 
 def noise(kind: str, size: int) -> ImageSet:
@@ -435,7 +455,7 @@ def measure_generators(args: argparse.Namespace, accelerator: Accelerator) -> It
 def measure_distillers(args: argparse.Namespace, accelerator: Accelerator) -> Iterator[Measurement]:
     options = {"batch_size": args.batch_size, "accelerator": accelerator, "repeats": args.repeats}
     for name in args.method:
-        for kind in sorted(METHODS[name].tasks):
+        for kind in kinds(name):
             yield measure_distiller(name, noise(kind, args.size), **options)
 
 

@@ -60,7 +60,7 @@ def evaluate(args: argparse.Namespace) -> int:
     check_generator(generator, task, data.train)
     teacher = extractor = None
     if (run / "teacher" / "model.json").exists():
-        features, speaks = config.teacher.features, experiment.teacher_task()
+        features, speaks = config.teacher.features, experiment.teacher_task
         teacher = Teacher(*load_model(run / "teacher"), device=device, feature_path=features, task=speaks).speak(task)
         extractor = extractors.teacher_extractor(teacher)
     if args.inception:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gankd.data.loader import BatchSource
 from gankd.data.sets import ImageSet
-from gankd.distillers import METHODS, Distiller
+from gankd.distillers import METHODS, Distiller, method_config, sampling_of
 from gankd.training import TrainingConfig
 from generators.config import GeneratorConfig
 from generators.game import Game
@@ -21,7 +21,7 @@ from scripts import benchmark
 from tests.conftest import run
 
 TINY = {"widths": (4, 4), "discriminator_widths": (4,), "latent_dim": 4, "label_dim": 8, "batch_size": 4}
-CASES = [(name, kind) for name, method in METHODS.items() for kind in sorted(method.tasks)]
+CASES = [(name, kind) for name in METHODS for kind in benchmark.kinds(name)]
 every_case = pytest.mark.parametrize(("name", "kind"), CASES)
 
 
@@ -46,9 +46,10 @@ def dataset(kind: str) -> ImageSet:
 def make_distiller(name: str, kind: str) -> tuple[Distiller, BatchSource, TrainingConfig, Accelerator]:
     """A method with tiny networks, and what its step and its floor are made from beside it."""
     training, data, accelerator = TrainingConfig(batch_size=4), dataset(kind), Accelerator()
+    drawn = sampling_of(method_config(name), kind)
+    source = BatchSource(data, batch_size=4, device=accelerator.device, sampling=drawn)
     widths = {"teacher_widths": (8, 8), "student_widths": (4, 8)}
-    distiller = benchmark.build_distiller(name, data, training, device=accelerator.device, **widths)
-    return distiller, BatchSource(data, batch_size=4, device=accelerator.device), training, accelerator
+    return benchmark.fresh_distiller(name, data, source, training, **widths), source, training, accelerator
 
 
 def weights(module: nn.Module) -> Tensor:

@@ -152,7 +152,7 @@ def test_an_unknown_key_of_a_method_is_refused_with_the_path_that_the_user_wrote
 
 def test_a_key_like_nothing_lists_the_valid_ones(tmp_path: Path) -> None:
     sentence = refusal(tmp_path, MINIMAL, "task.zzzz=1")
-    assert "unknown key 'zzzz'; valid: kind, label_max, label_min, unit" in sentence
+    assert "unknown key 'zzzz'; valid: head, kind, label_max, label_min, num_bins, sigma, unit" in sentence
 
 
 @pytest.mark.parametrize(

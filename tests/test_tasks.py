@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import json
 import math
 
 import numpy as np
@@ -9,11 +12,28 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+import gankd
+from gankd.config import ExperimentConfig, TeacherConfig
 from gankd.data.sets import ImageSet
-from gankd.tasks import Classification, Regression, adjust_labels, task_of, teacher_error
+from gankd.models import build_model
+from gankd.models.config import ModelConfig
+from gankd.models.store import save_model
+from gankd.tasks import (
+    HEADS,
+    Classification,
+    Regression,
+    adjust_labels,
+    task_from,
+    task_of,
+    teacher_error,
+    uniform_bins,
+)
+from gankd.teacher import Normalize, Teacher
 
 DEGREES = Regression(label_min=-60, label_max=60, mean=10, std=20, unit="degrees")
+BINS, GAUSSIAN = (dataclasses.replace(DEGREES, head=head) for head in ("bins", "gaussian"))
 LETTERS = Classification(class_names=("a", "b", "c"))
 
 
@@ -203,3 +223,347 @@ def test_scalars_pose_a_regression_with_the_statistics_of_the_labels() -> None:
     assert task.standardize(labels).double().mean().item() == pytest.approx(0, abs=1e-6)
     wide = task_of(image_set(labels), label_min=0, label_max=100)
     assert (wide.label_min, wide.label_max, wide.mean) == (0, 100, task.mean)
+
+
+# --- heads of a regression --------------------------------------------------------------------------------------------
+
+
+def answers(task: Regression, predictions: torch.Tensor) -> torch.Tensor:
+    """Outputs of a network of that head whose standardised predictions are (nearly) these [N]."""
+    if task.head == "bins":  # as close to the prediction as a label's own distribution
+        return -(predictions[:, None] - torch.tensor(task.bins)).square() / (2 * task.sigma**2)
+    if task.head == "gaussian":
+        return torch.stack([predictions, torch.linspace(-6, -5, len(predictions))], dim=1)
+    return predictions[:, None]
+
+
+every_head = pytest.mark.parametrize("task", [DEGREES, BINS, GAUSSIAN], ids=HEADS)
+
+
+@every_head
+def test_whatever_the_head_networks_answer_standardised_and_the_user_reads_label_units(task: Regression) -> None:
+    outputs = answers(task, torch.tensor([-1.0, 0.0, 2.0, 2.5]))
+    assert outputs.shape == (4, task.num_outputs)
+    labels = torch.tensor([4.0, 10.0, 50.0, 60.0])
+    close = {"atol": 1e-3, "rtol": 0}
+    torch.testing.assert_close(task.prediction(outputs), torch.tensor([-1.0, 0.0, 2.0, 2.5]), atol=0.005, rtol=0)
+    # the expectation over bins is drawn inwards by 0.02 sigma (2.4 degrees) where the label range ends
+    torch.testing.assert_close(task.predict(outputs), torch.tensor([-10.0, 10.0, 50.0, 60.0]), atol=0.06, rtol=0)
+    torch.testing.assert_close(task.predict(outputs), 120 * task.normalize(outputs) - 60, **close)
+    torch.testing.assert_close(task.error(outputs, labels), (task.predict(outputs) - labels).abs(), **close)
+    torch.testing.assert_close(task.replace(outputs, labels), task.predict(outputs), **close)
+    assert task.label_score(outputs, labels) == pytest.approx(task.error(outputs, labels).mean().item())
+
+
+@every_head
+def test_predictions_are_clipped_to_the_label_range(task: Regression) -> None:
+    outputs = answers(task, torch.tensor([-9.0, 9.0]))
+    assert task.predict(outputs).tolist() == [-60, 60]
+    task.check(task.replace(outputs, torch.zeros(2)), "synthetic")
+
+
+@every_head
+def test_metrics_of_every_head_are_those_of_its_predictions(task: Regression) -> None:
+    random = np.random.default_rng(0)
+    outputs = answers(task, torch.from_numpy(random.uniform(-3, 2, size=50)).float())
+    labels = torch.from_numpy(random.uniform(-60, 60, size=50)).float()
+    residuals = (task.predict(outputs) - labels).double()
+    found = measured(task, outputs, labels)
+    assert found["mae"] == pytest.approx(residuals.abs().mean().item(), rel=1e-4)
+    assert found["rmse"] == pytest.approx(residuals.square().mean().sqrt().item(), rel=1e-4)
+    assert set(found) == {"mae", "rmse", "r2"}
+
+
+@every_head
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_head_computes_in_full_precision_and_reaches_all_outputs(task: Regression, dtype) -> None:
+    outputs = torch.randn(4, task.num_outputs, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+    loss = task.loss(outputs, torch.tensor([-60.0, 0.0, 10.0, 60.0]))
+    loss.backward()
+    assert loss.dtype == task.prediction(outputs).dtype == task.predict(outputs).dtype == torch.float32
+    assert outputs.grad.isfinite().all() and (outputs.grad != 0).any(dim=0).all()
+
+
+def test_the_loss_of_bins_is_the_divergence_from_the_label_s_distribution_and_the_expectation_s_error() -> None:
+    logits = torch.randn(3, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    labels = [-60.0, 7.5, 33.0]
+    total = 0.0
+    for row, label in zip(logits.tolist(), labels, strict=True):
+        target = (label - 10) / 20
+        weights = [math.exp(-((target - b) ** 2) / (2 * BINS.sigma**2)) for b in BINS.bins]
+        exponentials = [math.exp(z) for z in row]
+        expectation = 0.0
+        for weight, exponential, centre in zip(weights, exponentials, BINS.bins, strict=True):
+            p, q = weight / sum(weights), exponential / sum(exponentials)
+            total += p * math.log(p / q) / 3 if p > 0 else 0.0
+            expectation += q * centre
+        total += abs(expectation - target) / 3
+    assert BINS.loss(logits, torch.tensor(labels)).item() == pytest.approx(total, rel=1e-4)
+
+
+def test_the_loss_of_a_gaussian_head_is_the_likelihood_of_standardised_labels() -> None:
+    # labels 10 and 50 degrees are 0 and 2: ((0 + 1) / 2 + (ln 4 + (0 - 2)^2 / 4) / 2) / 2
+    outputs = torch.tensor([[1.0, 0.0], [0.0, math.log(4)]])
+    expected = (1 / 2 + (math.log(4) + 1) / 2) / 2
+    assert GAUSSIAN.loss(outputs, torch.tensor([10.0, 50.0])).item() == pytest.approx(expected)
+
+
+def test_a_gaussian_head_learns_its_mean_first() -> None:
+    """Else the variance of hard samples grows before their mean has moved."""
+    outputs = torch.tensor([[1.0, 3.0], [0.0, -2.0]], requires_grad=True)
+    labels = torch.tensor([10.0, 50.0])
+    GAUSSIAN.at(0.049).loss(outputs, labels).backward()
+    assert GAUSSIAN.at(0.049).loss(outputs, labels).item() == pytest.approx((1 + 4) / 4)
+    assert outputs.grad.tolist() == [[0.5, 0], [-1, 0]]
+    assert GAUSSIAN.at(0.05) is GAUSSIAN
+    for task in (DEGREES, BINS, LETTERS):
+        assert task.at(0) is task
+
+
+def test_the_loop_holds_the_variance_for_a_twentieth_of_the_run_and_gives_the_task_back() -> None:
+    dataset, logged = rotated(), []
+    task, student = task_of(dataset, head="gaussian"), network(2)
+    last, frozen = student[1], student[1].bias.detach()[1].item()
+    biases = []
+    student.register_forward_pre_hook(lambda *_: biases.append(last.bias.detach()[1].item()))
+    settings = {"steps": 40, "batch_size": 8, "log_every": 1, "weight_decay": 0.0}
+    gankd.distill(student, real=dataset, method="supervised", task=task, log=logged.append, **settings)
+    del biases[0]  # the check of the student's outputs
+    assert biases[:3] == [frozen] * 3 and biases[3] != frozen
+    assert student.output_task == task and type(student.output_task) is Regression
+
+
+# --- bins -------------------------------------------------------------------------------------------------------------
+
+
+@given(
+    low=finite(-100, 100),
+    span=st.floats(0.1, 100),
+    num_bins=st.integers(6, 100),
+    share=st.one_of(st.none(), st.floats(0.001, 0.5)),
+)
+def test_bins_are_uniform_over_the_range_widened_by_two_sigma(low, span, num_bins, share) -> None:
+    bins, sigma = uniform_bins(low, low + span, num_bins, None if share is None else share * span)
+    spacings = np.diff(bins)
+    assert len(bins) == num_bins and np.allclose(spacings, spacings.mean(), rtol=1e-6)
+    assert bins[0] == pytest.approx(low - 2 * sigma, abs=1e-6 * span)
+    assert bins[-1] == pytest.approx(low + span + 2 * sigma, abs=1e-6 * span)
+    assert sigma == pytest.approx(max(spacings.mean(), 0.02 * span) if share is None else share * span, rel=1e-6)
+
+
+def test_bins_are_standardised_and_64_by_default() -> None:
+    assert BINS.num_outputs == len(BINS.bins) == 64
+    assert BINS.sigma * 20 == pytest.approx(2.4)  # 2 % of 120 degrees
+    assert BINS.bins[0] * 20 + 10 == pytest.approx(-64.8) and BINS.bins[-1] * 20 + 10 == pytest.approx(64.8)
+    assert BINS.centres("cpu").tolist() == pytest.approx(BINS.bins)
+
+
+def test_as_many_bins_as_distinct_labels_where_those_are_few() -> None:
+    ages = torch.arange(61).repeat(3).float()
+    assert task_of(image_set(ages), head="bins").num_outputs == 61
+    assert task_of(image_set(torch.linspace(0, 1, 100)), head="bins").num_outputs == 64
+    assert task_of(image_set(torch.tensor([1.0, 2.0, 3.0])), head="bins").num_outputs == 16
+    task = task_of(image_set(ages), head="bins", num_bins=20, sigma=3.0, label_min=-10)
+    assert task.num_outputs == 20 and task.sigma * task.std == pytest.approx(3)
+    assert task.bins[0] * task.std + task.mean == pytest.approx(-16)
+    assert task.bins[-1] * task.std + task.mean == pytest.approx(66)
+    assert task_of(image_set(ages), head="gaussian").num_outputs == 2
+    assert task_of(image_set(ages)).head == "scalar"
+
+
+@pytest.mark.parametrize("num_outside", [0, 1, 2])
+def test_more_than_one_percent_of_the_labels_outside_the_bins_are_refused(num_outside: int) -> None:
+    task = Regression(label_min=0, label_max=10, head="bins", bins=tuple(range(10)), sigma=1.0)
+    labels = torch.cat([torch.full((100 - num_outside,), 5.0), torch.full((num_outside,), 9.5)])
+    if num_outside < 2:
+        task.check(labels, "train")
+    else:
+        with pytest.raises(ValueError, match=r"train: 2\.0 % of the labels lie outside the bins \[0, 9\].*label_max"):
+            task.check(labels, "train")
+
+
+@pytest.mark.parametrize("task", [BINS, GAUSSIAN])
+def test_labels_out_of_range_are_refused_with_every_head(task: Regression) -> None:
+    with pytest.raises(ValueError, match=r"outside \[-60, 60\]"):
+        task.check(torch.tensor([0.0, 60.5]), "train")
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"head": "softmax"}, "unknown task.head 'softmax': use scalar, bins, gaussian"),
+        ({"head": "bins", "bins": (0.0, 2.0, 1.0)}, "two or more centres that ascend"),
+        ({"head": "bins", "bins": (0.0,)}, "two or more centres that ascend"),
+        ({"head": "bins", "sigma": 0.0}, r"sigma \(task.sigma\) must be positive, got 0"),
+        ({"head": "bins", "sigma": math.nan}, "must be positive, got nan"),
+    ],
+)
+def test_heads_that_cannot_be_are_refused(fields: dict, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        dataclasses.replace(DEGREES, **fields)
+    with pytest.raises(ValueError, match=r"5 bins \(task.num_bins\) are too few"):
+        uniform_bins(0, 1, 5)
+
+
+# --- a teacher of another head or standardisation ---------------------------------------------------------------------
+
+YEARS = Regression(label_min=-60, label_max=60, mean=-5, std=40)  # the same labels, standardised by other samples
+
+
+@pytest.mark.parametrize("theirs", HEADS)
+@pytest.mark.parametrize("ours", HEADS)
+def test_what_a_teacher_predicts_survives_the_translation(theirs: str, ours: str) -> None:
+    theirs, ours = dataclasses.replace(YEARS, head=theirs), dataclasses.replace(DEGREES, head=ours)
+    outputs = answers(theirs, torch.tensor([-1.0, 0.0, 1.0, 1.3]))
+    translated = ours.translate(outputs, theirs)
+    assert translated.shape == (4, ours.num_outputs)
+    torch.testing.assert_close(ours.predict(translated), theirs.predict(outputs), atol=0.06, rtol=0)
+    assert ours.translate(translated, ours) is translated
+
+
+def test_translated_gaussians_keep_their_width_in_label_units() -> None:
+    theirs = dataclasses.replace(YEARS, head="gaussian")
+    translated = GAUSSIAN.translate(torch.tensor([[0.5, 2 * math.log(0.25)]]), theirs)  # 15 +- 10 degrees
+    torch.testing.assert_close(translated, torch.tensor([[0.25, 2 * math.log(0.5)]]))
+    spread = BINS.translate(torch.tensor([[0.5, 2 * math.log(0.25)]]), theirs).softmax(dim=1)
+    centres = 20 * torch.tensor(BINS.bins) + 10
+    mean = (spread * centres).sum()
+    assert mean.item() == pytest.approx(15, abs=0.01)
+    assert (spread * (centres - mean).square()).sum().sqrt().item() == pytest.approx(10, rel=0.01)
+    back = GAUSSIAN.translate(spread.log(), BINS)
+    torch.testing.assert_close(back, translated, atol=0.02, rtol=0)
+
+
+def test_a_narrow_gaussian_does_not_lose_its_mean_between_two_bins() -> None:
+    outputs = torch.stack([torch.linspace(-2, 2, 41), torch.full((41,), -10.0)], dim=1)
+    torch.testing.assert_close(BINS.prediction(BINS.translate(outputs, GAUSSIAN)), outputs[:, 0], atol=1e-3, rtol=0)
+
+
+def test_the_same_bins_need_no_translation_whatever_the_standardisation() -> None:
+    theirs = dataclasses.replace(YEARS, head="bins")
+    logits = torch.randn(3, 64)
+    assert BINS.translate(logits, theirs) is logits
+    finer = dataclasses.replace(YEARS, head="bins", bins=uniform_bins(-1.375, 1.625, 100)[0], sigma=None)
+    assert BINS.translate(torch.randn(3, 100), finer).shape == (3, 64)
+
+
+def test_a_number_speaks_to_another_head_as_a_label_does_or_as_widely_as_it_errs() -> None:
+    outputs = torch.tensor([[0.25], [1.0]])  # 5 and 35 degrees
+    label = -(torch.tensor([[-0.25], [1.25]]) - torch.tensor(BINS.bins)).square() / (2 * BINS.sigma**2)
+    torch.testing.assert_close(BINS.translate(outputs, YEARS).softmax(1), label.softmax(1))
+    torch.testing.assert_close(GAUSSIAN.translate(outputs, YEARS), torch.tensor([[-0.25, -10.0], [1.25, -10.0]]))
+    erring = dataclasses.replace(YEARS, sigma=0.25)  # 10 degrees
+    torch.testing.assert_close(
+        GAUSSIAN.translate(outputs, erring), torch.tensor([[-0.25, 2 * math.log(0.5)], [1.25, 2 * math.log(0.5)]])
+    )
+    wide = -(torch.tensor([[-0.25], [1.25]]) - torch.tensor(BINS.bins)).square() / (2 * 0.5**2)
+    torch.testing.assert_close(BINS.translate(outputs, erring).softmax(1), wide.softmax(1))
+
+
+@pytest.mark.parametrize("ours", HEADS)
+def test_a_teacher_of_which_nothing_is_known_answers_as_the_student_or_with_one_number(ours: str) -> None:
+    task = dataclasses.replace(DEGREES, head=ours)
+    view = torch.rand(5, 1, 4, 4)
+    for num_outputs in {1, task.num_outputs}:
+        asked = Teacher(network(num_outputs, pixels=4), nn.Identity())
+        expected, spoken = asked(view), asked.speak(task)(view)
+        assert spoken.shape == (5, task.num_outputs)
+        if num_outputs == task.num_outputs:
+            assert torch.equal(spoken, expected)
+        else:
+            torch.testing.assert_close(task.prediction(spoken), expected.flatten(), atol=5e-3, rtol=0)
+
+
+# --- heads from a configuration to a deployed student -----------------------------------------------------------------
+
+
+def rotated(num_samples: int = 24) -> ImageSet:
+    """Images whose brightness is their label, in degrees."""
+    labels = torch.linspace(-60, 60, num_samples)
+    levels = ((labels + 60) * 2).to(torch.uint8)
+    noise = torch.randint(10, (num_samples, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return ImageSet(levels.view(-1, 1, 1, 1) + noise, labels)
+
+
+def network(num_outputs: int, pixels: int = 8) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(pixels * pixels, num_outputs))
+
+
+FAST = {"steps": 150, "batch_size": 12, "learning_rate": 0.02, "weight_decay": 0.0}
+
+
+@functools.cache
+def trained(head: str) -> nn.Module:
+    """A network of that head that knows the labels of `rotated`."""
+    task = task_of(rotated(), head=head)
+    return gankd.distill(network(task.num_outputs), real=rotated(), method="supervised", task=task, **FAST)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_student_of_every_head_learns_from_labels(head: str) -> None:
+    assert trained(head).output_task == task_of(rotated(), head=head)
+    assert gankd.evaluate(trained(head), rotated())["mae"] < 8, "saying 0 to all of them is wrong by 31 degrees"
+
+
+@pytest.mark.parametrize("teaches", HEADS)
+@pytest.mark.parametrize("learns", HEADS)
+def test_a_student_of_every_head_learns_from_a_teacher_of_every_head(learns: str, teaches: str) -> None:
+    task = task_of(rotated(), label_min=-70, label_max=70, head=learns)  # so that bins are others than the teacher's
+    method = {"name": "kd", "alpha": 1, "temperature": 1}  # not a look at the labels
+    student = network(task.num_outputs)
+    gankd.distill(student, trained(teaches), real=rotated(), method=method, task=task, **FAST)
+    assert gankd.evaluate(student, rotated())["mae"] < 12
+
+
+@every_head
+def test_a_stored_network_knows_its_head(task: Regression, tmp_path) -> None:
+    options = {"widths": [4]}
+    model = build_model("small_resnet", task.num_outputs, 1, **options)
+    normalize = Normalize(torch.tensor([0.5]), torch.tensor([0.25]))
+    config = ModelConfig(name="small_resnet", options=options)
+    save_model(tmp_path, model, config, normalize, num_outputs=task.num_outputs, image_shape=(1, 8, 8), task=task)
+    loaded, _ = gankd.load_model(tmp_path)
+    assert loaded.output_task == task
+    images = torch.rand(2, 1, 8, 8)
+    torch.testing.assert_close(loaded.output_task.predict(loaded(images)), task.predict(model.eval()(images)))
+
+
+def test_networks_stored_before_there_were_heads_are_scalar() -> None:
+    stored = {"kind": "regression", "label_min": 0, "label_max": 1, "mean": 0.5, "std": 0.25, "unit": "m"}
+    assert task_from(stored) == Regression(0, 1, 0.5, 0.25, "m", head="scalar")
+    for task in (BINS, LETTERS):
+        assert task_from(json.loads(json.dumps({"kind": task.kind, **dataclasses.asdict(task)}))) == task
+
+
+def experiment(**groups) -> ExperimentConfig:
+    return ExperimentConfig.of({"name": "mine", "data": {"name": "rotated_digits"}, **groups})
+
+
+@pytest.mark.parametrize(
+    ("groups", "sentence"),
+    [
+        ({"task": {"head": "bins"}}, "task: head: bins is for kind: regression"),
+        ({"task": {"kind": "regression", "num_bins": 20}}, "task: num_bins and sigma are for head: bins"),
+        ({"task": {"kind": "regression", "head": "gaussian", "sigma": 1}}, "num_bins and sigma are for head: bins"),
+        ({"task": {"kind": "regression", "head": "bins", "num_bins": 5}}, "task.num_bins"),
+        ({"task": {"kind": "regression", "head": "softmax"}}, "task.head"),
+        ({"teacher": {"head": "bins"}}, "teacher.head: bins is for task.kind: regression"),
+    ],
+)
+def test_settings_of_heads_that_do_not_fit_are_refused_by_name(groups: dict, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        experiment(**groups)
+
+
+def test_bins_have_no_units() -> None:
+    with pytest.raises(ValueError, match="bins have no units: outputs: raw"):
+        TeacherConfig.of({"head": "bins", "outputs": "raw"})
+
+
+def test_an_experiment_refuses_a_method_that_the_head_is_nothing_for() -> None:
+    arms = {"arms": {"one": {"method": {"name": "ctkd"}}}}
+    experiment(task={"kind": "regression", "head": "bins"}, student=arms)
+    with pytest.raises(ValueError, match=r"student\.arms\.one: .*task\.head: bins"):
+        experiment(task={"kind": "regression"}, student=arms)

@@ -18,7 +18,7 @@ import gankd
 from gankd.data.augment import Augment, AugmentationConfig
 from gankd.data.loader import BatchSource
 from gankd.data.sets import ImageSet, LazyImages
-from gankd.distillers import KD, Supervised
+from gankd.distillers import build_distiller, method_config
 from gankd.tasks import task_of
 from gankd.teacher import Normalize, Teacher
 from gankd.training import TrainingConfig, build_optimizer, fit, rate_factor
@@ -60,7 +60,7 @@ def train(
     student: nn.Module | None = None,
     dataset: ImageSet | None = None,
     synthetic: ImageSet | None = None,
-    method=Supervised,
+    method: str = "supervised",
     seed: int = 0,
     directory: Path | None = None,
     interrupt_at: int | None = None,
@@ -71,13 +71,18 @@ def train(
     task = task_of(dataset)
     student = network(task.num_outputs) if student is None else student
     normalize = Normalize.of(dataset.images)
-    teacher = Teacher(network(task.num_outputs, seed=1), normalize) if method.needs_teacher else None
-    distiller = method(
-        student, teacher, task, method.Config(), augment=Augment(config.augmentation), normalize=normalize
-    )
     fraction = None if synthetic is None else 0.5
     source = BatchSource(
         dataset, synthetic, batch_size=config.batch_size, synthetic_fraction=fraction, seed=seed, memory_budget=1 << 20
+    )
+    distiller = build_distiller(
+        student,
+        None if method == "supervised" else Teacher(network(task.num_outputs, seed=1), normalize),
+        task,
+        method_config(method),
+        augment=Augment(config.augmentation),
+        normalize=normalize,
+        data=source,
     )
 
     def watch(values: dict) -> None:
@@ -119,7 +124,7 @@ def test_two_steps_and_two_more_equal_four_bit_for_bit(tmp_path: Path, optimizer
 
 @pytest.mark.parametrize("regression", [False, True])
 def test_distillation_with_synthetic_data_resumes_bit_for_bit(tmp_path: Path, regression: bool) -> None:
-    arguments = dict(dataset=data(regression=regression), synthetic=data(regression=regression, size=7), method=KD)
+    arguments = dict(dataset=data(regression=regression), synthetic=data(regression=regression, size=7), method="kd")
     whole = train(**arguments)
     train(**arguments, directory=tmp_path, interrupt_at=4)
     assert equal(train(**arguments, directory=tmp_path), whole)
@@ -153,9 +158,9 @@ def test_a_checkpoint_of_another_seed_is_not_taken_for_this_run(tmp_path: Path) 
 
 
 def test_a_checkpoint_of_another_method_is_not_taken_for_this_run(tmp_path: Path) -> None:
-    train(method=Supervised, directory=tmp_path, interrupt_at=3)
+    train(method="supervised", directory=tmp_path, interrupt_at=3)
     with pytest.raises(ValueError, match=r"checkpoint\.pt"):
-        train(method=KD, directory=tmp_path)
+        train(method="kd", directory=tmp_path)
 
 
 def test_a_damaged_checkpoint_says_what_to_do(tmp_path: Path) -> None:
@@ -312,8 +317,8 @@ def test_a_network_may_be_a_teacher_first_and_a_student_then() -> None:
 
 def test_the_log_holds_every_named_term_as_a_mean_over_the_steps_since_the_last_line() -> None:
     every, seldom = [], []
-    train(CONFIG.replace(steps=5), method=KD, log=every.append)
-    train(CONFIG.replace(steps=5, log_every=2), method=KD, log=seldom.append)
+    train(CONFIG.replace(steps=5), method="kd", log=every.append)
+    train(CONFIG.replace(steps=5, log_every=2), method="kd", log=seldom.append)
     assert [values["step"] for values in seldom] == [2, 4, 5]
     assert [values["images"] for values in seldom] == [12, 24, 30]
     for name in ("loss", "task", "kd"):

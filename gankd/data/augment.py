@@ -1,8 +1,8 @@
 """Augmentation of a whole batch on its device, with one random draw a sample.
 
-`Augment` draws; the pure functions below it are told what was drawn, so that each can be checked by itself. Crop and
-flip copy bytes of the uint8 images; everything else works on floats in [0, 1]. All of it is tensor operations without
-a host synchronisation.
+`Augment` draws, then applies what was drawn, so that a draw can be kept and repeated (see `views`); the pure functions
+below it can be checked one by one. Crop and flip copy bytes of the uint8 images; everything else works on floats in
+[0, 1]. All of it is tensor operations without a host synchronisation.
 """
 
 from __future__ import annotations
@@ -54,36 +54,63 @@ class Augment(nn.Module):
         self.config = config
 
     def forward(self, images: Tensor) -> Tensor:
-        assert images.dtype == torch.uint8, f"images are {images.dtype}, expected uint8"
         if not self.training:
-            return to_unit_range(images)
-        config, device = self.config, images.device
-        num_images, _, height, width = images.shape
+            return self.apply_draws(images, {})
+        return self.apply_draws(images, self.draw(len(images), tuple(images.shape[2:]), device=images.device))
+
+    def draw(
+        self,
+        num_images: int,
+        size: tuple[int, int],  # height, width
+        *,
+        device: torch.device | str,
+        generator: torch.Generator | None = None,  # None: the default one of the device
+    ) -> dict[str, Tensor]:
+        """What is random about `num_images` views: tensors by name, their row i belongs to image i; {} with all off."""
+        config, draws = self.config, {}
+        where = {"device": device, "generator": generator}
 
         def around(middle: float, spread: float, *shape: int) -> Tensor:
             """Uniform in middle +- spread, one draw (of `shape`) an image."""
-            return middle + spread * (2 * torch.rand(num_images, *shape, device=device) - 1)
+            return middle + spread * (2 * torch.rand(num_images, *shape, **where) - 1)
 
         if config.crop_padding:
-            offsets = torch.randint(2 * config.crop_padding + 1, (num_images, 2), device=device)
-            images = random_crop(images, offsets, config.crop_padding)
+            draws["offsets"] = torch.randint(2 * config.crop_padding + 1, (num_images, 2), **where)
         if config.horizontal_flip:
-            images = horizontal_flip(images, torch.rand(num_images, device=device) < 0.5)
-        images = to_unit_range(images)
+            draws["flips"] = torch.rand(num_images, **where) < 0.5
         if config.rotation or config.translation or config.scale:
-            angles, shifts = around(0, config.rotation), around(0, config.translation, 2)
-            images = affine(images, angles, shifts, around(1, config.scale))
+            draws["angles"], draws["shifts"] = around(0, config.rotation), around(0, config.translation, 2)
+            draws["scales"] = around(1, config.scale)
         if config.brightness:
-            images = adjust_brightness(images, around(1, config.brightness))
+            draws["brightness"] = around(1, config.brightness)
         if config.contrast:
-            images = adjust_contrast(images, around(1, config.contrast))
+            draws["contrast"] = around(1, config.contrast)
         if config.saturation:
-            images = adjust_saturation(images, around(1, config.saturation))
+            draws["saturation"] = around(1, config.saturation)
         if config.cutout:
-            rows = torch.randint(height, (num_images,), device=device)
-            columns = torch.randint(width, (num_images,), device=device)
-            size = max(1, round(config.cutout * min(height, width)))
-            images = cutout(images, torch.stack([rows, columns], dim=1), size)
+            centres = [torch.randint(length, (num_images,), **where) for length in size]
+            draws["centres"] = torch.stack(centres, dim=1)  # (row, column)
+        return draws
+
+    def apply_draws(self, images: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        """uint8 images [N, C, H, W] changed as `draw` says, float32 in [0, 1]; nothing here is random."""
+        assert images.dtype == torch.uint8, f"images are {images.dtype}, expected uint8"
+        if "offsets" in draws:
+            images = random_crop(images, draws["offsets"], self.config.crop_padding)
+        if "flips" in draws:
+            images = horizontal_flip(images, draws["flips"])
+        images = to_unit_range(images)
+        if "angles" in draws:
+            images = affine(images, draws["angles"], draws["shifts"], draws["scales"])
+        if "brightness" in draws:
+            images = adjust_brightness(images, draws["brightness"])
+        if "contrast" in draws:
+            images = adjust_contrast(images, draws["contrast"])
+        if "saturation" in draws:
+            images = adjust_saturation(images, draws["saturation"])
+        if "centres" in draws:
+            size = max(1, round(self.config.cutout * min(images.shape[2:])))
+            images = cutout(images, draws["centres"], size)
         return images
 
 

@@ -55,10 +55,14 @@ class BatchSource:
             through its own passes.
         memory_budget: bytes of images, of both sets together, that may stay on the device; beyond, `workers`
             processes (0: the training process) read them.
+        sampling: "class_pairs" draws half of a batch as above, and puts behind it for each of these samples another one
+            of its class, uniformly (itself where there is no other; of its kind, real or synthetic, where a fraction
+            is given). An odd batch has a second partner for its first sample. Needs class ids.
 
     Raises:
         ValueError: no set, an empty one, two that do not fit together, a fraction out of range or that leaves one of
-            the two kinds out by rounding, a batch size that the processes cannot share.
+            the two kinds out by rounding, a batch size that the processes cannot share, pairs of scalar targets or
+            where every class has but one sample.
     """
 
     def __init__(
@@ -74,22 +78,29 @@ class BatchSource:
         workers: int = 2,
         rank: int = 0,
         world_size: int = 1,
+        sampling: str = "uniform",  # or "class_pairs"
     ):
         assert 0 <= rank < world_size, f"rank {rank} of {world_size}"
+        assert sampling in ("uniform", "class_pairs"), f"unknown sampling {sampling}"
         sets = [dataset for dataset in (real, synthetic) if dataset is not None]
         _check_sets(sets)
         if batch_size < 1 or batch_size % world_size:
             raise ValueError(
                 f"batch_size {batch_size} does not split over {world_size} processes: make it a multiple of them."
             )
+        num_drawn = batch_size  # from the passes; the rest of a batch are their partners
+        if sampling == "class_pairs":
+            _check_pairs(sets, batch_size, world_size)
+            num_drawn = batch_size // 2
         num_synthetic = None
         if synthetic_fraction is not None:
-            num_synthetic = _num_synthetic(synthetic_fraction, batch_size, real, synthetic)
+            num_synthetic = _num_synthetic(synthetic_fraction, num_drawn, real, synthetic)
         self.batch_size, self.workers = batch_size, workers
         self.rank, self.world_size = rank, world_size
         self.device = torch.device("cpu" if device is None else device)
         self.num_real = 0 if real is None else len(real)
         self.description = {"real": self.num_real, "synthetic": len(synthetic or ()), "fraction": synthetic_fraction}
+        self.description |= {"sampling": sampling}
         self.num_samples = sum(map(len, sets))
 
         self.resident = sum(dataset.num_bytes for dataset in sets) <= memory_budget
@@ -104,12 +115,12 @@ class BatchSource:
             self.teacher_outputs = torch.cat([dataset.teacher_outputs for dataset in sets]).to(self.device)
 
         # Permutations live where they index: one copy to the device a pass, none a step.
-        index_device = self.device if self.resident else torch.device("cpu")
+        self.index_device = index_device = self.device if self.resident else torch.device("cpu")
         if num_synthetic is None:
-            parts = [_EndlessPasses(self.num_samples, batch_size, seed=seed, device=index_device)]
+            parts = [_EndlessPasses(self.num_samples, num_drawn, seed=seed, device=index_device)]
         else:
             parts = [
-                _EndlessPasses(self.num_real, batch_size - num_synthetic, seed=seed, device=index_device),
+                _EndlessPasses(self.num_real, num_drawn - num_synthetic, seed=seed, device=index_device),
                 _EndlessPasses(
                     self.num_samples - self.num_real,
                     num_synthetic,
@@ -119,6 +130,17 @@ class BatchSource:
                 ),
             ]
         self.parts = [part for part in parts if part.num_per_step > 0]
+        self.pairs = None
+        if sampling == "class_pairs":
+            groups = self.labels.cpu()
+            if num_synthetic is not None:  # a synthetic partner would change the share of synthetic samples
+                groups = 2 * groups + (torch.arange(self.num_samples, device="cpu") >= self.num_real)
+            self.pairs = _ClassPairs(groups, seed=seed, device=index_device)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return tuple(self.images.shape[1:]) if self.resident else tuple(self.images.image_shape)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -128,9 +150,32 @@ class BatchSource:
 
     def batch(self, step: int) -> Batch:
         """This rank's share of the batch of global step `step` (from 0)."""
-        positions = self._positions(step)
-        images = self.images.index_select(0, positions) if self.resident else self.images[positions.tolist()][1]
-        return self._batch(positions, images)
+        return self.at(self._positions(step))
+
+    def at(self, positions: Tensor) -> Batch:
+        """The samples at `positions`, int64 [B], of the union."""
+        return self._batch(positions, self._images(positions))
+
+    def passes(self, step: int) -> Tensor:
+        """How many passes over its set came before each sample of the batch of `step`, int64 [batch_size / world_size].
+
+        For the partner in a pair of one class: before the sample that it is put beside.
+        """
+        numbers = torch.cat([part.pass_numbers(step) for part in self.parts])
+        share = slice(self.rank, None, self.world_size)
+        shares = [numbers[share]]
+        if self.pairs is not None:
+            shares.append(torch.cat([numbers, numbers[: self.batch_size - 2 * len(numbers)]])[share])
+        return torch.cat(shares).to(self.device, non_blocking=True)
+
+    def in_order(self, batch_size: int = 512) -> Iterator[Batch]:
+        """Every sample of the union once, in its order, the last batch smaller: for what is measured before training.
+
+        In several processes each gets all of them.
+        """
+        device = self.device if self.resident else torch.device("cpu")
+        for positions in torch.arange(self.num_samples, device=device).split(batch_size):
+            yield self._batch(positions, self._images(positions))
 
     def stream(self, first_step: int, last_step: int) -> Iterator[Batch]:
         """The batches of the steps first_step..last_step - 1, read ahead by the workers where they are not resident."""
@@ -148,10 +193,18 @@ class BatchSource:
         for positions, images in loader:
             yield self._batch(positions, images)
 
+    def _images(self, positions: Tensor) -> Tensor:
+        return self.images.index_select(0, positions) if self.resident else self.images[positions.tolist()][1]
+
     def _positions(self, step: int) -> Tensor:
         """int64 [batch_size / world_size], positions in the union."""
         positions = torch.cat([part.positions(step) for part in self.parts])
-        return positions[self.rank :: self.world_size]
+        share = slice(self.rank, None, self.world_size)
+        if self.pairs is None:
+            return positions[share]
+        missing = self.batch_size - 2 * len(positions)
+        partners = self.pairs.partners(torch.cat([positions, positions[:missing]]), step)
+        return torch.cat([positions[share], partners[share]])  # a process has both of a pair
 
     def _batch(self, positions: Tensor, images: Tensor) -> Batch:
         positions = positions.to(self.device, non_blocking=True)
@@ -212,6 +265,16 @@ class _EndlessPasses:
             first += stop - start
         return torch.cat(pieces)
 
+    def passes_of(self, step: int) -> range:
+        """The passes, counted from 0, that the samples of `positions(step)` are from."""
+        first = step * self.num_per_step
+        return range(first // self.num_samples, (first + self.num_per_step - 1) // self.num_samples + 1)
+
+    def pass_numbers(self, step: int) -> Tensor:
+        """int64 [num_per_step]: the pass from which each of `positions(step)` is, from 0."""
+        first = step * self.num_per_step
+        return torch.arange(first, first + self.num_per_step, device=self.device) // self.num_samples
+
     def _pass(self, epoch: int) -> Tensor:
         if epoch not in self.passes:
             if len(self.passes) == 2:  # a batch may straddle two passes
@@ -219,6 +282,29 @@ class _EndlessPasses:
             permutation = epoch_permutation(self.num_samples, seed=self.seed, epoch=epoch) + self.offset
             self.passes[epoch] = permutation.to(self.device, non_blocking=True)
         return self.passes[epoch]
+
+
+class _ClassPairs:
+    """For any sample another one of its group, drawn uniformly; the sample itself where its group has no other."""
+
+    def __init__(self, groups: Tensor, *, seed: int, device: torch.device):
+        _, group, sizes = groups.unique(return_inverse=True, return_counts=True)
+        members = groups.argsort(stable=True)  # one group after the other
+        first = (sizes.cumsum(dim=0) - sizes)[group]
+        place = torch.empty_like(members)
+        place[members] = torch.arange(len(members), device="cpu")
+        self.members, self.first, self.size = members.to(device), first.to(device), sizes[group].to(device)
+        self.place = (place - first).to(device)
+        self.seed = seed
+
+    def partners(self, positions: Tensor, step: int) -> Tensor:
+        """int64 positions [M] to those of their partners, [M]."""
+        draws = torch.rand(
+            len(positions), generator=seeded(self.seed, "pairs", step), dtype=torch.float64, device="cpu"
+        )
+        size = self.size[positions]
+        steps_on = 1 + (draws.to(size.device, non_blocking=True) * (size - 1)).long()
+        return self.members[self.first[positions] + (self.place[positions] + steps_on) % size]
 
 
 class _Union(Dataset):
@@ -264,6 +350,19 @@ def _check_sets(sets: list[ImageSet]) -> None:
             f"{first.name} has teacher outputs of shape {tuple(outputs[0].shape)} and {last.name} of "
             f"{tuple(outputs[-1].shape)}: they come from different teachers."
         )
+
+
+def _check_pairs(sets: list[ImageSet], batch_size: int, world_size: int) -> None:
+    labels = torch.cat([dataset.labels for dataset in sets])
+    if labels.is_floating_point():
+        raise ValueError("pairs of one class need class ids, and these labels are scalars: use another method.")
+    if batch_size < 2 * world_size or (world_size > 1 and batch_size % (2 * world_size)):
+        raise ValueError(
+            f"batch_size {batch_size} does not split into pairs of one class over {world_size} processes: "
+            f"make it a multiple of {2 * world_size}."
+        )
+    if labels.bincount().max() < 2:
+        raise ValueError("pairs of one class need a class with two samples: every class has only one; add samples.")
 
 
 def _num_synthetic(fraction: float, batch_size: int, real: ImageSet | None, synthetic: ImageSet | None) -> int:

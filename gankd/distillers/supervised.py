@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from gankd.data.loader import Batch
+from gankd.data.views import view_of
 from gankd.distillers.base import Distiller, MethodConfig
 
 
@@ -25,6 +26,6 @@ class Supervised(Distiller):
     needs_teacher = False
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        view = self.augment(batch.images)  # [N, C, H, W]
+        view = view_of(self.augment, batch)  # [N, C, H, W]
         loss = self.task.loss(self.student(self.normalize(view)), batch.labels)
         return {"loss": loss, "task": loss}

@@ -29,6 +29,7 @@ from torch import Tensor
 from .logits import kd_loss
 from .online import softened_divergence, stack_members
 from .precision import full_precision
+from .vicinal import vicinal_positives
 
 MutualTerms = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # total, VCL, softVCL, ICL, softICL
 
@@ -36,7 +37,7 @@ MutualTerms = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # total, VCL, softV
 def mcl_loss(
     *,
     embeddings: Sequence[Tensor],  # P of [N, D], unit rows
-    labels: Tensor,  # [N] class ids
+    labels: Tensor,  # [N] class ids, or scalars with kappa
     contrastive_temperature: float = 0.1,  # tau
     temperature: float = 3.0,  # T, on similarities that are already over tau
     vcl_weight: float = 0.1,
@@ -44,10 +45,12 @@ def mcl_loss(
     icl_weight: float = 0.1,
     soft_icl_weight: float = 1.0,
     include_self: bool = True,  # whether the KLs also run over an image's similarity to itself, as the authors' do
+    kappa: float | None = None,  # positives: scalar labels that differ by at most kappa; None: equal labels
 ) -> MutualTerms:
     """Mutual contrastive learning within a labelled batch.
 
-    S_ij = v_i v_j^T / tau; the candidates of an image are all others, its positives the others of its class.
+    S_ij = v_i v_j^T / tau; the candidates of an image are all others, its positives the others of its class. A scalar
+    target has no classes: kappa takes their place, the hard vicinity of Ding et al., "CcGAN", ICLR 2021.
 
     An image whose class occurs once is no anchor of NCE (the authors' code divides 0 by 0 there); without any anchor
     VCL and ICL are 0. On the diagonal S_ii is 1 / tau for every peer, which dilutes softVCL: include_self=False leaves
@@ -64,6 +67,7 @@ def mcl_loss(
         temperature=temperature,
         term_weights=(vcl_weight, soft_vcl_weight, icl_weight, soft_icl_weight),
         include_self=include_self,
+        kappa=kappa,
     )
 
 
@@ -236,6 +240,7 @@ def _in_batch_terms(
     temperature: float,
     term_weights: tuple[float, float, float, float],
     include_self: bool,
+    kappa: float | None = None,
 ) -> MutualTerms:
     num_samples = members.shape[1]
     if labels.shape != (num_samples,):
@@ -243,7 +248,8 @@ def _in_batch_terms(
     with torch.autocast(members.device.type, enabled=False):
         similarity = torch.einsum("ind,jmd->ijnm", members, members) / contrastive_temperature  # [E, E, N, N]
     itself = torch.eye(num_samples, dtype=torch.bool, device=labels.device)
-    positive = (labels[:, None] == labels) & ~itself  # [N, N]
+    alike = labels[:, None] == labels if kappa is None else vicinal_positives(labels=labels, kappa=kappa)
+    positive = alike & ~itself  # [N, N]
     num_positives = positive.sum(1)
     anchor = num_positives > 0
     # far below any similarity, but not -inf: a batch of one has no candidate at all and its gradient should be 0, not NaN

@@ -73,7 +73,7 @@ def teacher_confidence(
     *,
     teacher_predictions: Tensor,  # [N] or [N, D], detached
     labels: Tensor,  # the same shape
-    error_range: float | None = None,  # max e - min e over the training set; None: over this batch
+    error_range: float | Tensor | None = None,  # max e - min e over the training set; None: over this batch
 ) -> Tensor:
     """How far each answer of the teacher can be trusted.
 
@@ -87,7 +87,7 @@ def teacher_confidence(
     errors = _teacher_errors(teacher_predictions, labels)
     if error_range is None:
         spread = errors.max() - errors.min()
-    elif error_range >= 0:
+    elif isinstance(error_range, Tensor) or error_range >= 0:  # a tensor's value would be waited for
         spread = torch.as_tensor(error_range, dtype=errors.dtype, device=errors.device)
     else:
         raise ValueError(f"the range of the teacher's squared errors cannot be negative, got {error_range}")
@@ -99,7 +99,7 @@ def attentive_imitation_loss(
     student_predictions: Tensor,  # [N] or [N, D]
     teacher_predictions: Tensor,  # the same shape, detached
     labels: Tensor,  # the same shape
-    error_range: float | None = None,  # as in teacher_confidence
+    error_range: float | Tensor | None = None,  # as in teacher_confidence
     alpha: float = 0.5,  # the labels' share
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The student imitates the teacher as far as the teacher can be trusted.
@@ -144,7 +144,7 @@ def teacher_outlier_rejection_loss(
     student_predictions: Tensor,  # [N] or [N, D], of the head that is deployed
     teacher_predictions: Tensor,  # the same shape, detached
     labels: Tensor,  # the same shape
-    threshold: float,  # in label units; 3 * 1.4826 * median |t - y| over the training set is a robust 3 sigma
+    threshold: float | Tensor,  # in label units; 3 * 1.4826 * median |t - y| over the training set is a robust 3 sigma
     student_teacher_predictions: Tensor | None = None,  # the same shape, of a second head; None: there is one head
     imitation_weight: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -157,7 +157,7 @@ def teacher_outlier_rejection_loss(
     Returns (L, the label term, the imitation term before its weight).
     Raises ValueError when the shapes differ or the threshold is negative.
     """
-    if threshold < 0:
+    if not isinstance(threshold, Tensor) and threshold < 0:
         raise ValueError(f"the threshold on |teacher - label| cannot be negative, got {threshold}")
     teacher_distances = residuals(teacher_predictions.detach(), labels, "teacher predictions and labels")
     if labels.ndim > 1:

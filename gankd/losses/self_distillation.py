@@ -83,23 +83,37 @@ def bake_targets(
     No gradient. Returns [N, K] probabilities.
     Raises ValueError for a batch of one sample (it has no neighbour), other sizes or an omega outside [0, 1).
     """
-    num_samples = len(logits)
+    predictions = (full_precision(logits) / temperature).softmax(dim=1)
+    return spread_over_batch(embeddings=embeddings, values=predictions, omega=omega)
+
+
+@torch.no_grad()
+def spread_over_batch(
+    *,
+    embeddings: Tensor,  # [N, D]
+    values: Tensor,  # [N, K], of whatever kind
+    omega: float = 0.5,  # share of what comes from the other samples, in [0, 1)
+) -> Tensor:
+    """Values spread over the batch as in `bake_targets`, which are scalar predictions where there are no classes.
+
+    Q = (1 - omega) (I - omega A)^-1 values. No gradient. Returns [N, K]. Raises ValueError as `bake_targets`.
+    """
+    num_samples = len(values)
     if len(embeddings) != num_samples:
         raise ValueError(
-            f"embeddings and logits come from different batches: {len(embeddings)} and {num_samples} samples"
+            f"embeddings and predictions come from different batches: {len(embeddings)} and {num_samples} samples"
         )
     if num_samples < 2:
         raise ValueError("BAKE ensembles the predictions of a batch: it needs at least 2 samples, and this batch has 1")
     if not 0 <= omega < 1:
         raise ValueError(f"omega is {omega}: the share of the other samples is in [0, 1)")
-    with torch.autocast(logits.device.type, enabled=False):
+    with torch.autocast(values.device.type, enabled=False):
         directions = F.normalize(full_precision(embeddings).flatten(1), dim=1)
         identity = torch.eye(num_samples, dtype=directions.dtype, device=directions.device)
         similarity = (directions @ directions.T).masked_fill(identity.bool(), -torch.inf)
         system = identity - omega * similarity.softmax(dim=1)  # [N, N]
-        predictions = (full_precision(logits) / temperature).softmax(dim=1).to(system.dtype)
         # the rows of A sum to 1 and omega < 1: diagonally dominant, so no check, which would wait for the device
-        return (1 - omega) * torch.linalg.solve_ex(system, predictions).result
+        return (1 - omega) * torch.linalg.solve_ex(system, full_precision(values).to(system.dtype)).result
 
 
 def bake_loss(

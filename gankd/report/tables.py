@@ -28,7 +28,8 @@ def summarize(experiment: Experiment) -> dict:
 
     def on_test(path: str) -> dict[str, float]:
         model, normalize = (part.to(experiment.accelerator.device) for part in load_model(experiment.directory / path))
-        return evaluate(model, normalize, task, data.test, accelerator=experiment.accelerator)
+        answers_in = getattr(model, "output_task", task)  # a teacher may have another head, or other units
+        return evaluate(model, normalize, answers_in, data.test, accelerator=experiment.accelerator)
 
     arms = {}
     for name, arm in config.student.arms.items():
@@ -65,7 +66,7 @@ def summarize(experiment: Experiment) -> dict:
         },
         "teacher": {
             "network": config.teacher.model.name,
-            "parameters": num_parameters(experiment.network(config.teacher.model)),
+            "parameters": num_parameters(experiment.network(config.teacher.model, experiment.teacher_task)),
             "test": on_test("teacher"),
             **recorded["teacher"],
         },

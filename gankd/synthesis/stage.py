@@ -84,7 +84,10 @@ class Synthesis:
         validation_error: Callable[[ImageSet], float] | None = None,
         log: Callable[[dict], None] = lambda values: None,
     ):
-        self.generator, self.teacher, self.task, self.real, self.config = generator, teacher, task, real, config
+        # of a teacher only its predictions count here, which a student's head might not keep
+        self.task = task = task.plain()
+        self.teacher = teacher = teacher.speak(task)
+        self.generator, self.real, self.config = generator, real, config
         self.directory, self.seed, self.accelerator, self.log = directory, seed, accelerator, log
         self.provenance, self.validation_error = provenance or {}, validation_error
         check_generator(generator, task, real)

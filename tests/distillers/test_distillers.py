@@ -1,187 +1,24 @@
-"""The laws that every distillation method keeps, on every task that it declares, and what each one computes."""
+"""What every method refuses, and what knowledge distillation computes."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 import gankd
-from gankd.data.augment import Augment, AugmentationConfig
-from gankd.data.loader import Batch, BatchSource
+from gankd.data.augment import AugmentationConfig
+from gankd.data.loader import Batch
 from gankd.data.sets import ImageSet
-from gankd.distillers import METHODS, Distiller, MethodConfig
-from gankd.models import SmallResNet
-from gankd.tasks import Classification, Regression, Task, task_of
-from gankd.teacher import Normalize, Teacher
-from gankd.training import TrainingConfig, fit
-
-TASKS: dict[str, Task] = {
-    "classification": Classification(class_names=("a", "b", "c")),
-    "regression": Regression(label_min=0, label_max=4, mean=2, std=1.5, unit="years"),
-}
-CASES = [(name, task) for name, method in METHODS.items() for task in sorted(method.tasks & TASKS.keys())]
-every_case = pytest.mark.parametrize(("name", "kind"), CASES)
-
-
-def network(kind: str, seed: int, widths: tuple[int, ...] = (4, 8)) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return SmallResNet(TASKS[kind].num_outputs, in_channels=1, widths=widths)
-
-
-def fixed_batch(kind: str, size: int = 12) -> Batch:
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(size) % 3
-    return Batch(
-        images=torch.randint(256, (size, 1, 8, 8), generator=generator, dtype=torch.uint8),
-        labels=labels if kind == "classification" else 2.0 * labels,
-        indices=torch.arange(size),
-        is_synthetic=torch.arange(size) >= size // 2,
-    )
-
-
-def make(
-    name: str,
-    kind: str,
-    config: MethodConfig | None = None,
-    *,
-    augmentation: AugmentationConfig | None = None,
-    teacher_seed: int = 1,
-) -> tuple[Distiller, Teacher]:
-    method, images = METHODS[name], fixed_batch(kind).images
-    normalize = Normalize.of(images)
-    teacher = Teacher(network(kind, teacher_seed, widths=(8,)), normalize)
-    distiller = method(
-        network(kind, 0),
-        teacher if method.needs_teacher else None,
-        TASKS[kind],
-        config or method.Config(),
-        augment=Augment(augmentation or AugmentationConfig()),
-        normalize=normalize,
-    )
-    return distiller, teacher
-
-
-# --- laws of every method ---------------------------------------------------------------------------------------------
-
-
-@every_case
-def test_the_loss_falls_on_a_batch_that_stays_the_same(name: str, kind: str) -> None:
-    distiller, _ = make(name, kind)
-    optimizer = torch.optim.Adam([p for p in distiller.parameters() if p.requires_grad], lr=5e-3)
-    batch, losses = fixed_batch(kind), []
-    for _ in range(20):
-        terms = distiller(batch)
-        optimizer.zero_grad()
-        terms["loss"].backward()
-        optimizer.step()
-        losses.append(terms["loss"].item())
-    assert losses[-1] < 0.9 * losses[0]
-
-
-@every_case
-@pytest.mark.parametrize("size", [2, 5])
-def test_every_term_is_a_finite_scalar_and_the_total_reaches_the_whole_student(name, kind, size: int) -> None:
-    distiller, _ = make(name, kind)
-    terms = distiller(fixed_batch(kind, size))
-    assert "loss" in terms and len(terms) > 1
-    assert all(term.shape == () and term.isfinite() for term in terms.values())
-    terms["loss"].backward()
-    for parameter_name, parameter in distiller.student.named_parameters():
-        assert parameter.grad is not None, f"no gradient reaches {parameter_name}"
-        assert parameter.grad.isfinite().all()
-
-
-@every_case
-def test_a_batch_of_identical_images_is_finite(name: str, kind: str) -> None:
-    distiller, _ = make(name, kind)
-    batch = fixed_batch(kind, 4)
-    batch.images[:] = batch.images[:1].clone()
-    terms = distiller(batch)
-    terms["loss"].backward()
-    assert terms["loss"].isfinite()
-    assert all(p.grad.isfinite().all() for p in distiller.parameters() if p.grad is not None)
-
-
-@every_case
-def test_the_order_of_the_batch_does_not_matter(name: str, kind: str) -> None:
-    batch, order = fixed_batch(kind), torch.randperm(12, generator=torch.Generator().manual_seed(1))
-    shuffled = Batch(
-        images=batch.images[order],
-        labels=batch.labels[order],
-        indices=batch.indices[order],
-        is_synthetic=batch.is_synthetic[order],
-    )
-    distiller, _ = make(name, kind)
-    torch.testing.assert_close(distiller(shuffled)["loss"], distiller(batch)["loss"], rtol=1e-4, atol=1e-5)
-
-
-@every_case
-def test_the_loss_is_finite_and_in_full_precision_inside_autocast(name: str, kind: str) -> None:
-    distiller, _ = make(name, kind)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        terms = distiller(fixed_batch(kind))
-    assert all(term.dtype == torch.float32 and term.isfinite() for term in terms.values())
-    full = distiller(fixed_batch(kind))
-    assert terms["loss"].item() == pytest.approx(full["loss"].item(), rel=0.1, abs=0.02)
-
-
-@every_case
-def test_what_is_deployed_is_the_plain_student(name: str, kind: str) -> None:
-    distiller, _ = make(name, kind)
-    distiller(fixed_batch(kind))["loss"].backward()
-    plain = network(kind, 0)
-    assert list(distiller.deployable().state_dict()) == list(plain.state_dict())
-    plain.load_state_dict(distiller.deployable().state_dict())
-    images = torch.rand(2, 1, 8, 8)
-    torch.testing.assert_close(plain.eval()(images), distiller.deployable().eval()(images))
-
-
-@every_case
-def test_the_teacher_is_neither_trained_nor_stored_nor_put_in_training_mode(name: str, kind: str) -> None:
-    distiller, teacher = make(name, kind, augmentation=AugmentationConfig(rotation=10, cutout=0.2))
-    before = {key: value.clone() for key, value in teacher.module.state_dict().items()}
-    mine = {id(tensor) for tensor in (*teacher.module.parameters(), *teacher.module.buffers())}
-    assert not mine & {id(tensor) for tensor in (*distiller.parameters(), *distiller.buffers())}
-    assert not any("teacher" in key for key in distiller.state_dict())
-
-    dataset = ImageSet(fixed_batch(kind).images, fixed_batch(kind).labels)
-    config = TrainingConfig(steps=3, batch_size=6, log_every=1)
-    fit(distiller, BatchSource(dataset, batch_size=6), config, accelerator=Accelerator(), seed=0)
-    after = teacher.module.state_dict()
-    assert all(torch.equal(before[key], after[key]) for key in before)
-    assert not any(module.training for module in teacher.module.modules())
-    assert not any(parameter.requires_grad for parameter in teacher.module.parameters())
-    assert all(parameter.grad is None for parameter in teacher.module.parameters())
-
-
-@every_case
-def test_images_are_augmented_in_training_only(name: str, kind: str) -> None:
-    distiller, _ = make(name, kind, augmentation=AugmentationConfig(rotation=90, cutout=0.5))
-    batch = fixed_batch(kind)
-    for normalisation in distiller.student.modules():  # so that nothing but the augmentation depends on the mode
-        if isinstance(normalisation, nn.BatchNorm2d):
-            normalisation.momentum = 0.0
-    losses = [distiller(batch)["loss"].item() for _ in range(3)]
-    assert len(set(losses)) == 3
-    distiller.eval()
-    losses = [distiller(batch)["loss"].item() for _ in range(3)]
-    assert len(set(losses)) == 1
-
-
-@every_case
-def test_the_same_draws_give_the_same_loss(name: str, kind: str) -> None:
-    losses = []
-    for _ in range(2):
-        distiller, _ = make(name, kind, augmentation=AugmentationConfig(rotation=90, cutout=0.5))
-        torch.manual_seed(3)
-        losses.append(distiller(fixed_batch(kind))["loss"].item())
-    assert losses[0] == losses[1]
-
+from gankd.distillers import METHODS, Distiller
+from gankd.tasks import Regression, task_of
+from gankd.teacher import Normalize
+from tests.distillers.common import CASES, STUDENT, TASKS, fixed_batch, image_sets, make, network
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+HEADS = {"scalar", "bins", "gaussian"}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -192,21 +29,32 @@ def test_a_task_that_a_method_does_not_declare_is_refused_before_anything_is_bui
     for kind in undefined:
         with pytest.raises(ValueError, match=f"method {name} is not defined for {kind}; it does "):
             method.check(kind, has_teacher=True)
-    for kind in method.tasks:
-        method.check(kind, has_teacher=True)
+    if "classification" in method.tasks:
+        method.check("classification", has_teacher=True)
+    if "regression" in method.tasks:
+        for head in HEADS - method.heads:
+            with pytest.raises(ValueError, match=f"method {name} is not defined for task.head: {head}; it takes "):
+                method.check("regression", has_teacher=True, head=head)
+        for head in method.heads:
+            method.check("regression", has_teacher=True, head=head)
 
 
-@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.needs_teacher])
-def test_a_method_that_needs_a_teacher_says_so(name: str) -> None:
-    images = fixed_batch("classification").images
+@pytest.mark.parametrize(("name", "kind"), [case for case in CASES if METHODS[case[0]].needs_teacher])
+def test_a_method_that_needs_a_teacher_says_so(name: str, kind: str) -> None:
     with pytest.raises(ValueError, match=f"method {name} needs a teacher; give one, or use method supervised"):
-        METHODS[name](
-            network("classification", 0),
-            None,
-            TASKS["classification"],
-            METHODS[name].Config(),
-            augment=Augment(AugmentationConfig()),
-            normalize=Normalize.of(images),
+        gankd.distill(network(kind, 0), real=image_sets(fixed_batch(kind))[0], method=name, steps=1)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"name": "sp", "weight": 0}, {"name": "combined", "terms": ["fsp"]}],
+    ids=["no weight", "no second stage"],
+)
+def test_a_training_without_any_loss_is_refused(settings: dict) -> None:
+    networks = [network("classification", seed, STUDENT) for seed in range(2)]
+    with pytest.raises(ValueError, match="neither task_weight nor the weight of a term is above 0"):
+        gankd.distill(
+            *networks, real=image_sets(fixed_batch("classification"))[0], method=settings | {"task_weight": 0}, steps=1
         )
 
 

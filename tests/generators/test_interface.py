@@ -35,7 +35,8 @@ def make(kind: str, **settings) -> SNGANGenerator:
         for parameter in generator.parameters():
             parameter.mul_(2)
         generator.train()(torch.randn(64, 4), generator.condition(labels(kind, 64)))
-    return generator.eval().requires_grad_(False)
+    # in the memory format in which generators are trained and loaded: sums are rounded in its order
+    return generator.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
 def labels(kind: str, count: int = 6) -> Tensor:

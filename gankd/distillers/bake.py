@@ -1,0 +1,58 @@
+"""BAKE: predictions spread over similar samples of the batch are better targets than those of one sample.
+
+Ge et al., "Self-distillation with Batch Knowledge Ensembling Improves ImageNet Classification", arXiv 2104.13298.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from gankd.distillers.branches import imitation
+from gankd.distillers.terms import Passes, Setup, Term, TermConfig, Weight
+from gankd.losses import bake_loss, bake_targets
+from gankd.losses.self_distillation import spread_over_batch
+from gankd.models.taps import default_taps
+from gankd.tasks import CLASSIFICATION
+
+
+class BAKEConfig(TermConfig):
+    """Task loss + weight * T^2 KL to the ensembled predictions."""
+
+    name: Literal["bake"] = "bake"
+    """The method."""
+    weight: Weight = 1.0
+    """Of the term."""
+    temperature: Annotated[float, Field(gt=0)] = 4.0
+    """Classes: softens both distributions; the similarities have none."""
+    omega: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of the other samples in a target; 0.9 on TinyImageNet and the fine-grained sets."""
+
+
+class BAKE(Term):
+    """A = softmax over the other samples of the cosines of pooled features, Q = (1 - omega) (I - omega A)^-1 softmax(s/T),
+    L = mean_n T^2 KL(Q_n || softmax(s_n / T)). Scalars: the predictions are spread likewise, mean (s - Q)^2.
+
+    Batches of classes are drawn in pairs of a class (the paper on CIFAR-100: 4 images of each).
+    """
+
+    Config = BAKEConfig
+    heads = frozenset({"scalar"})
+    instead = "bake averages predictions of similar images. Use task.head: scalar."
+    needs_teacher = False
+    sampling = "class_pairs"
+
+    def __init__(self, config: BAKEConfig, setup: Setup):
+        super().__init__(config, setup)
+        self.student_taps = default_taps(setup.student, image_shape=setup.data.image_shape)[-1:]
+
+    def forward(self, passes: Passes) -> Tensor:
+        outputs, embeddings = passes.student_outputs, passes.student_features[self.student_taps[0]]
+        temperature, omega = self.config.temperature, self.config.omega
+        if self.task.kind == CLASSIFICATION:
+            targets = bake_targets(embeddings=embeddings, logits=outputs, temperature=temperature, omega=omega)
+            return bake_loss(student_logits=outputs, soft_targets=targets, temperature=temperature)
+        targets = spread_over_batch(embeddings=embeddings, values=outputs.view(len(outputs), -1), omega=omega)
+        return imitation(self.task, outputs, targets, temperature)

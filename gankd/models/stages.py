@@ -1,0 +1,115 @@
+"""A network from one of its stages on, as a module of its own: the branches of methods that share the early stages.
+
+rest = Remainder(model, "layer2", image_shape=(3, 32, 32))
+logits, (trunk,) = Taps(model, ["layer2"])(images)
+logits_again = rest(trunk, images)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from gankd.models.taps import Taps
+
+
+class Remainder(nn.Module):
+    """A copy of what `model` computes after the module at `path`; [N, ...] at `path` and the images -> outputs [N, K].
+
+    The copy runs the network's own forward with the modules before `path` replaced by ones that do nothing, so that
+    functions between the modules (pooling, flattening) stay where they are; `network` has the modules that are left,
+    under their paths, and its state dict is a part of the model's.
+
+    Args:
+        path: a module whose output everything behind it depends on alone.
+        image_shape: (C, H, W).
+
+    Raises:
+        ValueError: a path that the network does not have; a network that cannot be cut there.
+    """
+
+    def __init__(self, model: nn.Module, path: str, image_shape: tuple[int, int, int]):
+        super().__init__()
+        self.path = path
+        with torch.no_grad():
+            whole = copy.deepcopy(model).eval()
+            weight = next(whole.parameters())
+            image = torch.linspace(-1, 1, image_shape[0] * image_shape[1] * image_shape[2]).view(1, *image_shape)
+            image = image.to(weight)
+            outputs, (feature,), before = _watch(whole, path, image)
+            replaced = {id(model.get_submodule(name)): _Nothing() for name in before}
+            replaced[id(model.get_submodule(path))] = _Given()
+            self.network = copy.deepcopy(model, replaced)
+            modes = [(module, module.training) for module in self.network.modules()]
+            self.network.eval()
+            try:
+                same = torch.allclose(self(feature, image), outputs, rtol=1e-3, atol=1e-5)
+            except (RuntimeError, TypeError, ValueError, IndexError):
+                same = False
+            for module, mode in modes:
+                module.training = mode
+        if not same:
+            raise ValueError(
+                f"{type(model).__name__} cannot be cut behind '{path}': what follows does not depend on that module's "
+                "output alone. Train whole networks (share: nothing), or name another stage."
+            )
+
+    @torch.compiler.disable  # what is handed over goes past the compiled graph
+    def forward(self, feature: Tensor, images: Tensor) -> Tensor:
+        given = self.network.get_submodule(self.path)
+        given.value = feature
+        try:
+            return self.network(images)
+        finally:
+            given.value = None
+
+
+def redraw(module: nn.Module) -> None:
+    """Give a freshly initialised module another initialisation of the same kind, drawn from torch's default generator.
+
+    Whatever scheme a network was initialised by, its entries were drawn independently within each tensor: their random
+    permutation is as good as a new draw. Frozen parameters stay; running statistics begin anew.
+    """
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                order = torch.randperm(parameter.numel(), device="cpu").to(parameter.device)
+                parameter.copy_(parameter.flatten()[order].view_as(parameter))
+    for part in module.modules():
+        if hasattr(part, "reset_running_stats"):
+            part.reset_running_stats()
+
+
+class _Nothing(nn.Module):
+    """Passes its first input on."""
+
+    def forward(self, x, *others, **named):
+        return x
+
+
+class _Given(nn.Module):
+    """Returns what it was given instead of what comes in."""
+
+    def __init__(self):
+        super().__init__()
+        self.value: Tensor | None = None
+
+    def forward(self, *inputs, **named) -> Tensor:
+        return self.value.clone()  # the network may go on in place, and other branches read the same map
+
+
+def _watch(model: nn.Module, path: str, image: Tensor) -> tuple[Tensor, list[Tensor], list[str]]:
+    """(outputs, [feature at path], the largest modules that have run for the last time when `path` is done)."""
+    done: list[str] = []
+    taps = Taps(model, [path])
+    with contextlib.ExitStack() as hooks:
+        for name, module in model.named_modules():
+            hooks.callback(module.register_forward_hook(lambda *_, name=name: done.append(name)).remove)
+        outputs, features = taps(image)
+    last = {name: index for index, name in enumerate(done)}
+    before = [name for name in last if last[name] < last[path] and not name.startswith(f"{path}.")]
+    inside = tuple(f"{name}." for name in before)
+    return outputs, features, [name for name in before if not name.startswith(inside)]

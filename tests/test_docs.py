@@ -1,0 +1,14 @@
+"""The documentation names what there is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from gankd.distillers import METHODS
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def test_every_method_has_its_line_and_every_line_a_method() -> None:
+    assert set(re.findall(r"^\| `(\w+)` \|", (DOCS / "methods.md").read_text(), re.MULTILINE)) - {"method"} == set(METHODS)
