@@ -22,7 +22,7 @@ _HOMES = {
     "distill_chain": "gankd.teacher_assistant",
     "evaluate": "gankd.api",
     "load_data": "gankd.api",
-    "load_model": "gankd.models.store",
+    "load_model": "gankd.model_store",
     "load_store": "gankd.synthesis.store",
     "synthesize": "gankd.api",
     "task_of": "gankd.tasks",

@@ -26,8 +26,8 @@ from gankd.data.sets import ImageSet
 from gankd.describe import header
 from gankd.evaluation import evaluate
 from gankd.experiment import Experiment
+from gankd.model_store import load_model, save_model
 from gankd.models import ModelConfig
-from gankd.models.store import load_model, save_model
 from gankd.synthesis.stage import Synthesis, check_generator
 from gankd.synthesis.store import load_store
 from gankd.tasks import SCALAR, Regression, Task

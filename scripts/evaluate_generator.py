@@ -46,7 +46,7 @@ def evaluate(args: argparse.Namespace) -> int:
     from gankd import provenance
     from gankd.artifacts import fingerprint
     from gankd.fidelity import extractors, scores
-    from gankd.models.store import load_model
+    from gankd.model_store import load_model
     from gankd.pipeline import Run
     from gankd.synthesis.stage import check_generator
     from gankd.teacher import Teacher

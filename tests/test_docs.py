@@ -11,4 +11,6 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 
 def test_every_method_has_its_line_and_every_line_a_method() -> None:
-    assert set(re.findall(r"^\| `(\w+)` \|", (DOCS / "methods.md").read_text(), re.MULTILINE)) - {"method"} == set(METHODS)
+    assert set(re.findall(r"^\| `(\w+)` \|", (DOCS / "methods.md").read_text(), re.MULTILINE)) - {"method"} == set(
+        METHODS
+    )

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from gankd.model_store import load_model, save_model
 from gankd.models import MODELS, ModelConfig, SmallResNet, build_model, load_checkpoint
-from gankd.models.store import load_model, save_model
 from gankd.tasks import Classification, Regression
 from gankd.teacher import Normalize
 

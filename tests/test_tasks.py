@@ -17,9 +17,9 @@ from torch import nn
 import gankd
 from gankd.config import ExperimentConfig, TeacherConfig
 from gankd.data.sets import ImageSet
+from gankd.model_store import save_model
 from gankd.models import build_model
 from gankd.models.config import ModelConfig
-from gankd.models.store import save_model
 from gankd.tasks import (
     HEADS,
     Classification,

@@ -14,7 +14,7 @@ from gankd import provenance
 from gankd.describe import num_parameters
 from gankd.evaluation import evaluate
 from gankd.experiment import Experiment
-from gankd.models.store import load_model
+from gankd.model_store import load_model
 from gankd.synthesis.store import read_manifest
 
 
