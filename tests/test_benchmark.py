@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gankd.data.loader import BatchSource
 from gankd.data.sets import ImageSet
 from gankd.distillers import METHODS, Distiller, method_config, sampling_of
+from gankd.models import ModelConfig
 from gankd.training import TrainingConfig
 from generators.config import GeneratorConfig
 from generators.game import Game
@@ -48,8 +49,20 @@ def make_distiller(name: str, kind: str) -> tuple[Distiller, BatchSource, Traini
     training, data, accelerator = TrainingConfig(batch_size=4), dataset(kind), Accelerator()
     drawn = sampling_of(method_config(name), kind)
     source = BatchSource(data, batch_size=4, device=accelerator.device, sampling=drawn)
-    widths = {"teacher_widths": (8, 8), "student_widths": (4, 8)}
-    return benchmark.fresh_distiller(name, data, source, training, **widths), source, training, accelerator
+    widths = {"teacher": (8, 8), "student": (4, 8)}
+    networks = {role: ModelConfig(options={"widths": each}) for role, each in widths.items()}
+    return benchmark.fresh_distiller(name, data, source, training, **networks), source, training, accelerator
+
+
+def networks_of(distiller: Distiller) -> list[nn.Module]:
+    """The student, its teacher and its peers, as far as there are any."""
+    teacher = [] if distiller.teacher is None else [distiller.teacher.module]
+    return [distiller.student, *teacher, *getattr(distiller, "others", [])]
+
+
+def reached(distiller: Distiller) -> set[str]:
+    """Names of the parameters that the last backward pass has given a gradient."""
+    return {name for name, parameter in distiller.named_parameters() if parameter.grad is not None}
 
 
 def weights(module: nn.Module) -> Tensor:
@@ -145,15 +158,95 @@ def test_a_methods_step_trains_its_student_and_its_floor_does_not(name: str, kin
     assert not torch.equal(weights(student), before)
 
 
-@pytest.mark.parametrize("name", ["supervised", "kd"])
-def test_the_generic_floor_asks_the_teacher_where_there_is_one(name: str) -> None:
+@every_case
+def test_a_floor_makes_the_passes_of_its_methods_step(name: str, kind: str) -> None:
+    """Through the same networks, on as many images, forwards and backwards; the heads beside them are left to the step."""
+    parts = make_distiller(name, kind)
+    distiller = parts[0]
+    step, floor = benchmark.distiller_step(*parts), benchmark.distiller_floor(*parts)
+    assert passes(networks_of(distiller), step) == passes(networks_of(distiller), floor)
+    step()
+    trained = reached(distiller)
+    floor()
+    assert reached(distiller) <= trained
+    whole = ("student.", "others.")
+    assert {key for key in reached(distiller) if key.startswith(whole)} == {
+        key for key in trained if key.startswith(whole)
+    }
+
+
+STUDENT, TEACHER = (0, 4, True), (1, 4, False)  # network, images, whether it is trained
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("supervised", [STUDENT]),
+        ("kd", [STUDENT, TEACHER]),
+        ("fsp", [STUDENT]),  # its teacher is asked in the first stage only
+        ("ab", [STUDENT]),
+        ("cs_kd", [STUDENT]),
+        ("tf_kd_self", [STUDENT, TEACHER]),
+        ("hsakd", [(0, 16, True), (1, 16, False)]),  # four rotations
+        ("hsakd_teacher", [(0, 16, True)]),
+        ("mixskd", [(0, 8, True)]),  # images and mixtures
+        ("ddgsd", [(0, 8, True)]),  # two views
+        ("dml", [STUDENT, (1, 4, True)]),
+        ("one", [STUDENT, (1, 4, True), (2, 4, True)]),
+    ],
+)
+def test_a_floor_asks_each_network_as_often_as_the_method_does(name: str, expected: list) -> None:
     parts = make_distiller(name, "classification")
-    student, teacher = parts[0].student, parts[0].teacher
-    networks = [student] if teacher is None else [student, teacher.module]
-    step, floor = (
-        sorted(passes(networks, make(*parts))) for make in (benchmark.distiller_step, benchmark.distiller_floor)
-    )
-    assert step == floor == [(0, 4, True), (1, 4, False)][: len(networks)]
+    assert sorted(passes(networks_of(parts[0]), benchmark.distiller_floor(*parts))) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("hsakd", ["branches", "fixed_branches", "student"]),
+        ("byot", ["student", "terms.byot.branches.0"]),
+        ("frskd", ["student", "terms.frskd.self_teacher"]),
+        ("lmcl", ["others.0", "peers.0.branches.0", "peers.1.branches.0", "student"]),
+        ("mixskd", ["branches.0", "fusion", "fusion", "self_teacher_head", "self_teacher_head", "student"]),
+        ("fitnet", ["student"]),  # a regressor is what the method costs
+    ],
+)
+def test_branches_belong_to_the_floor_and_small_heads_do_not(name: str, expected: list[str]) -> None:
+    distiller, source, *_ = make_distiller(name, "classification")
+    names = {module: path for path, module in distiller.named_modules()}
+    calls = benchmark.calls_of(distiller, source.batch(0))
+    assert sorted(names[call.network] for call in calls if call.network in names) == expected
+
+
+def test_a_pass_that_does_not_train_its_network_is_repeated_without_its_weights_gradient() -> None:
+    """The students of `afd` are judged by frozen discriminators, which are then trained on detached maps."""
+    distiller, source, *_ = make_distiller("afd", "classification")
+    calls = [
+        call for call in benchmark.calls_of(distiller, source.batch(0)) if call.network is distiller.discriminators[0]
+    ]
+    fooling, *telling = calls
+    for call, trains in [(fooling, False), *((call, True) for call in telling)]:
+        distiller.zero_grad()
+        call.repeat()[0].mean().backward()
+        assert all((weight.grad is not None) == trains for weight in call.network.parameters())
+        assert call.inputs[0].requires_grad != trains
+
+
+def test_crd_is_timed_with_all_its_negatives() -> None:
+    largest_class = benchmark.NUM_SAMPLES["crd"] // benchmark.NUM_CLASSES
+    assert benchmark.NUM_SAMPLES["crd"] - largest_class >= method_config("crd").num_negatives == 16_384
+
+
+def test_every_method_has_its_own_target() -> None:
+    assert set(benchmark.TARGETS) <= set(METHODS) and set(benchmark.NUM_SAMPLES) <= set(METHODS)
+    assert benchmark.TARGETS["kd"] == 1.05 and benchmark.TARGETS["crd"] == 1.15 and "fitnet" not in benchmark.TARGETS
+    settings = {"batch_size": 4, "accelerator": Accelerator(), "repeats": 2}
+    small = ModelConfig(options={"widths": (4, 8)})
+    targets = [
+        benchmark.measure_distiller(name, dataset("classification"), teacher=small, student=small, **settings).target
+        for name in ("kd", "crd", "fitnet")
+    ]
+    assert targets == ["<= 1.05", "<= 1.15", "<= 1.10"]
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -171,14 +264,28 @@ def test_the_command_prints_a_line_a_measurement_and_writes_all_rounds(tmp_path)
         assert len(row["quartiles"]) == 3 and all(len(times) == 2 for times in row["seconds"].values())
 
 
+def test_the_networks_of_a_method_have_names(tmp_path, capsys) -> None:
+    command = "distillers --method kd --teacher resnet14 --student resnet8 --size 8 --batch-size 4 --num-samples 40"
+    assert (
+        benchmark.main([*command.split(), "--repeats", "2", "--device", "cpu", "--json", str(tmp_path / "times")]) == 0
+    )
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[-2:]] == ["kd", "kd"]
+    settings = json.loads((tmp_path / "times").read_text())["settings"]
+    assert (settings["teacher"], settings["student"], settings["num_samples"]) == ("resnet14", "resnet8", 40)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--repeats", "1"], "--repeats 1 gives no quartiles"),
-        (["--network", "sagan"], "32 pixels"),
-        (["--set", "width=[4]"], "did you mean 'widths'?"),
+        (["generators", "--repeats", "1"], "--repeats 1 gives no quartiles"),
+        (["generators", "--network", "sagan"], "32 pixels"),
+        (["generators", "--set", "width=[4]"], "did you mean 'widths'?"),
+        (
+            ["distillers", "--method", "kd", "--student", "resnet8x5", "--num-samples", "20"],
+            "unknown network 'resnet8x5'",
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence(arguments: list[str], words: str, capsys) -> None:
-    assert benchmark.main(["generators", *arguments]) == 2
+    assert benchmark.main(arguments) == 2
     assert words in capsys.readouterr().err
