@@ -132,7 +132,7 @@ def test_doubling_keeps_a_constant_and_a_slope_inside() -> None:
 
 
 def test_it_is_a_generator_with_features(tmp_path: Path) -> None:
-    generator = make(num_classes=3)
+    generator = make(num_classes=3).to(memory_format=torch.channels_last)  # as it is loaded
     labels, latents = torch.tensor([0, 2]), torch.randn(2, 7)
     images, features = generator.sample_with_features(labels, latents)
     assert images.shape == (2, 3, 16, 16) and images.abs().max() <= 1
