@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from generators.config import GeneratorConfig
-from generators.vicinity import kappa_rule_of_thumb, normalize_labels, sample_vicinity, sigma_rule_of_thumb
+from generators.vicinity import LabelIndex, kappa_rule_of_thumb, normalize_labels, sample_vicinity, sigma_rule_of_thumb
 
 NUM_TRIES = 50  # noise draws for a target label before the nearest real label is taken
 
@@ -51,7 +51,7 @@ class ScalarLabels:
     def __init__(self, labels: Tensor, label_range: tuple[float, float], config: GeneratorConfig):
         low, high = label_range
         self.labels = normalize_labels(labels=labels.double(), label_min=low, label_max=high)
-        self.distinct = self.labels.unique()
+        self.index, self.distinct = LabelIndex(self.labels), self.labels.unique()
         self.vicinity = config.vicinity
         self.sigma = config.sigma / (high - low) if config.sigma else sigma_rule_of_thumb(labels=self.labels)
         if not config.sigma and self.sigma > 0.1:
@@ -76,7 +76,7 @@ class ScalarLabels:
         centres, noise = self.targets(size, random)
         pick, place = torch.rand(2, size, generator=random, dtype=torch.float64)
         target, real, fake, _ = sample_vicinity(
-            train_labels=self.labels,
+            train_labels=self.index,
             centres=centres,
             noise=noise,
             pick=pick,

@@ -72,9 +72,64 @@ def soft_weights(*, labels: Tensor, target_labels: Tensor, kappa: float) -> Tens
     return torch.exp(-kappa * (labels.double() - target_labels.double()) ** 2).to(_floating_dtype(labels))
 
 
+class LabelIndex:
+    """The training labels [N], normalised to [0, 1], sorted and indexed once for every batch that is drawn from them.
+
+    A wavelet matrix finds the k-th smallest place in any range of the sorted labels: places are split stably by one bit
+    after the other, from the highest; counting the zero bits before both ends of a range tells where the range goes and
+    whether the wanted place has that bit. O(N log N) once and O(log N) a query, where sorting every window would cost
+    the sum of the window sizes.
+
+    Raises:
+        ValueError: no labels, or some outside [0, 1].
+    """
+
+    def __init__(self, train_labels: Tensor):
+        if train_labels.numel() == 0:
+            raise ValueError("sample_vicinity needs at least one training label")
+        self.labels, places = train_labels.double().sort()  # [N]
+        if self.labels[0] < -1e-6 or self.labels[-1] > 1 + 1e-6:  # float32 normalisation may miss 1 by a rounding
+            raise ValueError(
+                f"train_labels span [{self.labels[0].item():g}, {self.labels[-1].item():g}]; "
+                "normalise them to [0, 1] with normalize_labels"
+            )
+        self.zeros_before: list[tuple[int, Tensor]] = []
+        """By bit, from the highest: in how many places before each [N + 1] it is 0, in the order of that bit's turn."""
+        for bit in reversed(range((len(places) - 1).bit_length())):
+            ones = (places >> bit) & 1  # [N]
+            self.zeros_before.append((bit, torch.cat([ones.new_zeros(1), (1 - ones).cumsum(dim=0)])))
+            places = torch.cat([places[ones == 0], places[ones == 1]])
+
+    def windows(self, targets: Tensor, half_width: float) -> tuple[Tensor, Tensor]:
+        """Half-open ranges [start, end) of the sorted labels inside [target - half_width, target + half_width]."""
+        starts = torch.searchsorted(self.labels, targets - half_width)
+        ends = torch.searchsorted(self.labels, targets + half_width, right=True)
+        return starts, ends
+
+    def nearest(self, targets: Tensor) -> Tensor:
+        """The label nearest to each target [B]."""
+        positions = torch.searchsorted(self.labels, targets)
+        below = self.labels[(positions - 1).clamp_min(0)]
+        above = self.labels[positions.clamp_max(len(self.labels) - 1)]
+        return torch.where((targets - below).abs() <= (above - targets).abs(), below, above)
+
+    def kth_place(self, starts: Tensor, ends: Tensor, ranks: Tensor) -> Tensor:
+        """For every range [B] of the sorted labels the ranks[b]-th smallest (from 0) of their places in train_labels."""
+        places = torch.zeros_like(ranks)
+        for bit, zeros_before in self.zeros_before:
+            num_zeros = zeros_before[-1]
+            start_zeros, end_zeros = zeros_before[starts], zeros_before[ends]
+            in_ones = ranks >= end_zeros - start_zeros  # [B]
+            places = places | (in_ones.long() << bit)
+            ranks = torch.where(in_ones, ranks - (end_zeros - start_zeros), ranks)
+            starts = torch.where(in_ones, num_zeros + starts - start_zeros, start_zeros)
+            ends = torch.where(in_ones, num_zeros + ends - end_zeros, end_zeros)
+        return places
+
+
 def sample_vicinity(
     *,
-    train_labels: Tensor,  # [N]: labels of the real images, normalised to [0, 1]
+    train_labels: Tensor | LabelIndex,  # [N]: labels of the real images, normalised to [0, 1], or their index
     centres: Tensor,  # [B]: drawn from the DISTINCT training labels, so that rare labels count as much
     noise: Tensor,  # [B, R]: standard normal; column k is the k-th try
     pick: Tensor,  # [B]: uniform in [0, 1), chooses the real image
@@ -93,32 +148,25 @@ def sample_vicinity(
     When all R tries are empty (a kappa far below the gaps of the labels) the target becomes the training label that is
     nearest to the last try, whose window holds at least that label; the original search would go on for ever.
     Returns (target_labels [B], real_indices [B] int64, fake_labels [B], counts [B] int64), labels in the dtype of
-    centres. Costs O((N + B R) log N) whatever the windows hold.
+    centres. Costs O(B R log N) whatever the windows hold, and O(N log N) before for labels without their index.
     Raises ValueError for an unknown vicinity, kappa <= 0, a threshold outside (0, 1), no training labels or labels
     outside [0, 1].
     Source: Ding et al., ICLR 2021, training algorithms of HVDL and SVDL.
     """
     half_width = _half_width(kappa, vicinity, weight_threshold)
-    if train_labels.numel() == 0:
-        raise ValueError("sample_vicinity needs at least one training label")
-    sorted_labels, order = train_labels.double().sort()
-    if sorted_labels[0] < -1e-6 or sorted_labels[-1] > 1 + 1e-6:  # float32 normalisation may miss 1 by a rounding
-        raise ValueError(
-            f"train_labels span [{sorted_labels[0].item():g}, {sorted_labels[-1].item():g}]; "
-            "normalise them to [0, 1] with normalize_labels"
-        )
+    index = train_labels if isinstance(train_labels, LabelIndex) else LabelIndex(train_labels)
 
     tries = centres.double()[:, None] + sigma * noise.double()  # [B, R]
-    starts, ends = _windows(sorted_labels, tries, half_width)
+    starts, ends = index.windows(tries, half_width)
     occupied = ends > starts  # [B, R]
     first = occupied.int().argmax(dim=1, keepdim=True)  # argmax returns the first of equal values
     targets = torch.where(
-        occupied.any(dim=1), tries.gather(1, first).squeeze(1), _nearest(sorted_labels, tries[:, -1].contiguous())
+        occupied.any(dim=1), tries.gather(1, first).squeeze(1), index.nearest(tries[:, -1].contiguous())
     )  # [B]
 
-    starts, ends = _windows(sorted_labels, targets, half_width)
+    starts, ends = index.windows(targets, half_width)
     counts = ends - starts
-    real_indices = _kth_smallest_in_ranges(order, starts, ends, (pick.double() * counts).long())
+    real_indices = index.kth_place(starts, ends, (pick.double() * counts).long())
 
     lower, upper = (targets - half_width).clamp(0, 1), (targets + half_width).clamp(0, 1)
     fake_labels = lower + place.double() * (upper - lower)
@@ -135,45 +183,6 @@ def _half_width(kappa: float, vicinity: str, weight_threshold: float) -> float:
             raise ValueError(f"weight_threshold must lie between 0 and 1, got {weight_threshold}")
         return math.sqrt(-math.log(weight_threshold) / kappa)
     raise ValueError(f"unknown vicinity {vicinity!r}: use 'hard' or 'soft'")
-
-
-def _windows(sorted_labels: Tensor, targets: Tensor, half_width: float) -> tuple[Tensor, Tensor]:
-    """Half-open ranges [start, end) of sorted_labels inside [target - half_width, target + half_width]."""
-    starts = torch.searchsorted(sorted_labels, targets - half_width)
-    ends = torch.searchsorted(sorted_labels, targets + half_width, right=True)
-    return starts, ends
-
-
-def _nearest(sorted_labels: Tensor, targets: Tensor) -> Tensor:
-    positions = torch.searchsorted(sorted_labels, targets)
-    below = sorted_labels[(positions - 1).clamp_min(0)]
-    above = sorted_labels[positions.clamp_max(len(sorted_labels) - 1)]
-    return torch.where((targets - below).abs() <= (above - targets).abs(), below, above)
-
-
-def _kth_smallest_in_ranges(permutation: Tensor, starts: Tensor, ends: Tensor, ranks: Tensor) -> Tensor:
-    """For every query b the ranks[b]-th smallest value (from 0) of permutation[starts[b]:ends[b]].
-
-    A wavelet matrix: values are split stably by one bit after the other, from the highest; counting the zero bits
-    before both ends of a range tells where the range goes and whether the wanted value has that bit. O((N + B) log N),
-    where sorting every window would cost the sum of the window sizes.
-    """
-    results = torch.zeros_like(ranks)
-    for bit in reversed(range((len(permutation) - 1).bit_length())):
-        ones = (permutation >> bit) & 1  # [N]
-        zeros_before = torch.cat([ones.new_zeros(1), (1 - ones).cumsum(dim=0)])  # [N + 1]
-        num_zeros = zeros_before[-1]
-        start_zeros, end_zeros = zeros_before[starts], zeros_before[ends]
-        in_ones = ranks >= end_zeros - start_zeros  # [B]
-        results = results | (in_ones.long() << bit)
-        ranks = torch.where(in_ones, ranks - (end_zeros - start_zeros), ranks)
-        starts = torch.where(in_ones, num_zeros + starts - start_zeros, start_zeros)
-        ends = torch.where(in_ones, num_zeros + ends - end_zeros, end_zeros)
-
-        positions = torch.arange(len(permutation), device=permutation.device)
-        destinations = torch.where(ones.bool(), num_zeros + positions - zeros_before[:-1], zeros_before[:-1])
-        permutation = torch.empty_like(permutation).scatter_(0, destinations, permutation)
-    return results
 
 
 def _floating_dtype(labels: Tensor) -> torch.dtype:
