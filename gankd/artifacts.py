@@ -94,8 +94,7 @@ class Stage:
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             self._write(finished=True)
-            for name in ("checkpoint.pt", "best.pt"):
-                (self.directory / name).unlink(missing_ok=True)
+            (self.directory / "checkpoint.pt").unlink(missing_ok=True)
         accelerator.wait_for_everyone()
 
     def _remove(self) -> None:

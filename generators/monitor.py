@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
+from torch import Tensor
 
-from generators.checkpoints import read_checkpoint, replace_whole, save_checkpoint
+from generators.checkpoints import replace_whole
 from generators.config import GeneratorConfig
 from generators.grids import sample_grid
 from generators.interface import ConditionalGenerator
@@ -31,7 +32,7 @@ class Monitor:
     Args:
         average: the averaged generator, of which a copy with its own batch norm statistics is looked at.
         score: a copy, in eval mode, to a number, lower is better.
-        directory: where `samples/step-N.png` and `best.pt` go; None: no grids, the best is kept in memory.
+        directory: where `samples/step-N.png` go; None: no grids.
 
     Raises:
         ValueError: scores are asked for without a `score`.
@@ -45,7 +46,6 @@ class Monitor:
         *,
         score: Callable[[ConditionalGenerator], float] | None,
         directory: Path | None,
-        run: dict,
         seed: int,
         accelerator: Accelerator,
         log: Callable[[dict], None],
@@ -53,8 +53,9 @@ class Monitor:
         if config.score_every and score is None:
             raise ValueError("score_every is set, but there is nothing to score with: give train(..., score=function).")
         self.average, self.plan, self.config, self.score, self.log = average, plan, config, score, log
-        self.directory, self.run, self.seed, self.accelerator = directory, run, seed, accelerator
-        self.best_step, self.best_score, self.best_weights = 0, math.inf, None
+        self.directory, self.seed, self.accelerator = directory, seed, accelerator
+        self.best_step, self.best_score = 0, math.inf
+        self.best_weights: dict[str, Tensor] = {}
 
     def look(self, step: int, *, last: bool) -> None:
         """Save a grid and take a score where it is time for them.
@@ -82,11 +83,9 @@ class Monitor:
         score = broadcast(value).item()
         if score < self.best_score:
             self.best_step, self.best_score = step, score
-            weights = {key: value.detach().cpu().clone() for key, value in self.average.state_dict().items()}
-            if self.directory is None:
-                self.best_weights = weights
-            elif is_main:
-                save_checkpoint(self.directory / "best.pt", {"run": self.run, "step": step, "weights": weights})
+            self.best_weights = {
+                key: value.detach().to("cpu", copy=True) for key, value in self.average.state_dict().items()
+            }
         if is_main:
             values = {"score": score, "best_score": self.best_score, "best_step": self.best_step}
             self.log({"stage": "generator", "step": step, **values})
@@ -98,22 +97,15 @@ class Monitor:
             )
 
     def restore_best(self) -> None:
-        """Put the best weights back into the averaged generator.
-
-        Raises:
-            ValueError: the file that held them is gone or cut off.
-        """
-        weights = self.best_weights
-        if self.directory is not None:
-            self.accelerator.wait_for_everyone()  # until the main process has written them
-            weights = read_checkpoint(self.directory / "best.pt")["weights"]
-        self.average.load_state_dict(weights)
+        """Put the best weights back into the averaged generator."""
+        self.average.load_state_dict(self.best_weights)
 
     def state_dict(self) -> dict:
-        return {"best_step": self.best_step, "best_score": self.best_score}
+        return {name: getattr(self, name) for name in ("best_step", "best_score", "best_weights")}
 
     def load_state_dict(self, state: dict) -> None:
         self.best_step, self.best_score = state["best_step"], state["best_score"]
+        self.best_weights = state["best_weights"]
 
 
 def check_health(values: dict[str, float], step: int) -> None:

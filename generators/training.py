@@ -95,7 +95,7 @@ def train(
             network.to(device, memory_format=torch.channels_last).train()
         average = copy.deepcopy(generator)
         game = Game(generator, discriminator, plan, config, accelerator)
-        watched = {"score": score, "directory": directory, "run": run, "seed": seed, "accelerator": accelerator}
+        watched = {"score": score, "directory": directory, "seed": seed, "accelerator": accelerator}
         monitor = Monitor(average, plan, config, **watched, log=log)
         first_step = 0
         if resumes:
