@@ -8,6 +8,7 @@ uninterrupted one, bit for bit on the CPU.
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -208,6 +209,8 @@ def fit(
                 state["scaler"] = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
                 if accelerator.is_main_process:
                     save_checkpoint(checkpoint, state)
+    if directory and accelerator.is_main_process:
+        shutil.rmtree(directory / "first_stage", ignore_errors=True)  # its result is in what was trained after it
     accelerator.free_memory()
     distiller.task = task
     distiller.eval()

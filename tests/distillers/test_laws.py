@@ -323,3 +323,10 @@ def test_a_first_stage_is_resumed_where_it_was_cut_off(name: str, kind: str, tmp
     interrupted(resumed, training=training, directory=tmp_path, log=logged.append, **begun)
     assert logged[0]["stage"] != "training" and logged[0]["step"] == 3
     assert_equal_state(resumed, distiller)
+
+
+def test_a_finished_run_leaves_nothing_of_its_first_stage(tmp_path: Path) -> None:
+    student, teacher = network("classification", 0), network("classification", 1, widths=(8, 16, 16))
+    real = image_sets(fixed_batch("classification"))[0]
+    gankd.distill(student, teacher, real=real, method="ft", steps=16, checkpoint_every=1, directory=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
