@@ -168,6 +168,11 @@ class ExperimentConfig(Settings):
             try:
                 check_method(arm.method, self.task.kind, has_teacher=True, head=self.task.head)
                 check_views(arm.method, self.student.views)
+                if not arm.method.deploys_student:
+                    raise ValueError(
+                        f"method {arm.method.name} with deploy: ensemble makes a module of several networks, which a run's "
+                        "folder cannot hold; set deploy: first or best, or use gankd.distill."
+                    )
             except ValueError as error:
                 raise ValueError(f"student.arms.{name}: {error}") from error
         if self.teacher.head is not None and self.task.kind == "classification":

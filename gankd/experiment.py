@@ -13,8 +13,11 @@ from torch import nn
 from gankd import provenance
 from gankd.artifacts import Stage, fingerprint
 from gankd.config import ExperimentConfig
+from gankd.data.augment import Augment
+from gankd.data.loader import BatchSource
 from gankd.data.readers import load_data
 from gankd.data.sets import ImageSet
+from gankd.distillers import build_distiller, sampling_of
 from gankd.models import ModelConfig, build_model, load_checkpoint
 from gankd.tasks import BINS, Classification, Task, task_of
 from gankd.teacher import Normalize, Teacher
@@ -51,6 +54,7 @@ class Experiment:
         self.label_range = None if self.num_classes else (self.task.label_min, self.task.label_max)
         self.normalize = Normalize.of(self.data.train.images).to(accelerator.device)
         self.check_networks()
+        self.check_arms()
 
     def task_with(self, head: str) -> Task:
         """The task that the training data and the configuration pose, its networks answering with `head`."""
@@ -108,6 +112,34 @@ class Experiment:
                 raise ValueError(
                     f"network {model.name} cannot take images of {shape} (data.image_size): {error}"
                 ) from error
+
+    def check_arms(self) -> None:
+        """Build every method once, so that features it cannot use or a missing setting stop here, with a ValueError."""
+        config, built = self.config.student, []
+        for name, arm in config.arms.items():
+            if arm.method in built:
+                continue
+            built.append(arm.method)
+            network = self.network(self.config.teacher.model, self.teacher_task)
+            teacher = Teacher(network, self.normalize, device=self.accelerator.device, task=self.teacher_task)
+            try:
+                data = BatchSource(
+                    self.data.train,
+                    batch_size=config.batch_size,
+                    memory_budget=0,  # nothing is read here
+                    sampling=sampling_of(arm.method, self.task.kind),
+                )
+                build_distiller(
+                    self.network(config.model),
+                    teacher.speak(self.task),
+                    self.task,
+                    arm.method,
+                    augment=Augment(config.augmentation),
+                    normalize=self.normalize,
+                    data=data,
+                )
+            except ValueError as error:
+                raise ValueError(f"student.arms.{name}: {error}") from error
 
     # --- what determines each stage -----------------------------------------------------------------------------------
 

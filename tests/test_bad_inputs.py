@@ -149,6 +149,22 @@ def test_a_teacher_file_that_would_have_to_be_unpickled(tiny, complaint, tmp_pat
     assert str(path) in message and "not unpickled" in message
 
 
+@pytest.mark.parametrize(
+    ("method", "sentence"),
+    [
+        ({"name": "dml", "deploy": "ensemble"}, "deploy: ensemble makes a module of several networks"),
+        ({"name": "at", "student_taps": ["stages.9"], "teacher_taps": ["stages.1"]}, "has no module 'stages.9'"),
+        ({"name": "at", "student_taps": ["stages.1"]}, "as many of the one as of the other"),
+        ({"name": "mcl", "positives": "vicinal"}, "classes have positives: class"),
+    ],
+)
+def test_an_arm_that_could_not_be_trained_stops_before_anything_runs(tiny, complaint, tmp_path, method, sentence):
+    tiny["student"]["arms"] = {"mine": {"method": method}}
+    message = complaint(tiny)
+    assert "student.arms.mine" in message and sentence in message
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_method_that_does_not_exist(tiny, complaint):
     tiny["student"]["arms"] = {"real": {"method": {"name": "kdd"}}}
     assert "student.arms.real.method: unknown method 'kdd'; did you mean 'kd'?" in complaint(tiny)

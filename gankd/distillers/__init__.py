@@ -195,6 +195,7 @@ def build_distiller(
     Raises:
         ValueError: a task that the method is not defined for, no teacher where it needs one, features it cannot use.
     """
+    check_method(config, task.kind, has_teacher=teacher is not None, head=getattr(task, "head", "scalar"))
     with torch.random.fork_rng():
         torch.manual_seed(mix(seed, "distiller"))
         if isinstance(config, CombinedConfig) or issubclass(METHODS[config.name], Term):

@@ -21,6 +21,11 @@ class MethodConfig(Settings):
     def check_task(self, task_kind: str, head: str = "scalar") -> None:
         """Raise a ValueError when these settings are not defined for a task or head that the method itself does."""
 
+    @property
+    def deploys_student(self) -> bool:
+        """Whether what is trained is a network of the student's kind, which a run's folder can hold."""
+        return True
+
 
 class Method:
     """What every method declares, whether it is a whole `Distiller` or a `Term` beside the task's loss."""
@@ -60,8 +65,7 @@ class Distiller(Method, nn.Module):
         normalize: a view to what the student takes. The teacher normalises views itself.
         data: what batches will come from: its `labels`, `num_samples` and `image_shape` size banks and heads.
 
-    Raises:
-        ValueError: a task that the method is not defined for, or no teacher where it needs one.
+    Built by `build_distiller`, which checks that the method is defined for what it is asked.
     """
 
     def __init__(
@@ -76,7 +80,6 @@ class Distiller(Method, nn.Module):
         data: BatchSource,
     ):
         super().__init__()
-        self.check(task.kind, teacher is not None, getattr(task, "head", "scalar"))
         self.student, self.teacher, self.task, self.config = student, teacher, task, config
         self.augment, self.normalize = augment, normalize
 

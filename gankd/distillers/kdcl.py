@@ -37,6 +37,10 @@ class KDCLConfig(PeersConfig):
     held_out: Annotated[float, Field(gt=0, le=0.5)] = 0.1
     """general: share of the real samples that the losses leave out and the mixture is computed from, 1,000 at most."""
 
+    def check_task(self, task_kind: str, head: str = "scalar") -> None:
+        if self.ensemble == "min_logit" and task_kind != CLASSIFICATION:
+            raise ValueError("kdcl's min_logit needs the label's logit; a scalar target has none: set ensemble: best.")
+
 
 class KDCL(Online):
     """L = task_weight sum_i CE(z_i) + weight sum_i KL_T([z_t] -> z_i), student i on its own view of the images
@@ -53,8 +57,6 @@ class KDCL(Online):
     def __init__(self, student, teacher, task, config, **others):
         super().__init__(student, teacher, task, config, **others)
         self.data: BatchSource = others["data"]
-        if config.ensemble == "min_logit" and task.kind != CLASSIFICATION:
-            raise ValueError("kdcl's min_logit needs the label's logit; a scalar target has none: set ensemble: best.")
         self.register_buffer("mixture", None)
         if config.ensemble == "general":
             pool = self.data.num_real or self.data.num_samples  # generated labels say too little about errors

@@ -74,6 +74,22 @@ class MCLConfig(PeersConfig):
     encoder_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """queue: of the key encoders."""
 
+    def form_for(self, task_kind: str) -> str:
+        """batch, memory or queue."""
+        return self.form or ("batch" if task_kind == CLASSIFICATION else "queue")
+
+    def check_task(self, task_kind: str, head: str = "scalar") -> None:
+        if self.form_for(task_kind) == "queue":
+            return
+        if task_kind != CLASSIFICATION and self.positives == "class":
+            raise ValueError("mcl finds positives by class; set positives: vicinal or use the queue form.")
+        if task_kind == CLASSIFICATION and self.positives == "vicinal":
+            raise ValueError("mcl's vicinal positives are for scalar labels; classes have positives: class.")
+        if self.positives == "vicinal" and self.kappa is None:
+            raise ValueError(
+                "mcl with positives: vicinal needs kappa, how far apart labels of one vicinity may be, in their units."
+            )
+
 
 class MCL(Online):
     """L = sum_i CE_i + weight (a VCL + b softVCL + c ICL + d softICL) + logit_weight KL([mean z] -> z), see losses.mcl_loss
@@ -90,8 +106,9 @@ class MCL(Online):
 
     def __init__(self, student, teacher, task, config, **others):
         super().__init__(student, teacher, task, config, **others)
-        self.form = config.form or ("batch" if task.kind == CLASSIFICATION else "queue")
-        self.kappa = self._vicinity()
+        self.form = config.form_for(task.kind)
+        vicinal = self.form != "queue" and config.positives == "vicinal"
+        self.kappa = config.kappa if vicinal else None  # None: alike are those of one class
         self.heads_of_peers = nn.ModuleList(
             EmbeddingHead(shape[0], config.embedding_width) for shape in self.shapes("pooled")
         )
@@ -111,21 +128,6 @@ class MCL(Online):
             length = min(config.queue_length, data.num_samples)
             self.register_buffer("queues", F.normalize(torch.randn(config.peers, width, length), dim=1))
             self.register_buffer("queue_end", torch.zeros((), dtype=torch.int64))
-
-    def _vicinity(self) -> float | None:
-        """Half-width of what counts as one class; None for classes."""
-        if self.form == "queue":
-            return None
-        vicinal = self.config.positives == "vicinal"
-        if self.task.kind != CLASSIFICATION and not vicinal:
-            raise ValueError("mcl finds positives by class; set positives: vicinal or use the queue form.")
-        if self.task.kind == CLASSIFICATION and vicinal:
-            raise ValueError("mcl's vicinal positives are for scalar labels; classes have positives: class.")
-        if vicinal and self.config.kappa is None:
-            raise ValueError(
-                "mcl with positives: vicinal needs kappa, how far apart labels of one vicinity may be, in their units."
-            )
-        return self.config.kappa if vicinal else None
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         config = self.config

@@ -44,6 +44,10 @@ class PeersConfig(MethodConfig):
     """What the run returns: the first peer, the peer with the lowest running loss on the labels, or a module that averages
     the outputs of all (as many networks to run; not a network that a run's folder can hold)."""
 
+    @property
+    def deploys_student(self) -> bool:
+        return self.deploy != "ensemble"
+
     @model_validator(mode="after")
     def _peers_fit(self):
         if self.peer_models and len(self.peer_models) != self.peers - 1:

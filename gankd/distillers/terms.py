@@ -178,10 +178,6 @@ class Distillation(Distiller):
     needs_teacher = False  # its terms say what they need
 
     def __init__(self, student, teacher, task, config, *, terms: dict[str, tuple[type[Term], TermConfig]], **others):
-        head = getattr(task, "head", "scalar")
-        for kind, settings in terms.values():
-            kind.check(task.kind, teacher is not None, head)
-            settings.check_task(task.kind, head)
         super().__init__(student, teacher, task, config, **others)
         self.setup = Setup(student, teacher, task, others["data"])
         self.weights = {name: settings.weight for name, (_, settings) in terms.items() if settings.weight > 0}
@@ -196,10 +192,6 @@ class Distillation(Distiller):
         for term in self.terms.values():
             if term.first_stage_share > 0:
                 term.enter_stage(first=False)
-
-    @classmethod
-    def check(cls, task_kind: str, has_teacher: bool, head: str = "scalar") -> None:
-        """Nothing of its own: its terms are checked."""
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
