@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from gankd.benchmark import games, methods, timing
 from gankd.data.loader import BatchSource
 from gankd.data.sets import ImageSet
 from gankd.distillers import METHODS, Distiller, method_config, sampling_of
@@ -22,7 +23,7 @@ from scripts import benchmark
 from tests.conftest import run
 
 TINY = {"widths": (4, 4), "discriminator_widths": (4,), "latent_dim": 4, "label_dim": 8, "batch_size": 4}
-CASES = [(name, kind) for name in METHODS for kind in benchmark.kinds(name)]
+CASES = [(name, kind) for name in METHODS for kind in methods.kinds(name)]
 every_case = pytest.mark.parametrize(("name", "kind"), CASES)
 
 
@@ -51,7 +52,7 @@ def make_distiller(name: str, kind: str) -> tuple[Distiller, BatchSource, Traini
     source = BatchSource(data, batch_size=4, device=accelerator.device, sampling=drawn)
     widths = {"teacher": (8, 8), "student": (4, 8)}
     networks = {role: ModelConfig(options={"widths": each}) for role, each in widths.items()}
-    return benchmark.fresh_distiller(name, data, source, training, **networks), source, training, accelerator
+    return methods.fresh_distiller(name, data, source, training, **networks), source, training, accelerator
 
 
 def networks_of(distiller: Distiller) -> list[nn.Module]:
@@ -90,7 +91,7 @@ def passes(networks: list[nn.Module], call) -> list[tuple[int, int, bool]]:
 def test_the_alternatives_take_turns() -> None:
     calls = []
     alternatives = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
-    seconds = benchmark.interleaved(alternatives, repeats=3, device=torch.device("cpu"), least_seconds=0)
+    seconds = timing.interleaved(alternatives, repeats=3, device=torch.device("cpu"), least_seconds=0)
     assert "".join(calls).endswith("ababab") and calls.count("a") == calls.count("b") == 5  # two of each come first
     assert list(seconds) == ["a", "b"] and all(len(times) == 3 for times in seconds.values())
 
@@ -98,13 +99,13 @@ def test_the_alternatives_take_turns() -> None:
 def test_a_short_call_is_repeated_until_its_turn_is_long_enough() -> None:
     calls = []
     alternatives = {"a": lambda: calls.append("a"), "b": lambda: None}
-    benchmark.interleaved(alternatives, repeats=2, device=torch.device("cpu"), least_seconds=0.01)
+    timing.interleaved(alternatives, repeats=2, device=torch.device("cpu"), least_seconds=0.01)
     assert len(calls) > 2 + 2
 
 
 def test_a_ratio_is_taken_within_its_round() -> None:
     seconds = {"step": [1.0, 20.0, 3.0, 40.0, 5.0], "floor": [1.0, 10.0, 1.0, 10.0, 1.0]}  # 1, 2, 3, 4, 5
-    measurement = benchmark.Measurement("sngan", "<= 1.1", seconds, images=8, peak_memory=3 << 20)
+    measurement = timing.Measurement("sngan", "<= 1.1", seconds, images=8, peak_memory=3 << 20)
     assert measurement.quartiles == (2.0, 3.0, 4.0)
     for words in ("step / floor", "3.000 [2.000, 4.000], want <= 1.1", "2 and 8 images/s", "3 MiB"):
         assert words in str(measurement)
@@ -116,10 +117,10 @@ def test_a_ratio_is_taken_within_its_round() -> None:
 @pytest.mark.parametrize("scalars", [False, True], ids=["classes", "scalars"])
 def test_a_generator_is_timed_at_sampling_and_at_training(scalars: bool) -> None:
     config, accelerator = GeneratorConfig(**TINY), Accelerator()
-    measurements = benchmark.measure_generator(config, scalars=scalars, size=8, accelerator=accelerator, repeats=2)
+    measurements = games.measure_generator(config, scalars=scalars, size=8, accelerator=accelerator, repeats=2)
     sampling, training = measurements
     assert list(sampling.seconds) == ["bare forward", "sample"] and list(training.seconds) == ["training step", "floor"]
-    assert sampling.images == benchmark.NUM_CHUNKS * 4 and training.images == 4
+    assert sampling.images == games.NUM_CHUNKS * 4 and training.images == 4
     for measurement in (sampling, training):
         assert measurement.subject == "sngan" and measurement.peak_memory > 1 << 20
         assert all(len(times) == 2 and min(times) > 0 for times in measurement.seconds.values())
@@ -127,7 +128,7 @@ def test_a_generator_is_timed_at_sampling_and_at_training(scalars: bool) -> None
 
 def test_both_ways_to_sample_make_the_same_batches() -> None:
     generator = make_game().generator.eval()
-    forward, sample = benchmark.sampling(generator, torch.arange(10) % 3, 4).values()
+    forward, sample = games.sampling(generator, torch.arange(10) % 3, 4).values()
     assert passes([generator], forward) == passes([generator], sample) == [(0, 4, False), (0, 4, False), (0, 2, False)]
 
 
@@ -135,9 +136,9 @@ def test_the_floor_makes_the_passes_of_a_step_and_trains_nothing() -> None:
     game = make_game(discriminator_steps=2)
     networks = [game.generator, game.discriminator]
     before = [weights(network) for network in networks]
-    floor = passes(networks, benchmark.game_floor(game, 8))
+    floor = passes(networks, games.game_floor(game, 8))
     assert all(torch.equal(weights(network), old) for network, old in zip(networks, before, strict=True))
-    with benchmark.game_step(game, pixels()) as step:
+    with games.game_step(game, pixels()) as step:
         assert passes(networks, step) == floor
     assert floor == [(0, 4, False), (1, 8, True)] * 2 + [(0, 4, True), (1, 4, True)]
     assert not any(torch.equal(weights(network), old) for network, old in zip(networks, before, strict=True))
@@ -152,9 +153,9 @@ def test_a_methods_step_trains_its_student_and_its_floor_does_not(name: str, kin
     parts = make_distiller(name, kind)
     student = parts[0].student
     before = weights(student)
-    benchmark.distiller_floor(*parts)()
+    methods.distiller_floor(*parts)()
     assert torch.equal(weights(student), before)
-    benchmark.distiller_step(*parts)()
+    methods.distiller_step(*parts)()
     assert not torch.equal(weights(student), before)
 
 
@@ -163,7 +164,7 @@ def test_a_floor_makes_the_passes_of_its_methods_step(name: str, kind: str) -> N
     """Through the same networks, on as many images, forwards and backwards; the heads beside them are left to the step."""
     parts = make_distiller(name, kind)
     distiller = parts[0]
-    step, floor = benchmark.distiller_step(*parts), benchmark.distiller_floor(*parts)
+    step, floor = methods.distiller_step(*parts), methods.distiller_floor(*parts)
     assert passes(networks_of(distiller), step) == passes(networks_of(distiller), floor)
     step()
     trained = reached(distiller)
@@ -197,7 +198,7 @@ STUDENT, TEACHER = (0, 4, True), (1, 4, False)  # network, images, whether it is
 )
 def test_a_floor_asks_each_network_as_often_as_the_method_does(name: str, expected: list) -> None:
     parts = make_distiller(name, "classification")
-    assert sorted(passes(networks_of(parts[0]), benchmark.distiller_floor(*parts))) == expected
+    assert sorted(passes(networks_of(parts[0]), methods.distiller_floor(*parts))) == expected
 
 
 @pytest.mark.parametrize(
@@ -214,7 +215,7 @@ def test_a_floor_asks_each_network_as_often_as_the_method_does(name: str, expect
 def test_branches_belong_to_the_floor_and_small_heads_do_not(name: str, expected: list[str]) -> None:
     distiller, source, *_ = make_distiller(name, "classification")
     names = {module: path for path, module in distiller.named_modules()}
-    calls = benchmark.calls_of(distiller, source.batch(0))
+    calls = methods.calls_of(distiller, source.batch(0))
     assert sorted(names[call.network] for call in calls if call.network in names) == expected
 
 
@@ -222,7 +223,7 @@ def test_a_pass_that_does_not_train_its_network_is_repeated_without_its_weights_
     """The students of `afd` are judged by frozen discriminators, which are then trained on detached maps."""
     distiller, source, *_ = make_distiller("afd", "classification")
     calls = [
-        call for call in benchmark.calls_of(distiller, source.batch(0)) if call.network is distiller.discriminators[0]
+        call for call in methods.calls_of(distiller, source.batch(0)) if call.network is distiller.discriminators[0]
     ]
     fooling, *telling = calls
     for call, trains in [(fooling, False), *((call, True) for call in telling)]:
@@ -233,17 +234,17 @@ def test_a_pass_that_does_not_train_its_network_is_repeated_without_its_weights_
 
 
 def test_crd_is_timed_with_all_its_negatives() -> None:
-    largest_class = benchmark.NUM_SAMPLES["crd"] // benchmark.NUM_CLASSES
-    assert benchmark.NUM_SAMPLES["crd"] - largest_class >= method_config("crd").num_negatives == 16_384
+    largest_class = methods.NUM_SAMPLES["crd"] // timing.NUM_CLASSES
+    assert methods.NUM_SAMPLES["crd"] - largest_class >= method_config("crd").num_negatives == 16_384
 
 
 def test_every_method_has_its_own_target() -> None:
-    assert set(benchmark.TARGETS) <= set(METHODS) and set(benchmark.NUM_SAMPLES) <= set(METHODS)
-    assert benchmark.TARGETS["kd"] == 1.05 and benchmark.TARGETS["crd"] == 1.15 and "fitnet" not in benchmark.TARGETS
+    assert set(methods.TARGETS) <= set(METHODS) and set(methods.NUM_SAMPLES) <= set(METHODS)
+    assert methods.TARGETS["kd"] == 1.05 and methods.TARGETS["crd"] == 1.15 and "fitnet" not in methods.TARGETS
     settings = {"batch_size": 4, "accelerator": Accelerator(), "repeats": 2}
     small = ModelConfig(options={"widths": (4, 8)})
     targets = [
-        benchmark.measure_distiller(name, dataset("classification"), teacher=small, student=small, **settings).target
+        methods.measure_distiller(name, dataset("classification"), teacher=small, student=small, **settings).target
         for name in ("kd", "crd", "fitnet")
     ]
     assert targets == ["<= 1.05", "<= 1.15", "<= 1.10"]
