@@ -218,6 +218,3 @@ def noise(kind: str, size: int, num_samples: int) -> ImageSet:
         class_names=tuple(map(str, range(NUM_CLASSES))) if kind == CLASSIFICATION else None,
         name="noise",
     )
-
-
-# --- command ----------------------------------------------------------------------------------------------------------

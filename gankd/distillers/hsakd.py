@@ -176,7 +176,8 @@ class HSAKD(Distiller):
     p are classes, q_l classes x rotations by the branch of stage l. The last stages of both networks are paired.
 
     Raises:
-        ValueError: a network whose stages are not known, images that are not square, branches that do not fit.
+        ValueError: a network whose stages are not known, images that are not square; when it is trained, a file of branches
+            that do not fit.
     """
 
     Config = HSAKDConfig
@@ -193,9 +194,6 @@ class HSAKD(Distiller):
         self.branches = Branches(student, image_shape, num_classes, config.stages or most)
         self.fixed_branches = Branches(teacher.module, image_shape, num_classes, config.stages or most)  # the teacher's
         self.fixed_branches.requires_grad_(False).eval()
-        self.are_read = config.branches is not None and config.branches.exists()
-        if self.are_read:
-            load_branches(config.branches, self.fixed_branches, teacher.module)
 
     def train(self, mode: bool = True):
         super().train(mode)
@@ -218,14 +216,16 @@ class HSAKD(Distiller):
         return {"loss": total, "task": task, "kd": kd, "auxiliary": auxiliary}
 
     def first_stage(self, training: Settings) -> tuple[Distiller, Settings] | None:
-        if self.are_read:
+        path = self.config.branches
+        if path is not None and path.exists():
+            load_branches(path, self.fixed_branches, self.teacher.module)
             return None
         steps = max(1, round(self.config.first_stage_share * training.steps))
         return TeacherBranches(self), training.replace(steps=steps, epochs=None, milestones=(0.3, 0.6, 0.9))
 
     def prepare(self, data: BatchSource) -> None:
         self.fixed_branches.requires_grad_(False).eval()
-        if self.config.branches is not None and not self.are_read:
+        if self.config.branches is not None and not self.config.branches.exists():
             save_branches(self.config.branches, self.fixed_branches, self.teacher.module)
 
 
