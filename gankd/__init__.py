@@ -21,9 +21,12 @@ _HOMES = {
     "distill": "gankd.api",
     "distill_chain": "gankd.teacher_assistant",
     "evaluate": "gankd.api",
+    "generated": "gankd.api",
     "load_data": "gankd.api",
     "load_model": "gankd.model_store",
     "load_store": "gankd.synthesis.store",
+    "pretrain": "gankd.api",
+    "probe": "gankd.api",
     "synthesize": "gankd.api",
     "task_of": "gankd.tasks",
 }

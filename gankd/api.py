@@ -16,23 +16,33 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from gankd import evaluation
 from gankd.artifacts import Stage, fingerprint
 from gankd.data import readers
-from gankd.data.augment import Augment
+from gankd.data.augment import SELF_SUPERVISED, Augment
 from gankd.data.config import DataConfig
+from gankd.data.generated import generated_set
 from gankd.data.loader import BatchSource
-from gankd.data.sets import ImageSet, as_image_set
+from gankd.data.sets import ImageSet, as_image_set, as_unlabelled
 from gankd.data.splits import Splits
 from gankd.data.views import Views
-from gankd.distillers import MethodConfig, build_distiller, check_views, method_config, sampling_of
+from gankd.distillers import (
+    MethodConfig,
+    build_distiller,
+    check_method,
+    check_two_views,
+    check_views,
+    method_config,
+    sampling_of,
+)
 from gankd.synthesis.config import SynthesisConfig
+from gankd.synthesis.generated import write_generated
 from gankd.synthesis.stage import Synthesis, check_generator
 from gankd.synthesis.store import load_store
-from gankd.tasks import Task, task_of
+from gankd.tasks import Representation, Task, task_of
 from gankd.teacher import Normalize, Teacher, borrowed
 from gankd.training import TrainingConfig, fit
 from generators.images import to_unit_range
@@ -168,15 +178,176 @@ def normalization_of(model: nn.Module) -> Normalize | None:
     return Normalize(*map(torch.tensor, known)) if known else None
 
 
-def as_teacher(teacher: nn.Module | Teacher | None, normalize: Normalize, device, task: Task) -> Teacher | None:
-    """A `Teacher` that answers in the units of `task`.
+def pretrain(
+    student: nn.Module,
+    teacher: nn.Module | Teacher | list[nn.Module | Teacher] | None = None,
+    *,
+    real: Tensor | Dataset | None = None,
+    synthetic: Tensor | Dataset | None = None,
+    method: str | dict[str, Any] | MethodConfig = "squeeze_and_span",
+    synthetic_fraction: float | None = None,
+    online_probe: bool = False,
+    training: TrainingConfig | None = None,
+    normalize: Normalize | None = None,
+    seed: int = 0,
+    directory: str | Path | None = None,
+    accelerator: Accelerator | None = None,
+    memory_budget: int = 2 << 30,
+    workers: int = 2,
+    name: str = "backbone",
+    log: Log = ignore,
+    **settings,
+) -> nn.Module:
+    """Train the backbone of `student` (in place) without labels, and return it in eval mode; its last layer stays as it is.
+
+    What comes back is the initial student of `distill`, or what `probe` measures.
+
+    Args:
+        teacher: of simreg: one network or several, read at the input of their last linear layer; inputs as in `distill`.
+        real, synthetic: uint8 images [N, C, H, W], or map-style data sets of images or of (image, anything);
+            squeeze_and_span needs the synthetic ones of `generated`. No label is read.
+        online_probe: fit a linear layer to the labels of the real images on the side; the log then has `probe_metric` (top-1
+            in %, or the mean absolute error), and the backbone, which gets no gradient of it, is the same.
+        training, **settings: as in `distill`, with SELF_SUPERVISED as the augmentation where `training` is None; photographs
+            want horizontal_flip too.
+        method, synthetic_fraction, normalize, directory: as in `distill`.
+
+    Raises:
+        ValueError: neither data set, a method that learns from labels, two views that are the same, a diverged loss.
+    """
+    accelerator = accelerator or Accelerator()
+    config = method_config(method)
+    if online_probe and (real is None or isinstance(real, Tensor)):
+        raise ValueError("online_probe reads the labels of real images; give real as a data set of (image, label).")
+    if real is not None:
+        real = as_image_set(real, "real") if online_probe else as_unlabelled(real, "real").without_labels()
+    synthetic = as_unlabelled(synthetic, "synthetic") if synthetic is not None else None
+    reference = real if real is not None else synthetic
+    if reference is None:
+        raise ValueError("pretrain needs images: give real, synthetic or both.")
+    task = Representation(task_of(real) if online_probe else None)
+    if synthetic is not None:
+        synthetic = synthetic.without_labels(torch.int64 if real is None else real.labels.dtype)
+    training = (training or TrainingConfig(augmentation=SELF_SUPERVISED)).replace(**settings)
+    normalize = (normalize or Normalize.of(reference.images)).to(accelerator.device)
+    check_method(config, task.kind, has_teacher=teacher is not None)
+    check_views(config, training.views)
+    check_two_views(config, training.augmentation, has_real=real is not None)
+    source = BatchSource(
+        real,
+        synthetic,
+        batch_size=training.batch_size,
+        synthetic_fraction=synthetic_fraction,
+        seed=seed,
+        device=accelerator.device,
+        memory_budget=memory_budget,
+        workers=workers,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+    teachers = teacher if isinstance(teacher, list) else [] if teacher is None else [teacher]
+    with contextlib.ExitStack() as lent:
+        lent.enter_context(borrowed(student))
+        for each in teachers:
+            if isinstance(each, nn.Module):
+                lent.enter_context(borrowed(each))
+        student.train()
+        augment = Augment(training.augmentation)
+        if training.views:
+            augment = Views(augment, training.views, source, seed=seed)
+        distiller = build_distiller(
+            student.to(accelerator.device),
+            [as_teacher(each, normalize, accelerator.device, None) for each in teachers] or None,
+            task,
+            config,
+            augment=augment,
+            normalize=normalize,
+            data=source,
+            seed=seed,
+        )
+        fit(
+            distiller,
+            source,
+            training,
+            accelerator=accelerator,
+            seed=seed,
+            name=name,
+            directory=Path(directory) if directory else None,
+            log=log,
+        )
+    student.input_normalization = (normalize.mean.flatten().tolist(), normalize.std.flatten().tolist())
+    return student.eval()
+
+
+def generated(
+    generator: ConditionalGenerator,
+    num_samples: int,
+    *,
+    seed: int = 0,
+    directory: str | Path | None = None,
+    accelerator: Accelerator | None = None,
+) -> ImageSet:
+    """A generator's samples with its own features of them, for methods that learn from these.
+
+    Without a directory the generator draws them while a student is trained, and none is kept: `num_samples` may be as many
+    as the run looks at. With one they are written to a store, whose training needs no generator; a finished store with the
+    same inputs is read back, one cut off is continued. Sample i is the same both ways.
+
+    Raises:
+        ValueError: a generator without known features, or a `directory` that holds something else.
+    """
+    accelerator = accelerator or Accelerator()
+    live = generated_set(generator.to(accelerator.device), num_samples, seed=seed)
+    if directory is None:
+        return live
+    inputs = {"generated": fingerprint(live), "feature_names": live.images.generator.feature_names}
+    stage = Stage(Path(directory), inputs)
+    if not stage.open(accelerator):
+        write_generated(live.images, stage.directory, accelerator=accelerator, provenance={"inputs": stage.inputs})
+        stage.finish(accelerator)
+    return load_store(stage.directory)
+
+
+def probe(
+    model: nn.Module,
+    train: Dataset,
+    test: Dataset,
+    *,
+    normalize: Normalize | None = None,
+    seed: int = 0,
+    accelerator: Accelerator | None = None,
+) -> dict[str, evaluation.ProbeResult]:
+    """How much the frozen features of `model` know of the labels of `train` and `test`: linear probe and nearest neighbours
+    (classes), ridge regression and nearest neighbours (scalars); printing a result says how it was measured.
+
+    The sets need not be those that the model was trained on (transfer). Images are taken as they are, without augmentation.
+
+    Args:
+        train: what probes are fitted to, and the neighbours' bank.
+        normalize: of the model's input; None takes what a model trained by gankd carries, else that of `train`.
+        seed: of the part of `train` on which the probes' regularisation is chosen.
+    """
+    accelerator = accelerator or Accelerator()
+    train, test = as_image_set(train, "train"), as_image_set(test, "test")
+    normalize = normalize or normalization_of(model) or Normalize.of(train.images)
+    features = [
+        evaluation.labelled_features(model, part, normalize=normalize, device=accelerator.device)
+        for part in (train, test)
+    ]
+    return evaluation.measure(*features, seed=seed)
+
+
+def as_teacher(teacher: nn.Module | Teacher | None, normalize: Normalize, device, task: Task | None) -> Teacher | None:
+    """A `Teacher` that answers in the units of `task` (None: those of its own, only its features matter).
 
     A module is normalised as it says itself where it was trained by gankd, else by `normalize`.
     """
     if isinstance(teacher, nn.Module):
         own = getattr(teacher, "output_task", None)
         teacher = Teacher(teacher, normalization_of(teacher) or normalize, device=device, task=own)
-    return teacher.speak(task, device) if teacher is not None else None
+    if teacher is None or task is None:
+        return teacher
+    return teacher.speak(task, device)
 
 
 def synthesize(

@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from gankd.data.generated import Generated
 from gankd.data.sets import ImageSet
 from gankd.teacher import Teacher
 from generators.checkpoints import read_json, replace_whole
@@ -144,7 +145,11 @@ def fingerprint(value: Tensor | ImageSet | Teacher | nn.Module) -> str:
         return digest(f"{value.dtype}{tuple(value.shape)}".encode() + data)
     if isinstance(value, ImageSet):
         images = value.images
+        if isinstance(images, Generated):
+            return digest(f"{fingerprint(images.generator)}{images.seed}{images.shape}".encode())
         content = fingerprint(images) if isinstance(images, Tensor) else str(images.shape)
+        if value.generator_features is not None:
+            content += fingerprint(value.generator_features)
         return digest((content + fingerprint(value.labels)).encode())
     if isinstance(value, Teacher):
         normalization = "".join(name + fingerprint(buffer) for name, buffer in value.normalize.named_buffers())

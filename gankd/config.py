@@ -11,15 +11,18 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
+from gankd.data.augment import SELF_SUPERVISED, AugmentationConfig
 from gankd.data.config import DataConfig
-from gankd.distillers import AnyMethodConfig, MethodConfig, check_method, check_views
+from gankd.distillers import AnyMethodConfig, MethodConfig, check_method, check_two_views, check_views
 from gankd.distillers.kd import KDConfig
+from gankd.distillers.squeeze_and_span import SqueezeAndSpanConfig
 from gankd.distillers.supervised import SupervisedConfig
 from gankd.models.config import ModelConfig
 from gankd.synthesis.config import SynthesisConfig
-from gankd.training import TrainingConfig
+from gankd.tasks import REPRESENTATION
+from gankd.training import Count, TrainingConfig
 from generators.config import GeneratorConfig
-from generators.settings import Settings
+from generators.settings import Settings, nearest
 
 Head = Literal["scalar", "bins", "gaussian"]
 
@@ -95,6 +98,8 @@ class ArmConfig(Settings):
     """Share of synthetic samples in every batch: 0 real only, 1 synthetic only; `union` shuffles both sets together."""
     method: AnyMethodConfig = SupervisedConfig()
     """The distillation method and its settings."""
+    initial: FolderName | None = None
+    """Arm of `representation` whose backbone, trained with the same seed, the student starts from. Null: from scratch."""
     title: str | None = None
     """Its name in tables. Null: the arm's key."""
 
@@ -112,14 +117,68 @@ class StudentConfig(TrainingConfig):
         "synthetic": ArmConfig(synthetic=0.5),
         "synthetic_kd": ArmConfig(synthetic=0.5, method=KDConfig()),
     }
-    """By name, in the order of the table."""
+    """By name, in the order of the table. {}: no students, for an experiment on representations."""
 
     @model_validator(mode="after")
-    def _something_to_do(self):
-        if not self.seeds or not self.arms:
-            raise ValueError("give at least one seed and one arm")
+    def _seeds_are_seeds(self):
+        if not self.seeds:
+            raise ValueError("give at least one seed")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds {list(self.seeds)} repeat one: it would count twice")
+        return self
+
+
+class BackboneArmConfig(Settings):
+    """One way to train a backbone without labels; every arm takes the same number of steps, on the same network."""
+
+    method: AnyMethodConfig = SqueezeAndSpanConfig()
+    """squeeze_and_span, simreg, vicreg or simsiam, with its settings."""
+    synthetic: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of generated samples in every batch: 0 real only, 1 generated only (squeeze_and_span: squeeze alone)."""
+    title: str | None = None
+    """Its name in tables. Null: the arm's key."""
+
+
+class RepresentationConfig(TrainingConfig):
+    """Backbones trained without labels, measured by probes, and where students may start from."""
+
+    augmentation: AugmentationConfig = SELF_SUPERVISED
+    """Random changes of the images; photographs want horizontal_flip too."""
+    arms: dict[FolderName, BackboneArmConfig] = {}
+    """By name, in the order of the table; none by default."""
+    model: ModelConfig | None = None
+    """The network. Null: the student's."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Every arm is trained once a seed."""
+    train_on: Literal["train", "pool"] = "pool"
+    """Real images: the student's training samples, or all that there are when `data.labelled` leaves the student only some.
+    Their labels are not read."""
+    unlabelled: Path | None = None
+    """Other real images in their place: a folder of image files, searched with its subfolders."""
+    num_generated: Count = 10_000
+    """Samples of the generator, with its features; not selected, as nothing of them but image and features is used."""
+    live: bool = False
+    """Draw them while training, so that they may be many, instead of once into generated/."""
+    probe_on: Literal["train", "pool"] = "train"
+    """Labelled images that the probes are fitted to, and the neighbours' bank."""
+    online_probe: bool = False
+    """Fit a linear layer on the side to the labels of the real images, for the log; the backbone does not feel it."""
+
+    @model_validator(mode="after")
+    def _arms_are_possible(self):
+        if self.arms and not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds {list(self.seeds)}: give at least one, and none twice")
+        if self.online_probe and self.unlabelled is not None:
+            raise ValueError("the images of unlabelled have no labels for an online_probe; set it to false.")
+        for name, arm in self.arms.items():
+            if arm.method.name == "squeeze_and_span" and not arm.synthetic:
+                raise ValueError(f"arms.{name}: squeeze_and_span needs generated samples; set synthetic above 0.")
+            try:
+                check_method(arm.method, REPRESENTATION, has_teacher=True)
+                check_views(arm.method, self.views)
+                check_two_views(arm.method, self.augmentation, has_real=arm.synthetic < 1)
+            except ValueError as error:
+                raise ValueError(f"arms.{name}: {error}") from error
         return self
 
 
@@ -155,6 +214,8 @@ class ExperimentConfig(Settings):
     """The large model."""
     generator: GeneratorConfig = GeneratorConfig()
     """The conditional generator."""
+    representation: RepresentationConfig = RepresentationConfig()
+    """Backbones trained without labels."""
     synthesis: SynthesisConfig = SynthesisConfig()
     """Selection of its samples."""
     student: StudentConfig = StudentConfig()
@@ -175,8 +236,28 @@ class ExperimentConfig(Settings):
                     )
             except ValueError as error:
                 raise ValueError(f"student.arms.{name}: {error}") from error
+        if not self.student.arms and not self.representation.arms:
+            raise ValueError("there is nothing to train: give student.arms or representation.arms.")
         if self.teacher.head is not None and self.task.kind == "classification":
             raise ValueError(f"teacher.head: {self.teacher.head} is for task.kind: regression")
+        return self
+
+    @model_validator(mode="after")
+    def _initial_backbones_are_the_students(self):
+        representation = self.representation
+        for name, arm in self.student.arms.items():
+            if arm.initial is None:
+                continue
+            if arm.initial not in representation.arms:
+                known = nearest(arm.initial, representation.arms) if representation.arms else ", which has none."
+                raise ValueError(f"student.arms.{name}.initial: '{arm.initial}' is no arm of representation{known}")
+            if representation.model not in (None, self.student.model):
+                raise ValueError(
+                    f"student.arms.{name}.initial: the backbones of representation.model are not those of student.model; "
+                    "leave representation.model null."
+                )
+            if missing := set(self.student.seeds) - set(representation.seeds):
+                raise ValueError(f"student.arms.{name}.initial: representation.seeds lack {sorted(missing)}.")
         return self
 
     @property

@@ -42,17 +42,34 @@ def plan(experiment: Experiment) -> list[str]:
     else:
         teacher_line = f"loaded from {config.teacher.model.checkpoint}"
     teacher = experiment.network(config.teacher.model, experiment.teacher_task)
-    student_steps = experiment.num_steps(config.student, experiment.data.train)
-    subsampling = "on" if config.synthesis.subsample.enabled else "off"
-    student = config.student
-    return [
+    lines = [
         *header(experiment),
         f"  generator: {generator_line}",
         f"  teacher: {config.teacher.model.name}, {size(teacher)}; {teacher_line}",
-        f"  synthesis: {config.synthesis.num_samples} samples, subsampling {subsampling}, rho {config.synthesis.rho}",
-        f"  students: {student.model.name}, {size(experiment.network(student.model))}; {len(student.arms)} arms x "
-        f"{len(student.seeds)} seeds, {student_steps} steps of {student.batch_size} each",
     ]
+    if config.representation.arms:
+        lines.append(f"  representation: {representation_line(experiment)}")
+    student, synthesis = config.student, config.synthesis
+    if student.arms:
+        subsampling = "on" if synthesis.subsample.enabled else "off"
+        steps = experiment.num_steps(student, experiment.data.train)
+        lines += [
+            f"  synthesis: {synthesis.num_samples} samples, subsampling {subsampling}, rho {synthesis.rho}",
+            f"  students: {student.model.name}, {size(experiment.network(student.model))}; {len(student.arms)} arms x "
+            f"{len(student.seeds)} seeds, {steps} steps of {student.batch_size} each",
+        ]
+    return lines
+
+
+def representation_line(experiment: Experiment) -> str:
+    config, backbone, real = experiment.config.representation, experiment.backbone, experiment.images_without_labels()
+    images = f"{len(real)} real images"
+    if any(arm.synthetic for arm in config.arms.values()):
+        images += f", {config.num_generated} generated ones {'drawn live' if config.live else 'stored'}"
+    return (
+        f"{backbone.name}, {size(experiment.network(backbone))}; {len(config.arms)} arms x {len(config.seeds)} seeds, "
+        f"{experiment.num_steps(config, real)} steps of {config.batch_size} each; {images}"
+    )
 
 
 def num_parameters(module: nn.Module) -> int:

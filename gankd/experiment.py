@@ -15,9 +15,11 @@ from gankd.artifacts import Stage, fingerprint
 from gankd.config import ExperimentConfig
 from gankd.data.augment import Augment
 from gankd.data.loader import BatchSource
-from gankd.data.readers import load_data
+from gankd.data.readers import load_data, read_images
 from gankd.data.sets import ImageSet
 from gankd.distillers import build_distiller, sampling_of
+from gankd.distillers.simreg import SimRegConfig
+from gankd.evaluation import ProbeResult, labelled_features, measure
 from gankd.models import ModelConfig, build_model, load_checkpoint
 from gankd.tasks import BINS, Classification, Task, task_of
 from gankd.teacher import Normalize, Teacher
@@ -79,9 +81,23 @@ class Experiment:
         """One line to the terminal, from the main process; rich markup."""
         self.console.print(line, highlight=False, soft_wrap=True)
 
+    @property
+    def backbone(self) -> ModelConfig:
+        """The network that is trained without labels."""
+        return self.config.representation.model or self.config.student.model
+
     def part(self, name: str) -> ImageSet:
         """The samples that `train_on` names."""
         return self.data.pool if name == "pool" else self.data.train
+
+    def images_without_labels(self) -> ImageSet:
+        """The real images that backbones are trained on."""
+        config = self.config.representation
+        if config.unlabelled is None:
+            return self.part(config.train_on)
+        channels, size, _ = self.image_shape
+        budget = self.config.data.memory_budget
+        return read_images(config.unlabelled, image_size=size, channels=channels, memory_budget=budget)
 
     def num_steps(self, training: TrainingConfig, real: ImageSet) -> int:
         """Optimiser steps of a training; an epoch is a pass over the real data, whatever an arm adds to it."""
@@ -102,7 +118,8 @@ class Experiment:
         """Build every network once, so that a configuration that cannot work stops here, with a ValueError."""
         if self.config.generator.checkpoint is None:
             build_networks(self.config.generator, self.image_shape, self.num_classes, self.label_range)
-        pairs = ((self.config.teacher.model, self.teacher_task), (self.config.student.model, self.task))
+        pairs = [(self.config.teacher.model, self.teacher_task), (self.config.student.model, self.task)]
+        pairs.append((self.backbone, self.task))
         for model, task in pairs:
             try:
                 with torch.no_grad():
@@ -193,7 +210,37 @@ class Experiment:
             "synthetic": fingerprint(synthetic) if config.arms[arm].synthetic else None,
             "head": head_of(self.task),
         }
+        if initial := config.arms[arm].initial:
+            weights = self.directory / f"representation/{initial}/seed-{seed}/model.safetensors"
+            inputs["initial"] = provenance.file_hash(weights)
         return self.stage(f"students/{arm}/seed-{seed}", inputs)
+
+    def representation_stage(self, arm: str, seed: int, real: ImageSet, generated: ImageSet, teacher: Teacher) -> Stage:
+        config = self.config.representation
+        method = config.arms[arm].method
+        inputs = {
+            "config": relevant(config, {"arms", "seeds", "probe_on", "unlabelled", "live", "num_generated"}),
+            "model": relevant(self.backbone),
+            "weights": provenance.file_hash(self.backbone.checkpoint),
+            "arm": relevant(config.arms[arm]),
+            "seed": seed,
+            "train": fingerprint(real),
+            "generated": fingerprint(generated) if config.arms[arm].synthetic else None,
+        }
+        if isinstance(method, SimRegConfig):
+            weights = [provenance.file_hash(model.checkpoint) for model in method.teachers]
+            inputs["teachers"] = weights or fingerprint(teacher)
+        return self.stage(f"representation/{arm}/seed-{seed}", inputs)
+
+    def probe(self, model: nn.Module, on: ImageSet) -> dict[str, ProbeResult]:
+        """What the features of a backbone know of the labels of `on`, by the labelled images that probes are fitted to."""
+        return measure(
+            *(
+                labelled_features(model, part, normalize=self.normalize, device=self.accelerator.device)
+                for part in (self.part(self.config.representation.probe_on), on)
+            ),
+            seed=self.config.seed,
+        )
 
     def recorded(self) -> dict[str, dict]:
         """What every finished stage left in its stage.json, by its path in the run directory."""

@@ -3,7 +3,9 @@
 runs/NAME/
     config.yaml                     the resolved experiment
     generator/  teacher/  synthetic/
-    students/ARM/seed-N/            model.safetensors, model.json, stage.json
+    generated/                      samples with the generator's features, for backbones
+    representation/ARM/seed-N/      backbones: model.safetensors, model.json, stage.json
+    students/ARM/seed-N/            the same
     metrics.jsonl  metrics.json  report.html
 """
 
@@ -24,10 +26,11 @@ from gankd.artifacts import Stage
 from gankd.config import ArmConfig, dump_config
 from gankd.data.sets import ImageSet
 from gankd.describe import header
+from gankd.distillers.simreg import SimRegConfig
 from gankd.evaluation import evaluate
 from gankd.experiment import Experiment
 from gankd.model_store import load_model, save_model
-from gankd.models import ModelConfig
+from gankd.models import ModelConfig, load_checkpoint
 from gankd.synthesis.stage import Synthesis, check_generator
 from gankd.synthesis.store import load_store
 from gankd.tasks import SCALAR, Regression, Task
@@ -38,7 +41,7 @@ from generators.interface import ConditionalGenerator
 from generators.pretrained import load_generator
 from generators.training import train as train_generator
 
-STAGES = ("generator", "teacher", "synthesis", "students", "report")
+STAGES = ("generator", "teacher", "representation", "synthesis", "students", "report")
 
 
 class Run(Experiment):
@@ -53,11 +56,16 @@ class Run(Experiment):
         teacher = self.teacher()
         if until == "teacher":
             return None
-        synthetic = self.synthesis(generator, teacher)
-        if until == "synthesis":
+        if self.config.representation.arms:
+            self.representations(generator, teacher)
+        if until == "representation":
             return None
-        self.students(teacher, synthetic)
-        if until == "students":
+        if self.config.student.arms:
+            synthetic = self.synthesis(generator, teacher)
+            if until == "synthesis":
+                return None
+            self.students(teacher, synthetic)
+        if until in ("synthesis", "students"):
             return None
         return self.report(generator, teacher)
 
@@ -140,6 +148,45 @@ class Run(Experiment):
         device = self.accelerator.device
         return Teacher(model, normalize, device=device, feature_path=config.features, task=task).speak(self.task)
 
+    def representations(self, generator: ConditionalGenerator, teacher: Teacher) -> None:
+        """Train every backbone without labels, once a seed; what probes find on the validation split is kept with each."""
+        config, directory = self.config.representation, self.directory / "generated"
+        real, generated = self.images_without_labels(), None
+        if any(arm.synthetic for arm in config.arms.values()):
+            where = {"directory": None if config.live else directory, "accelerator": self.accelerator}
+            generated = api.generated(generator, config.num_generated, seed=self.config.seed, **where)
+        for seed in config.seeds:
+            for name, arm in config.arms.items():
+                stage = self.representation_stage(name, seed, real, generated, teacher)
+                if self.open(stage):
+                    continue
+                started = time.perf_counter()
+                settings = {key: getattr(config, key) for key in TrainingConfig.model_fields}
+                training = TrainingConfig(**settings | {"steps": self.num_steps(config, real), "epochs": None})
+                needs_teacher = isinstance(arm.method, SimRegConfig) and not arm.method.teachers
+                model = api.pretrain(
+                    self.build(self.backbone, seed),
+                    teacher if needs_teacher else None,
+                    real=real if arm.synthetic < 1 else None,
+                    synthetic=generated if arm.synthetic else None,
+                    method=arm.method,
+                    synthetic_fraction=arm.synthetic if 0 < arm.synthetic < 1 else None,
+                    online_probe=config.online_probe and arm.synthetic < 1,
+                    training=training,
+                    normalize=self.normalize,
+                    seed=seed,
+                    directory=stage.directory,
+                    accelerator=self.accelerator,
+                    memory_budget=self.config.data.memory_budget << 20,
+                    workers=self.config.data.workers,
+                    name=f"backbone {name} seed {seed}",
+                    log=self.log,
+                )
+                self.write(stage, model, self.backbone, self.normalize)
+                results = self.probe(model, self.data.validation)
+                validation = {key: result.value for key, result in results.items()}
+                stage.finish(self.accelerator, validation=validation, seconds=time.perf_counter() - started)
+
     def synthesis(self, generator: ConditionalGenerator, teacher: Teacher) -> ImageSet:
         """Draw, select and relabel synthetic samples (cGAN-KD), into a store."""
         stage = self.synthesis_stage(generator, teacher)
@@ -170,6 +217,10 @@ class Run(Experiment):
                 if not self.open(stage):
                     started = time.perf_counter()
                     model = self.build(config.model, seed)
+                    if arm.initial:
+                        load_checkpoint(
+                            model, self.directory / f"representation/{arm.initial}/seed-{seed}/model.safetensors"
+                        )
                     label = f"student {name} seed {seed}"
                     model = self.train(label, model, teacher, arm, config, seed, stage.directory, synthetic=synthetic)
                     self.save(stage, model, config.model, self.normalize, started)
@@ -178,7 +229,7 @@ class Run(Experiment):
         """Read the test split, once, for every finished network; write metrics.json and report.html."""
         from gankd.fidelity.scores import quick_scores, score_rows
         from gankd.report import write_report
-        from gankd.report.tables import print_table, summarize
+        from gankd.report.tables import print_tables, summarize
 
         metrics = summarize(self)
         if self.accelerator.is_main_process:
@@ -188,7 +239,7 @@ class Run(Experiment):
             metrics["generator"] |= {"scores": scores, "score_rows": score_rows([scores], task)}
             with replace_whole(self.directory / "metrics.json") as temporary:
                 temporary.write_text(json.dumps(metrics, indent=2))
-            print_table(metrics)
+            print_tables(metrics)
             write_report(self.directory, self.data, metrics)
         self.accelerator.wait_for_everyone()
         return metrics
@@ -255,17 +306,23 @@ class Run(Experiment):
         """Save a trained network for `task` (None: the student's) with its validation metrics and finish its stage."""
         task = task or self.task
         metrics = evaluate(model, normalize, task, self.data.validation, accelerator=self.accelerator)
+        self.write(stage, model, config, normalize, task)
+        stage.finish(self.accelerator, validation=metrics, seconds=time.perf_counter() - started)
+
+    def write(
+        self, stage: Stage, model: nn.Module, config: ModelConfig, normalize: Normalize, task: Task | None = None
+    ) -> None:
+        """A network into its stage's directory; a backbone has no task."""
         if self.accelerator.is_main_process:
             save_model(
                 stage.directory,
                 model,
                 config,
                 normalize,
-                num_outputs=task.num_outputs,
+                num_outputs=(task or self.task).num_outputs,
                 image_shape=self.image_shape,
                 task=task,
             )
-        stage.finish(self.accelerator, validation=metrics, seconds=time.perf_counter() - started)
 
     def validation_error(self, teacher: Teacher, synthetic: ImageSet) -> float:
         """Validation error of a plain student on real + `synthetic`, for choosing rho."""

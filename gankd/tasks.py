@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from gankd.losses.distributions import distribution_expectation, gaussian_nll_loss, label_distribution_loss
 
-CLASSIFICATION, REGRESSION = "classification", "regression"
+CLASSIFICATION, REGRESSION, REPRESENTATION = "classification", "regression", "representation"
 SCALAR, BINS, GAUSSIAN = HEADS = ("scalar", "bins", "gaussian")
 NUM_BINS = 64
 VARIANCE_WARMUP = 0.05  # share of a run: variance grows first on hard samples, which then hardly move the mean
@@ -385,7 +385,28 @@ class UnitVariance(Regression):
         return super().loss(torch.stack([outputs[:, 0], torch.zeros_like(outputs[:, 0])], dim=1), labels)
 
 
-Task = Classification | Regression
+@dataclasses.dataclass(frozen=True)
+class Representation:
+    """Nothing is asked of a network's outputs: its backbone is trained without labels.
+
+    Args:
+        labels: what the labels of the images mean, where they have any and a probe is to watch the training by them.
+    """
+
+    labels: Classification | Regression | None = None
+    kind: ClassVar[str] = REPRESENTATION
+
+    def check(self, labels: Tensor, name: str) -> None:
+        """Raise a ValueError when a label that the probe reads is not one of the task's."""
+        if self.labels is not None:
+            self.labels.check(labels, name)
+
+    def at(self, progress: float) -> Representation:
+        """The task after a share `progress` of the run: always the same."""
+        return self
+
+
+Task = Classification | Regression | Representation
 
 
 def task_from(values: dict) -> Task:

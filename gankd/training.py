@@ -24,6 +24,7 @@ from gankd.data.augment import AugmentationConfig
 from gankd.data.loader import BatchSource
 from gankd.data.views import Views
 from gankd.distillers.base import Distiller
+from gankd.lars import LARS
 from generators.checkpoints import all_finite, check_same_run, read_checkpoint, save_checkpoint
 from generators.randomness import mix
 from generators.settings import Settings
@@ -34,7 +35,7 @@ UNESSENTIAL = {"log_every", "checkpoint_every"}  # settings that change nothing 
 
 
 class TrainingConfig(Settings):
-    """How a classifier or regressor is trained."""
+    """How a network is trained."""
 
     steps: Count = 1000
     """Optimiser steps. Every arm takes the same number, whatever its data."""
@@ -42,14 +43,19 @@ class TrainingConfig(Settings):
     """Passes over the real training data, in place of `steps`."""
     batch_size: Count = 64
     """Images a step, over all processes."""
-    optimizer: Literal["sgd", "adamw"] = "adamw"
-    """The optimiser."""
+    optimizer: Literal["sgd", "adamw", "lars"] = "adamw"
+    """The optimiser. LARS, for batches of thousands, adapts the rate of every matrix and kernel that is decayed."""
     learning_rate: Positive = 3e-3
     """Its peak."""
+    learning_rate_per: Count | None = None
+    """The batch size that `learning_rate` is for; the peak grows in proportion to `batch_size` (256 in Squeeze and Span,
+    VICReg and SimSiam: learning_rate * batch_size / 256). Null: `learning_rate` is the peak whatever the batch."""
     weight_decay: Annotated[float, Field(ge=0)] = 5e-2
-    """On matrices and kernels only; biases and normalisation parameters are not decayed."""
+    """On matrices and kernels; on biases and normalisation parameters too with `decay_all`."""
+    decay_all: bool = False
+    """Biases and normalisation parameters are decayed as well, as Squeeze and Span and SimReg train."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """SGD's (Nesterov)."""
+    """SGD's (Nesterov) and that of LARS (without)."""
     schedule: Literal["cosine", "steps", "constant"] = "cosine"
     """How the learning rate falls: half a cosine to zero, tenfold at `milestones`, or not at all."""
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.625, 0.75, 0.875)
@@ -65,6 +71,13 @@ class TrainingConfig(Settings):
     """Steps between two lines in the log."""
     checkpoint_every: Count = 500
     """Steps between two checkpoints."""
+
+    @property
+    def peak_rate(self) -> float:
+        """The highest learning rate of the run."""
+        if self.learning_rate_per is None:
+            return self.learning_rate
+        return self.learning_rate * self.batch_size / self.learning_rate_per
 
     def num_steps(self, steps_per_epoch: int) -> int:
         return self.steps if self.epochs is None else max(1, round(self.epochs * steps_per_epoch))
@@ -83,23 +96,26 @@ def rate_factor(config: TrainingConfig, step: int, num_steps: int) -> float:
 
 
 def build_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """The configured optimiser over the trainable parameters, decay on those with more than one dimension."""
+    """The configured optimiser over the trainable parameters; without `decay_all`, vectors among them do not decay."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if not parameters:
         raise ValueError("all parameters of the student are frozen; set requires_grad on those that should be trained.")
     special = module.parameter_groups() if isinstance(module, Distiller) else []
     apart = {id(parameter) for group in special for parameter in group["params"]}
     common = [parameter for parameter in parameters if id(parameter) not in apart]
+    vector_decay = config.weight_decay if config.decay_all else 0.0
     groups = [
         {"params": [parameter for parameter in common if parameter.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [parameter for parameter in common if parameter.ndim <= 1], "weight_decay": 0.0},
+        {"params": [parameter for parameter in common if parameter.ndim <= 1], "weight_decay": vector_decay},
         *special,
     ]
     for group in groups:
         group.setdefault("rate", 1.0)
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+        return torch.optim.SGD(groups, lr=config.peak_rate, momentum=config.momentum, nesterov=config.momentum > 0)
+    if config.optimizer == "lars":
+        return LARS(groups, lr=config.peak_rate, momentum=config.momentum)
+    return torch.optim.AdamW(groups, lr=config.peak_rate, fused=True)
 
 
 def fit(
@@ -168,7 +184,7 @@ def fit(
         for step, batch in enumerate(bar, start=first_step):
             torch.manual_seed(mix(seed, "training step", step, rank))
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * group["rate"] * rate_factor(config, step, num_steps)
+                group["lr"] = config.peak_rate * group["rate"] * rate_factor(config, step, num_steps)
             distiller.task = task.at(step / num_steps)
             if isinstance(distiller.augment, Views):
                 distiller.augment.step = step

@@ -201,6 +201,10 @@ def test_a_floor_asks_each_network_as_often_as_the_method_does(name: str, expect
     assert sorted(passes(networks_of(parts[0]), methods.distiller_floor(*parts))) == expected
 
 
+MIXSKD = ["branches.0", *["discriminators.0"] * 2, *["discriminators.1"] * 2, "fusion", "fusion"]
+MIXSKD += ["self_teacher_head", "self_teacher_head", "student"]
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -208,7 +212,7 @@ def test_a_floor_asks_each_network_as_often_as_the_method_does(name: str, expect
         ("byot", ["student", "terms.byot.branches.0"]),
         ("frskd", ["student", "terms.frskd.self_teacher"]),
         ("lmcl", ["others.0", "peers.0.branches.0", "peers.1.branches.0", "student"]),
-        ("mixskd", ["branches.0", "fusion", "fusion", "self_teacher_head", "self_teacher_head", "student"]),
+        ("mixskd", MIXSKD),
         ("fitnet", ["student"]),  # a regressor is what the method costs
     ],
 )

@@ -10,14 +10,18 @@ one is read by the workers of an ordinary `DataLoader` in the same order.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from gankd.data.generated import Generated
 from gankd.data.sets import ImageSet
 from generators.randomness import mix, seeded
+
+SAMPLINGS = {"uniform": 1, "class_pairs": 2, "class_fours": 4}
+"""How batches are drawn: the images of a class that are put together."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +38,9 @@ class Batch:
     """bool [B]."""
     teacher_outputs: Tensor | None = None
     """float32 [B, K], what a teacher said of the un-augmented images; None unless every set of the source has them."""
+    generator_features: Tensor | None = None
+    """float32 [S, D], a generator's pooled features of the batch's S synthetic samples, which come last; None unless the
+    synthetic set has them and its share of a batch is fixed."""
 
 
 def epoch_permutation(num_samples: int, *, seed: int, epoch: int) -> Tensor:
@@ -57,12 +64,15 @@ class BatchSource:
             processes (0: the training process) read them.
         sampling: "class_pairs" draws half of a batch as above, and puts behind it for each of these samples another one
             of its class, uniformly (itself where there is no other; of its kind, real or synthetic, where a fraction
-            is given). An odd batch has a second partner for its first sample. Needs class ids.
+            is given). An odd batch has a second partner for its first sample. "class_fours" draws a quarter, puts
+            partners behind it and then partners behind both; its images may repeat. Both need class ids.
+
+    A synthetic set of a live generator (`data.generated`) is drawn on the generator's device, batch by batch.
 
     Raises:
         ValueError: no set, an empty one, two that do not fit together, a fraction out of range or that leaves one of
             the two kinds out by rounding, a batch size that the processes cannot share, pairs of scalar targets or
-            where every class has but one sample.
+            where every class has but one sample; a live generator whose share of a batch is not fixed.
     """
 
     def __init__(
@@ -78,10 +88,10 @@ class BatchSource:
         workers: int = 2,
         rank: int = 0,
         world_size: int = 1,
-        sampling: str = "uniform",  # or "class_pairs"
+        sampling: str = "uniform",  # or another of SAMPLINGS
     ):
         assert 0 <= rank < world_size, f"rank {rank} of {world_size}"
-        assert sampling in ("uniform", "class_pairs"), f"unknown sampling {sampling}"
+        assert sampling in SAMPLINGS, f"unknown sampling {sampling}"
         sets = [dataset for dataset in (real, synthetic) if dataset is not None]
         _check_sets(sets)
         if batch_size < 1 or batch_size % world_size:
@@ -89,13 +99,14 @@ class BatchSource:
                 f"batch_size {batch_size} does not split over {world_size} processes: make it a multiple of them."
             )
         num_drawn = batch_size  # from the passes; the rest of a batch are their partners
-        if sampling == "class_pairs":
-            _check_pairs(sets, batch_size, world_size)
-            num_drawn = batch_size // 2
+        if sampling != "uniform":
+            _check_pairs(sets, sampling, batch_size, world_size)
+            num_drawn = max(1, batch_size // SAMPLINGS[sampling])
+        self.sizes = [batch_size // part for part in (2, 1) if part < SAMPLINGS[sampling]]  # as partners are put behind
         num_synthetic = None
         if synthetic_fraction is not None:
             num_synthetic = _num_synthetic(synthetic_fraction, num_drawn, real, synthetic)
-        self.batch_size, self.workers = batch_size, workers
+        self.batch_size, self.workers, self.seed = batch_size, workers, seed
         self.rank, self.world_size = rank, world_size
         self.device = torch.device("cpu" if device is None else device)
         self.num_real = 0 if real is None else len(real)
@@ -103,19 +114,37 @@ class BatchSource:
         self.description |= {"sampling": sampling}
         self.num_samples = sum(map(len, sets))
 
-        self.resident = sum(dataset.num_bytes for dataset in sets) <= memory_budget
+        self.live = synthetic.images if synthetic is not None and isinstance(synthetic.images, Generated) else None
+        self.image_shape = sets[0].image_shape
+        """(C, H, W)."""
+        self.num_real_per_step = None
+        """Of the batch of all processes; None where that is left to chance."""
+        if sampling == "uniform" and (len(sets) == 1 or num_synthetic is not None):
+            self.num_real_per_step = 0 if real is None else batch_size - (num_synthetic or 0)
+        if self.live is not None and self.num_real_per_step is None:
+            raise ValueError(
+                "samples of a live generator are neither shuffled among real ones nor drawn in pairs of a class: give "
+                "synthetic_fraction and a method without pairs, or write them to disk (gankd.generated with a directory)."
+            )
+        stored = [dataset for dataset in sets if self.live is None or dataset.images is not self.live]
+        self.resident = sum(dataset.num_bytes for dataset in stored) <= memory_budget
         if self.resident:
-            images = [dataset.in_memory().images for dataset in sets]
+            images = [dataset.in_memory().images for dataset in stored]
+            images = images or [torch.empty(0, *self.image_shape, dtype=torch.uint8)]
             self.images = (images[0] if len(images) == 1 else torch.cat(images)).to(self.device)
         else:
-            self.images = _Union(sets)
+            self.images = _Union(stored)
         self.labels = torch.cat([dataset.labels for dataset in sets]).to(self.device)
         self.teacher_outputs = None
         if all(dataset.teacher_outputs is not None for dataset in sets):
             self.teacher_outputs = torch.cat([dataset.teacher_outputs for dataset in sets]).to(self.device)
+        self.generator_features, self.feature_widths = None, () if synthetic is None else synthetic.feature_widths
+        if self.feature_widths and self.live is None and self.num_real_per_step is not None:
+            self.generator_features = synthetic.generator_features.to(self.device)
 
         # Permutations live where they index: one copy to the device a pass, none a step.
-        self.index_device = index_device = self.device if self.resident else torch.device("cpu")
+        on_device = self.resident and self.live is None
+        self.index_device = index_device = self.device if on_device else torch.device("cpu")
         if num_synthetic is None:
             parts = [_EndlessPasses(self.num_samples, num_drawn, seed=seed, device=index_device)]
         else:
@@ -131,16 +160,11 @@ class BatchSource:
             ]
         self.parts = [part for part in parts if part.num_per_step > 0]
         self.pairs = None
-        if sampling == "class_pairs":
+        if sampling != "uniform":
             groups = self.labels.cpu()
             if num_synthetic is not None:  # a synthetic partner would change the share of synthetic samples
                 groups = 2 * groups + (torch.arange(self.num_samples, device="cpu") >= self.num_real)
-            self.pairs = _ClassPairs(groups, seed=seed, device=index_device)
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
-        return tuple(self.images.shape[1:]) if self.resident else tuple(self.images.image_shape)
+            self.pairs = _ClassPairs(groups, device=index_device)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -150,11 +174,21 @@ class BatchSource:
 
     def batch(self, step: int) -> Batch:
         """This rank's share of the batch of global step `step` (from 0)."""
-        return self.at(self._positions(step))
+        positions = self._positions(step)
+        return self._with_features(self._batch(positions, self._stored_images(positions)))
 
     def at(self, positions: Tensor) -> Batch:
-        """The samples at `positions`, int64 [B], of the union."""
-        return self._batch(positions, self._images(positions))
+        """The samples at `positions`, int64 [B], of the union, those of a live generator last; without the features of
+        stored ones."""
+        return self._batch(positions, self._stored_images(positions))
+
+    def some_generator_features(self, num_samples: int) -> Tensor:
+        """Of the first synthetic samples, at most so many, float32 [num_samples, D] on the device."""
+        num_samples = min(num_samples, self.num_samples - self.num_real)
+        if self.live is None:
+            return self.generator_features[:num_samples].float()
+        chunks = torch.arange(num_samples).split(self.batch_size)
+        return torch.cat([self.live.draw(chunk)[1] for chunk in chunks]).to(self.device).float()
 
     def passes(self, step: int) -> Tensor:
         """How many passes over its set came before each sample of the batch of `step`, int64 [batch_size / world_size].
@@ -162,20 +196,15 @@ class BatchSource:
         For the partner in a pair of one class: before the sample that it is put beside.
         """
         numbers = torch.cat([part.pass_numbers(step) for part in self.parts])
-        share = slice(self.rank, None, self.world_size)
-        shares = [numbers[share]]
-        if self.pairs is not None:
-            shares.append(torch.cat([numbers, numbers[: self.batch_size - 2 * len(numbers)]])[share])
-        return torch.cat(shares).to(self.device, non_blocking=True)
+        return self._share(numbers, lambda numbers: numbers).to(self.device, non_blocking=True)
 
     def in_order(self, batch_size: int = 512) -> Iterator[Batch]:
         """Every sample of the union once, in its order, the last batch smaller: for what is measured before training.
 
         In several processes each gets all of them.
         """
-        device = self.device if self.resident else torch.device("cpu")
-        for positions in torch.arange(self.num_samples, device=device).split(batch_size):
-            yield self._batch(positions, self._images(positions))
+        for positions in torch.arange(self.num_samples, device=self.index_device).split(batch_size):
+            yield self.at(positions)
 
     def stream(self, first_step: int, last_step: int) -> Iterator[Batch]:
         """The batches of the steps first_step..last_step - 1, read ahead by the workers where they are not resident."""
@@ -191,30 +220,55 @@ class BatchSource:
             generator=torch.Generator(),  # without one, iterating draws from the default random stream
         )
         for positions, images in loader:
-            yield self._batch(positions, images)
+            yield self._with_features(self._batch(positions, images))
 
-    def _images(self, positions: Tensor) -> Tensor:
-        return self.images.index_select(0, positions) if self.resident else self.images[positions.tolist()][1]
+    def _stored_images(self, positions: Tensor) -> Tensor:
+        """Of those samples that are not a live generator's."""
+        if self.live is not None:
+            positions = positions[positions < self.num_real]
+        if self.resident:
+            return self.images.index_select(0, positions.to(self.device))
+        return self.images[positions.tolist()][1]
 
     def _positions(self, step: int) -> Tensor:
         """int64 [batch_size / world_size], positions in the union."""
-        positions = torch.cat([part.positions(step) for part in self.parts])
+        generator = seeded(self.seed, "pairs", step)
+        drawn = torch.cat([part.positions(step) for part in self.parts])
+        return self._share(drawn, lambda positions: self.pairs.partners(positions, generator))
+
+    def _share(self, batch: Tensor, partners: Callable[[Tensor], Tensor]) -> Tensor:
+        """This rank's rows of what is drawn and of the partners that are put behind it; both of a pair are in one."""
         share = slice(self.rank, None, self.world_size)
-        if self.pairs is None:
-            return positions[share]
-        missing = self.batch_size - 2 * len(positions)
-        partners = self.pairs.partners(torch.cat([positions, positions[:missing]]), step)
-        return torch.cat([positions[share], partners[share]])  # a process has both of a pair
+        shares = [batch[share]]
+        for size in self.sizes:
+            rows = torch.arange(size - len(batch), device=batch.device) % len(batch)
+            added = partners(batch[rows])
+            shares.append(added[share])
+            batch = torch.cat([batch, added])
+        return torch.cat(shares)
 
     def _batch(self, positions: Tensor, images: Tensor) -> Batch:
+        images, features = images.to(self.device, non_blocking=True), None
+        if self.live is not None and len(images) < len(positions):
+            drawn, features = self.live.draw(positions[len(images) :] - self.num_real)
+            images = torch.cat([images, drawn.to(self.device)])
         positions = positions.to(self.device, non_blocking=True)
         return Batch(
-            images=images.to(self.device, non_blocking=True),
+            images=images,
             labels=self.labels.index_select(0, positions),
             indices=positions,
             is_synthetic=positions >= self.num_real,
             teacher_outputs=None if self.teacher_outputs is None else self.teacher_outputs.index_select(0, positions),
+            generator_features=None if features is None else features.to(self.device).float(),
         )
+
+    def _with_features(self, batch: Batch) -> Batch:
+        """Of a step, with the stored features of its synthetic samples."""
+        if self.generator_features is None:
+            return batch
+        num_real = len(range(self.rank, self.num_real_per_step, self.world_size))  # synthetic samples come after them
+        rows = batch.indices[num_real:] - self.num_real
+        return dataclasses.replace(batch, generator_features=self.generator_features.index_select(0, rows).float())
 
 
 def ordered_batches(
@@ -287,7 +341,7 @@ class _EndlessPasses:
 class _ClassPairs:
     """For any sample another one of its group, drawn uniformly; the sample itself where its group has no other."""
 
-    def __init__(self, groups: Tensor, *, seed: int, device: torch.device):
+    def __init__(self, groups: Tensor, *, device: torch.device):
         _, group, sizes = groups.unique(return_inverse=True, return_counts=True)
         members = groups.argsort(stable=True)  # one group after the other
         first = (sizes.cumsum(dim=0) - sizes)[group]
@@ -295,13 +349,10 @@ class _ClassPairs:
         place[members] = torch.arange(len(members), device="cpu")
         self.members, self.first, self.size = members.to(device), first.to(device), sizes[group].to(device)
         self.place = (place - first).to(device)
-        self.seed = seed
 
-    def partners(self, positions: Tensor, step: int) -> Tensor:
+    def partners(self, positions: Tensor, generator: torch.Generator) -> Tensor:
         """int64 positions [M] to those of their partners, [M]."""
-        draws = torch.rand(
-            len(positions), generator=seeded(self.seed, "pairs", step), dtype=torch.float64, device="cpu"
-        )
+        draws = torch.rand(len(positions), generator=generator, dtype=torch.float64, device="cpu")
         size = self.size[positions]
         steps_on = 1 + (draws.to(size.device, non_blocking=True) * (size - 1)).long()
         return self.members[self.first[positions] + (self.place[positions] + steps_on) % size]
@@ -313,10 +364,12 @@ class _Union(Dataset):
     def __init__(self, sets: list[ImageSet]):
         self.sets = [(dataset.images, len(dataset)) for dataset in sets]
         self.image_shape = sets[0].image_shape
+        self.num_samples = sum(map(len, sets))
 
     def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """B positions in the union to the same as int64 [B], and the images uint8 [B, C, H, W]."""
-        positions = torch.tensor(indices)
+        """B positions to the same as int64 [B], and the images uint8 [M, C, H, W] of the M among them that are here."""
+        requested = torch.tensor(indices, dtype=torch.int64)
+        positions = requested[requested < self.num_samples]
         batch = torch.empty(len(positions), *self.image_shape, dtype=torch.uint8)
         offset = 0
         for images, length in self.sets:
@@ -324,7 +377,7 @@ class _Union(Dataset):
             if mine.any():
                 batch[mine] = images[positions[mine] - offset]
             offset += length
-        return positions, batch
+        return requested, batch
 
 
 def _check_sets(sets: list[ImageSet]) -> None:
@@ -352,14 +405,15 @@ def _check_sets(sets: list[ImageSet]) -> None:
         )
 
 
-def _check_pairs(sets: list[ImageSet], batch_size: int, world_size: int) -> None:
+def _check_pairs(sets: list[ImageSet], sampling: str, batch_size: int, world_size: int) -> None:
     labels = torch.cat([dataset.labels for dataset in sets])
     if labels.is_floating_point():
         raise ValueError("pairs of one class need class ids, and these labels are scalars: use another method.")
-    if batch_size < 2 * world_size or (world_size > 1 and batch_size % (2 * world_size)):
+    multiple = SAMPLINGS[sampling] * world_size
+    if batch_size < 2 * world_size or (world_size > 1 and batch_size % multiple):
         raise ValueError(
-            f"batch_size {batch_size} does not split into pairs of one class over {world_size} processes: "
-            f"make it a multiple of {2 * world_size}."
+            f"batch_size {batch_size} does not split into {sampling.removeprefix('class_')} of one class over "
+            f"{world_size} processes: make it a multiple of {multiple}."
         )
     if labels.bincount().max() < 2:
         raise ValueError("pairs of one class need a class with two samples: every class has only one; add samples.")

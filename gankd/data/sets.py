@@ -79,7 +79,7 @@ class ImageSet(Dataset):
     """N images with their labels; as a `Dataset` it yields (uint8 [C, H, W], label)."""
 
     images: Tensor | LazyImages
-    """uint8 [N, C, H, W], or lazily read images that index like it."""
+    """uint8 [N, C, H, W], or images that index like it and are read, or generated, when they are asked for."""
     labels: Tensor
     """Class ids int64 [N], or scalar targets float32 [N] in the user's units."""
     class_names: tuple[str, ...] | None = None
@@ -87,6 +87,10 @@ class ImageSet(Dataset):
     """int64 [N]: samples of one group (one source image, neighbouring frames) never fall into two splits."""
     teacher_outputs: Tensor | None = None
     """float32 [N, K]: what a teacher said of the un-augmented images (stored with synthetic data)."""
+    generator_features: Tensor | None = None
+    """float16 [N, D]: the generator's pooled features of its images, block after block (see `data.generated`)."""
+    feature_widths: tuple[int, ...] = ()
+    """How wide each block's features are, D in all."""
     is_synthetic: bool = False
     name: str = "data"
 
@@ -129,7 +133,12 @@ class ImageSet(Dataset):
             labels=self.labels[indices],
             groups=pick(self.groups),
             teacher_outputs=pick(self.teacher_outputs),
+            generator_features=pick(self.generator_features),
         )
+
+    def without_labels(self, dtype: torch.dtype = torch.int64) -> ImageSet:
+        """The same images, all labelled 0, as nothing that trains on them reads labels."""
+        return dataclasses.replace(self, labels=torch.zeros(len(self), dtype=dtype), class_names=None)
 
     def in_memory(self) -> ImageSet:
         """The same set with all images read."""
@@ -167,3 +176,37 @@ def as_image_set(dataset: ImageSet | Dataset, name: str = "data", memory_budget:
     labels = labels.float() if labels.dtype.is_floating_point else labels.long()
     classes = getattr(dataset, "classes", None)
     return ImageSet(images, labels, class_names=tuple(map(str, classes)) if classes else None, name=name)
+
+
+def as_unlabelled(images: ImageSet | Tensor | Dataset, name: str = "data", memory_budget: int = 2 << 30) -> ImageSet:
+    """Images without labels as an `ImageSet`: a set whose labels do not count, uint8 [N, C, H, W], or a map-style `Dataset`
+    of images or of tuples that begin with one.
+
+    Raises:
+        ValueError: an empty set, or images as `as_image_set` refuses them.
+    """
+    if isinstance(images, ImageSet):
+        return images
+    if isinstance(images, Tensor):
+        if images.ndim != 4 or not len(images):
+            raise ValueError(f"{name}: images have shape {tuple(images.shape)}; expected [N, C, H, W], N above 0.")
+        return ImageSet(torch.stack([as_uint8(image) for image in images]), torch.zeros(len(images)).long(), name=name)
+    return as_image_set(_Unlabelled(images), name, memory_budget)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Unlabelled(Dataset):
+    """A user's data set of images, or of tuples that begin with one, as pairs of an image and the label 0."""
+
+    dataset: Dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple:
+        item = self.dataset[index]
+        return (item[0] if isinstance(item, tuple | list) else item), 0
+
+    @property
+    def targets(self) -> list[int]:
+        return [0] * len(self)

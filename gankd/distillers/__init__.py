@@ -8,6 +8,8 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from gankd.data.augment import AugmentationConfig
+from gankd.data.loader import SAMPLINGS
 from gankd.distillers.ab import AB
 from gankd.distillers.afd import AFD
 from gankd.distillers.at import AT
@@ -47,11 +49,14 @@ from gankd.distillers.reviewkd import ReviewKD
 from gankd.distillers.rkd import RKD
 from gankd.distillers.sad import SAD
 from gankd.distillers.scalar_regression import AttentiveImitation, OutlierRejection, TeacherBounded
+from gankd.distillers.simreg import SimReg
 from gankd.distillers.smoothing import Focal, LabelSmoothing, MaxEntropy, VirtualSoftmax
 from gankd.distillers.sp import SP
+from gankd.distillers.squeeze_and_span import SqueezeAndSpan
 from gankd.distillers.supervised import Supervised
 from gankd.distillers.terms import Distillation, Term
 from gankd.distillers.tf_kd import TFKDReg, TFKDSelf
+from gankd.distillers.two_views import SimSiam, VICReg
 from gankd.distillers.vid import VID
 from gankd.distillers.zipf_ls import ZipfLS
 from gankd.tasks import CLASSIFICATION, Task
@@ -68,6 +73,7 @@ __all__ = [
     "Term",
     "build_distiller",
     "check_method",
+    "check_two_views",
     "check_views",
     "method_config",
     "sampling_of",
@@ -126,6 +132,10 @@ _ALL: tuple[type[Method], ...] = (
     FRSKD,
     Mixup,
     CutMix,
+    SqueezeAndSpan,
+    SimReg,
+    VICReg,
+    SimSiam,
 )
 
 METHODS: dict[str, type[Method]] = {method.Config.model_fields["name"].default: method for method in _ALL}
@@ -174,17 +184,26 @@ def check_method(config: MethodConfig, task_kind: str, *, has_teacher: bool, hea
 
 
 def sampling_of(config: MethodConfig, task_kind: str) -> str:
-    """How the batches of a method are drawn (see `BatchSource`): in pairs as soon as one of its terms asks for them."""
+    """How the batches of a method are drawn (see `BatchSource`): in the largest groups that one of its terms asks for."""
     settings = config.terms if isinstance(config, CombinedConfig) else (config,)
-    active = [METHODS[item.name] for item in settings if getattr(item, "weight", 1) > 0]
-    pairs = task_kind == CLASSIFICATION and any(method.sampling == "class_pairs" for method in active)
-    return "class_pairs" if pairs else "uniform"
+    drawn = [item.sampling for item in settings if task_kind == CLASSIFICATION and getattr(item, "weight", 1) > 0]
+    return max(drawn, key=SAMPLINGS.__getitem__, default="uniform")
 
 
 def check_views(config: MethodConfig, views: int | None) -> None:
     """Raise a ValueError when views are to repeat (`views`) in a method that does not read them from `view_of`."""
-    if views and config.name != "combined" and not issubclass(METHODS[config.name], (Term, Supervised)):
+    if views and config.name != "combined" and not issubclass(METHODS[config.name], (Term, Supervised, SimReg)):
         raise ValueError(f"method {config.name} draws fresh views in every step; leave `views` null.")
+
+
+def check_two_views(config: MethodConfig, augmentation: AugmentationConfig, *, has_real: bool) -> None:
+    """Raise a ValueError when a method without labels compares two views that would be the same."""
+    compares = config.name in ("vicreg", "simsiam") or (config.name == "squeeze_and_span" and has_real)
+    if compares and augmentation == AugmentationConfig():
+        raise ValueError(
+            f"{config.name} learns from two views of an image, and without augmentation they are the same; set "
+            "augmentation, e.g. {resized_crop: [0.2, 1], brightness: 0.4}."
+        )
 
 
 def build_distiller(

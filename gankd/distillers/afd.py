@@ -56,7 +56,8 @@ class AFD(Online):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         config = self.config
-        answers = self.answer([self.augment(batch.images)])
+        views, batch = self.views_of(batch)
+        answers = self.answer(views)
         outputs = answers.outputs
         self.keep_score(outputs, batch.labels)
         if self.task.kind == CLASSIFICATION:

@@ -29,20 +29,25 @@ class BAKEConfig(TermConfig):
     """Classes: softens both distributions; the similarities have none."""
     omega: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of the other samples in a target; 0.9 on TinyImageNet and the fine-grained sets."""
+    images_per_class: Literal[2, 4] = 4
+    """Classes: images of one class that a batch has together; 2 on TinyImageNet and the fine-grained sets."""
+
+    @property
+    def sampling(self) -> str:
+        return {2: "class_pairs", 4: "class_fours"}[self.images_per_class]
 
 
 class BAKE(Term):
     """A = softmax over the other samples of the cosines of pooled features, Q = (1 - omega) (I - omega A)^-1 softmax(s/T),
     L = mean_n T^2 KL(Q_n || softmax(s_n / T)). Scalars: the predictions are spread likewise, mean (s - Q)^2.
 
-    Batches of classes are drawn in pairs of a class (the paper on CIFAR-100: 4 images of each).
+    Batches of classes are drawn in groups of a class: of 128 images, 32 and 3 others of the class of each.
     """
 
     Config = BAKEConfig
     heads = frozenset({"scalar"})
     instead = "bake averages predictions of similar images. Use task.head: scalar."
     needs_teacher = False
-    sampling = "class_pairs"
 
     def __init__(self, config: BAKEConfig, setup: Setup):
         super().__init__(config, setup)

@@ -22,6 +22,12 @@ class MethodConfig(Settings):
         """Raise a ValueError when these settings are not defined for a task or head that the method itself does."""
 
     @property
+    def sampling(self) -> str:
+        """How batches of classes are drawn: uniform, or `class_pairs` or `class_fours`, where every sample has others of
+        its class beside it."""
+        return "uniform"
+
+    @property
     def deploys_student(self) -> bool:
         """Whether what is trained is a network of the student's kind, which a run's folder can hold."""
         return True
@@ -35,8 +41,6 @@ class Method:
     heads: ClassVar[frozenset[str]] = frozenset({"scalar", "bins", "gaussian"})
     """For regression: the kinds of output that it is defined for."""
     needs_teacher: ClassVar[bool] = True
-    sampling: ClassVar[str] = "uniform"
-    """How batches of classes are drawn: uniform, or `class_pairs` (every sample beside another of its class)."""
     instead: ClassVar[str] = ""
     """A sentence for the user of a task or head that it is not defined for: what to do instead."""
 

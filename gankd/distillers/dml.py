@@ -43,7 +43,8 @@ class DML(Online):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         config = self.config
-        outputs = self.answer([self.augment(batch.images)]).outputs
+        views, batch = self.views_of(batch)
+        outputs = self.answer(views).outputs
         self.keep_score(outputs, batch.labels)
         if self.task.kind == CLASSIFICATION:
             loss, labels, mutual = dml_loss(

@@ -117,7 +117,8 @@ class FFL(Online):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         config, weight = self.config, self.config.weight * self.ramp
-        answers = self.answer([self.augment(batch.images)])
+        views, batch = self.views_of(batch)
+        answers = self.answer(views)
         outputs, maps = answers.outputs, answers.maps
         self.keep_score(outputs, batch.labels)
         fused = self.fuse([each.detach() for each in maps] if config.detach_fusion_input else maps)

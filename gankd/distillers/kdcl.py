@@ -15,6 +15,7 @@ from torch import Tensor
 from gankd.data.loader import Batch, BatchSource
 from gankd.distillers.peers import Online, PeersConfig, Positive, Weight
 from gankd.losses import kdcl_general_weights, kdcl_loss, regression_ensemble_weights
+from gankd.losses.precision import full_precision
 from gankd.tasks import CLASSIFICATION
 from generators.images import to_unit_range
 
@@ -30,16 +31,18 @@ class KDCLConfig(PeersConfig):
     """Of the common target."""
     temperature: Positive = 2.0
     """Classes: softens both distributions."""
-    ensemble: Literal["mean", "best", "min_logit", "general"] = "mean"
+    ensemble: Literal["mean", "best", "min_logit", "linear", "general"] = "mean"
     """The target of a sample: the students' mean, the student that is least wrong on its label, the least of every logit
-    relative to the label's (classes only), or the mixture whose errors cancel best on held-out samples. Of a scalar
-    target min_logit is not defined; choose one of the others."""
+    relative to the label's, the average of the batch with the lowest cross-entropy (both of classes only), or the mixture
+    whose errors cancel best on held-out samples."""
     held_out: Annotated[float, Field(gt=0, le=0.5)] = 0.1
     """general: share of the real samples that the losses leave out and the mixture is computed from, 1,000 at most."""
 
     def check_task(self, task_kind: str, head: str = "scalar") -> None:
-        if self.ensemble == "min_logit" and task_kind != CLASSIFICATION:
-            raise ValueError("kdcl's min_logit needs the label's logit; a scalar target has none: set ensemble: best.")
+        if self.ensemble in ("min_logit", "linear") and task_kind != CLASSIFICATION:
+            raise ValueError(
+                f"kdcl's {self.ensemble} needs the label's logit; a scalar target has none: set ensemble: best."
+            )
 
 
 class KDCL(Online):
@@ -47,6 +50,7 @@ class KDCL(Online):
 
     mean       z_t = 1/m sum_i z_i                     best   that of the student with the lowest error on the sample
     min_logit  z_tk = min_i (z_ik - z_iy)              general  z_t = sum_i a_i z_i,  a = C^-1 1 / (1' C^-1 1)
+    linear     z_t = sum_i a_i z_i,  a >= 0 of sum 1 with the lowest CE(z_t) in the batch
 
     C_ij is the mean product of the errors of students i and j on held-out samples, renewed every epoch. Scalars: squared
     differences for KL.
@@ -68,7 +72,7 @@ class KDCL(Online):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         config = self.config
-        views = [self.augment(batch.images) for _ in range(config.peers)]
+        views, batch = self.views_of(batch, config.peers)
         outputs, labels = self.answer(views).outputs, batch.labels
         if config.ensemble == "general":
             used = ~torch.isin(batch.indices, self.held_out)
@@ -78,14 +82,15 @@ class KDCL(Online):
             outputs, labels = [output[used] for output in outputs], labels[used]
         self.keep_score(outputs, labels)
         if self.task.kind == CLASSIFICATION:
+            weights = linear_weights(torch.stack(outputs), labels) if config.ensemble == "linear" else self.mixture
             loss, label_loss, divergence = kdcl_loss(
                 student_logits=outputs,
                 labels=labels,
                 temperature=config.temperature,
                 ce_weight=config.task_weight,
                 kd_weight=config.weight,
-                ensemble="weighted" if config.ensemble == "general" else config.ensemble,
-                weights=self.mixture,
+                ensemble=config.ensemble if weights is None else "weighted",
+                weights=weights,
             )
             return {"loss": loss, "task": label_loss, "kdcl": divergence}
         target = self.target(torch.stack(outputs).detach().float(), labels)
@@ -130,3 +135,32 @@ class KDCL(Online):
             scaled = [self.task.normalize(output) for output in outputs]
             weights = regression_ensemble_weights(predictions=scaled, labels=targets)
         self.mixture.copy_(weights)
+
+
+@torch.no_grad()
+def linear_weights(logits: Tensor, labels: Tensor, num_rounds: int = 12) -> Tensor:
+    """The shares a >= 0 of sum 1 that minimise CE(sum_i a_i z_i), a convex problem: logits [m, N, K] to [m].
+
+    Of 12 rounds each takes the best of many steps or none: multiplicative ones, a_i ~ a_i exp(-rate * slope_i), and from
+    each student to each other, which get on where the loss is stiff. The cross-entropy never rises, and nothing waits for
+    the device.
+    """
+    logits, device = full_precision(logits), logits.device
+    one_hot, vertices = F.one_hot(labels, logits.shape[2]), torch.eye(len(logits), dtype=logits.dtype, device=device)
+    others = (vertices[:, None] - vertices).flatten(0, 1)  # [m m, m], to student i from student j
+    givers = vertices.repeat(len(logits), 1)  # [m m, m], student j
+    amounts, rates = 2.0 ** -torch.arange(10, device=device), 2.0 ** torch.arange(-8, 8, device=device)
+    shares = logits.new_full((len(logits),), 1 / len(logits))
+    with torch.autocast(device.type, enabled=False):
+        for _ in range(num_rounds):
+            mixed = torch.tensordot(shares, logits, dims=1)  # [N, K]
+            slopes = torch.tensordot(logits, mixed.softmax(1) - one_hot, dims=2)  # [m], of the sum
+            slopes = slopes - slopes.mean()
+            steps = rates[:, None] * slopes / slopes.abs().max().clamp(min=1e-12)
+            multiplied = (shares.clamp(min=1e-30).log() - steps).softmax(1)
+            exchanged = shares + amounts[:, None, None] * (givers @ shares)[:, None] * others
+            candidates = torch.cat([shares[None], multiplied, exchanged.flatten(0, 1)])  # [17 + 10 m m, m]
+            mixtures = torch.tensordot(candidates, logits, dims=1)
+            losses = F.cross_entropy(mixtures.flatten(0, 1), labels.repeat(len(candidates)), reduction="none")
+            shares = candidates[losses.view(len(candidates), -1).mean(1).argmin()]
+    return shares

@@ -6,7 +6,7 @@ TPAMI 2023, arXiv 2207.11518.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -53,6 +53,12 @@ class LMCLConfig(PeersConfig):
     """Learning rate of the meta network and of the inner steps (SGD)."""
     meta_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Of the meta network."""
+
+    @property
+    def sampling(self) -> str:
+        return "class_pairs"
+
+    cannot_spread: ClassVar[str] = "its meta step differentiates steps of all peers together; use mcl"
 
 
 class Stages(NamedTuple):
@@ -122,7 +128,6 @@ class LMCL(Online):
     Config = LMCLConfig
     tasks = frozenset({"classification"})
     instead = "It finds positives by class; for a scalar target use method mcl (form: queue, or positives: vicinal)."
-    sampling = "class_pairs"
 
     def __init__(self, student, teacher, task, config, **others):
         super().__init__(student, teacher, task, config, **others)

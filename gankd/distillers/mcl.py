@@ -78,8 +78,17 @@ class MCLConfig(PeersConfig):
         """batch, memory or queue."""
         return self.form or ("batch" if task_kind == CLASSIFICATION else "queue")
 
+    @property
+    def sampling(self) -> str:
+        return "class_pairs" if self.form_for(CLASSIFICATION) == "batch" else "uniform"
+
     def check_task(self, task_kind: str, head: str = "scalar") -> None:
         if self.form_for(task_kind) == "queue":
+            if self.spread_peers:
+                raise ValueError(
+                    "mcl's queues cannot have spread_peers: every process needs the keys of all peers' encoders, which "
+                    "would be run as often as before; set form: batch or memory."
+                )
             return
         if task_kind != CLASSIFICATION and self.positives == "class":
             raise ValueError("mcl finds positives by class; set positives: vicinal or use the queue form.")
@@ -102,7 +111,6 @@ class MCL(Online):
 
     Config = MCLConfig
     reads = ("pooled",)
-    sampling = "class_pairs"
 
     def __init__(self, student, teacher, task, config, **others):
         super().__init__(student, teacher, task, config, **others)
@@ -131,8 +139,8 @@ class MCL(Online):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         config = self.config
-        view = self.augment(batch.images)
-        answers = self.answer([view])
+        views, batch = self.views_of(batch)
+        answers = self.answer(views)
         outputs = answers.outputs
         self.keep_score(outputs, batch.labels)
         embeddings = [head(pooled) for head, pooled in zip(self.heads_of_peers, answers.pooled, strict=True)]
@@ -153,7 +161,8 @@ class MCL(Online):
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
         """What `DistributedDataParallel` need not send before each step: every process writes the same."""
-        return [name for name in ("banks", "order", "first", "count", "queues", "queue_end") if hasattr(self, name)]
+        own = [name for name in ("banks", "order", "first", "count", "queues", "queue_end") if hasattr(self, name)]
+        return [*super()._ddp_params_and_buffers_to_ignore, *own]
 
     @property
     def weights(self) -> dict[str, float]:
@@ -171,9 +180,12 @@ class MCL(Online):
 
     def in_batch(self, embeddings: list[Tensor], batch: Batch) -> tuple[Tensor, ...]:
         """Against the images of the whole batch, over all processes."""
+        labels = batch.labels
+        if not self.is_spread:
+            embeddings, labels = [gather_with_gradient(embedding) for embedding in embeddings], gather(labels)
         return mcl_loss(
-            embeddings=[gather_with_gradient(embedding) for embedding in embeddings],
-            labels=gather(batch.labels),
+            embeddings=embeddings,
+            labels=labels,
             kappa=self.kappa,
             include_self=self.config.include_self,
             **self.weights,
@@ -197,8 +209,9 @@ class MCL(Online):
             **self.weights,
         )
         if self.training:
-            indices, momentum = gather(batch.indices), self.config.bank_momentum
-            rows = [gather(embedding) for embedding in embeddings]
+            indices, momentum, rows = batch.indices, self.config.bank_momentum, embeddings
+            if not self.is_spread:
+                indices, rows = gather(indices), [gather(embedding) for embedding in embeddings]
             self.banks = torch.stack(
                 [
                     crd_update_bank(bank=bank, embedding=row, indices=indices, momentum=momentum)

@@ -1,6 +1,8 @@
 """Training on mixed images: blends, and images with a box of another one.
 
-mixup: Zhang, Cisse, Dauphin, Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", ICLR 2018, arXiv 1710.09412
+mixup: Zhang, Cisse, Dauphin, Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", ICLR 2018, arXiv 1710.09412; of the
+inputs of stages: Verma, Lamb, Beckham, Najafi, Mitliagkas, Lopez-Paz, Bengio, "Manifold Mixup: Better Representations by
+Interpolating Hidden States", ICML 2019, arXiv 1806.05236
 cutmix: Yun, Han, Oh, Chun, Choe, Yoo, "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable
 Features", ICCV 2019, arXiv 1905.04899
 """
@@ -17,6 +19,7 @@ from torch import Tensor
 from gankd.data.loader import Batch
 from gankd.distillers.base import EVERY_TASK, Distiller, MethodConfig
 from gankd.losses import cutmix_batch, mixup_batch, mixup_cross_entropy
+from gankd.models.taps import default_taps
 from gankd.tasks import CLASSIFICATION, Task
 
 Alpha = Annotated[float, Field(ge=0)]
@@ -28,24 +31,49 @@ class MixupConfig(MethodConfig):
     name: Literal["mixup"] = "mixup"
     """The method."""
     alpha: Alpha = 0.4
-    """The shares are drawn from Beta(alpha, alpha), one a batch; 0 does not mix."""
+    """The shares are drawn from Beta(alpha, alpha), one a batch; 0 does not mix. Manifold mixup has 2."""
+    blended: Literal["images", "stages"] = "images"
+    """Images, or what goes into a stage of the network, another one for every batch (manifold mixup)."""
 
 
 class Mixup(Distiller):
     """x = lambda x_n + (1 - lambda) x_perm(n); L = lambda CE(y_n) + (1 - lambda) CE(y_perm(n)), or the loss to the blended
-    scalar. Images are mixed after their augmentation, in training mode.
+    scalar. Images are mixed after their augmentation, in training mode; manifold mixup blends the input of a stage instead.
     """
 
     Config = MixupConfig
     tasks = EVERY_TASK
     needs_teacher = False
 
+    def __init__(self, student, teacher, task, config, **others):
+        super().__init__(student, teacher, task, config, **others)
+        self.before_stages: list[str] = []
+        if config.blended == "stages":
+            self.before_stages = default_taps(student, image_shape=others["data"].image_shape)[:-2]
+            if not self.before_stages:
+                raise ValueError(f"{type(student).__name__} has no stage behind another; set blended: images.")
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         view = self.augment(batch.images)
         permutation, mixing = draw_mixing(view, self.config.alpha if self.training else 0)
-        view = mixup_batch(images=view, permutation=permutation, mixing=mixing)
-        loss = mixed_loss(self.task, self.student(self.normalize(view)), batch.labels, permutation, mixing)
+        if self.before_stages:
+            outputs = self.mixed_inside(self.normalize(view), permutation, mixing)
+        else:
+            outputs = self.student(self.normalize(mixup_batch(images=view, permutation=permutation, mixing=mixing)))
+        loss = mixed_loss(self.task, outputs, batch.labels, permutation, mixing)
         return {"loss": loss, "mixup": loss}
+
+    @torch.compiler.disable  # compiled code would not notice the hook
+    def mixed_inside(self, images: Tensor, permutation: Tensor, mixing: float) -> Tensor:
+        """Outputs of the student where the input of a random stage is blended."""
+        path = self.before_stages[int(torch.randint(len(self.before_stages), (), device="cpu"))]
+        hook = self.student.get_submodule(path).register_forward_hook(
+            lambda _, __, feature: mixup_batch(images=feature, permutation=permutation, mixing=mixing)
+        )
+        try:
+            return self.student(images)
+        finally:
+            hook.remove()
 
 
 class CutMixConfig(MethodConfig):

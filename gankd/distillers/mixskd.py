@@ -39,7 +39,8 @@ class MixSKDConfig(MethodConfig):
     name: Literal["mixskd"] = "mixskd"
     """The method."""
     alpha: Annotated[float, Field(ge=0)] = 0.4
-    """The images' shares are drawn from Beta(alpha, alpha), one a batch; 0.4 on CIFAR-100, 0.2 on ImageNet."""
+    """The images' shares are drawn from Beta(alpha, alpha), one a batch; 0.4 on CIFAR-100, 0.2 on ImageNet; 0 does not
+    mix."""
     temperature: Annotated[float, Field(gt=0)] = 3.0
     """Classes: softens both distributions."""
     mixed_weight: Weight = 1.0
@@ -89,10 +90,7 @@ class MixSKD(Distiller):
         self.self_teacher_head = nn.Linear(channels, task.num_outputs)
         self.discriminators = nn.ModuleList()
         if config.adversarial_weight > 0:
-            self.discriminators.extend(
-                nn.Sequential(nn.Linear(channels, DISCRIMINATOR_WIDTH), nn.ReLU(), nn.Linear(DISCRIMINATOR_WIDTH, 2))
-                for _ in shapes
-            )
+            self.discriminators.extend(Discriminator(channels) for _ in shapes)
         self.mixed_weight = 0.0 if config.as_released else config.mixed_weight
         if config.as_released:
             self.discriminators.requires_grad_(False)
@@ -173,15 +171,23 @@ class MixSKD(Distiller):
         def scores(maps: list[Tensor]) -> list[Tensor]:
             if not self.config.as_released:
                 maps = [gradient_reversal(input=feature, strength=1.0) for feature in maps]
-            return [
-                mixskd_discriminator_scores(
-                    feature=feature,
-                    hidden_weight=hidden.weight,
-                    hidden_bias=hidden.bias,
-                    output_weight=output.weight,
-                    output_bias=output.bias,
-                )
-                for (hidden, _, output), feature in zip(self.discriminators, maps, strict=True)
-            ]
+            return [judge(feature) for judge, feature in zip(self.discriminators, maps, strict=True)]
 
         return mixskd_discriminator_loss(interpolated_scores=scores(interpolated), mixup_scores=scores(mixture))
+
+
+class Discriminator(nn.Module):
+    """A map [N, C, H, W] to scores [N, 2] of being interpolated and of being of a mixture."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.hidden, self.output = nn.Linear(channels, DISCRIMINATOR_WIDTH), nn.Linear(DISCRIMINATOR_WIDTH, 2)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        return mixskd_discriminator_scores(
+            feature=feature,
+            hidden_weight=self.hidden.weight,
+            hidden_bias=self.hidden.bias,
+            output_weight=self.output.weight,
+            output_bias=self.output.bias,
+        )

@@ -59,7 +59,8 @@ class OKDDip(Online):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         config, weight = self.config, self.config.weight * self.ramp
-        answers = self.answer([self.augment(batch.images)])
+        views, batch = self.views_of(batch)
+        answers = self.answer(views)
         leader, *peers = answers.outputs
         self.keep_score(answers.outputs, batch.labels)
         features = torch.stack(answers.pooled[1:], dim=1)  # [N, m - 1, D]

@@ -5,7 +5,7 @@ Lan, Zhu, Gong, "Knowledge Distillation by On-the-Fly Native Ensemble", NeurIPS 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -32,6 +32,8 @@ class ONEConfig(BranchesConfig):
     """Classes: softens both distributions."""
     ramp: Share = RAMP
     """Share of the run in which the ensemble's weight rises to `weight` (80 of 300 epochs)."""
+
+    cannot_spread: ClassVar[str] = "its branches share a trunk; use okddip or ffl with share: nothing"
 
 
 class ONE(Online):

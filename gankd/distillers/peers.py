@@ -14,10 +14,11 @@ from typing import Annotated, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
+from gankd.data.loader import Batch
 from gankd.distillers.base import EVERY_TASK, Distiller, MethodConfig
-from gankd.distillers.processes import gather
+from gankd.distillers.processes import gather, runs, send, several, share_with_gradient
 from gankd.losses import rampup_weight
 from gankd.losses.online import softened_divergence
 from gankd.losses.precision import full_precision
@@ -31,6 +32,7 @@ Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 FROM_FEATURES = {"map": -2, "pooled": -1}  # places in [f0, ..., fL, pooled]
 RAMP = 80 / 300
+Found = tuple[Tensor, list[Tensor]]  # a network's outputs and features
 
 
 class PeersConfig(MethodConfig):
@@ -43,6 +45,12 @@ class PeersConfig(MethodConfig):
     deploy: Literal["first", "best", "ensemble"] = "first"
     """What the run returns: the first peer, the peer with the lowest running loss on the labels, or a module that averages
     the outputs of all (as many networks to run; not a network that a run's folder can hold)."""
+    spread_peers: bool = False
+    """Several processes: each runs only its own peers, on the whole batch, and they tell each other what they found;
+    otherwise every process runs all peers on its share of the batch. At most as many processes as peers."""
+
+    cannot_spread: ClassVar[str] = ""
+    """Of a method whose peers cannot be spread: why, and the way out."""
 
     @property
     def deploys_student(self) -> bool:
@@ -59,6 +67,8 @@ class PeersConfig(MethodConfig):
             raise ValueError(
                 "deploy: best chooses among networks of the student's kind, and peer_models names others; use first."
             )
+        if self.spread_peers and self.cannot_spread:
+            raise ValueError(f"{self.name} cannot have spread_peers: {self.cannot_spread}.")
         return self
 
 
@@ -76,6 +86,8 @@ class BranchesConfig(PeersConfig):
             raise ValueError("peer_models are whole networks, which share no trunk; set share: nothing.")
         if self.share == "nothing" and self.trunk_gradient != "sum":
             raise ValueError("trunk_gradient needs a trunk; set share: trunk.")
+        if self.share == "trunk" and self.spread_peers:
+            raise ValueError("spread_peers is for whole networks, and branches share a trunk; set share: nothing.")
         return self
 
 
@@ -105,6 +117,11 @@ class Online(Distiller):
 
     def __init__(self, student, teacher, task, config, **others):
         super().__init__(student, teacher, task, config, **others)
+        if self.is_spread and distributed.get_world_size() > config.peers:
+            raise ValueError(
+                f"spread_peers: {config.peers} peers leave some of {distributed.get_world_size()} processes idle; start "
+                f"at most {config.peers}, or set it to false."
+            )
         self.image_shape = others["data"].image_shape
         self.trunk_path = None
         if getattr(config, "share", "nothing") == "trunk":
@@ -115,6 +132,13 @@ class Online(Distiller):
         self.others = nn.ModuleList([self._peer(index) for index in range(config.peers - 1)])
         self.register_buffer("label_losses", torch.zeros(config.peers))  # running, for deploy: best
         self.ramp = 1.0
+        self.shapes_found: list[list[tuple[int, ...]]] = []  # of every peer's outputs and features, without the batch
+        if config.spread_peers:
+            paths = [["", *self.taps_of(network)] for network in self.networks]  # "" is the network itself
+            self.shapes_found = [
+                feature_shapes(network, self.image_shape, path)
+                for network, path in zip(self.networks, paths, strict=True)
+            ]
 
     def _peer(self, index: int) -> nn.Module:
         """Peer index + 1."""
@@ -148,23 +172,69 @@ class Online(Distiller):
         place = self.reads.index(kind)
         return [feature_shapes(network, self.image_shape, [self.taps_of(network)[place]])[0] for network in networks]
 
+    @property
+    def is_spread(self) -> bool:
+        """Whether every process runs only its own peers."""
+        return self.config.spread_peers and several()
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """What `DistributedDataParallel` need not send before each step: spread peers send their own."""
+        sent = {id(buffer) for network in self.networks for buffer in network.buffers()} if self.is_spread else set()
+        return [name for name, buffer in self.named_buffers() if id(buffer) in sent]
+
+    def views_of(self, batch: Batch, count: int = 1) -> tuple[list[Tensor], Batch]:
+        """`count` views of the batch, [N, C, H, W] in [0, 1], and the batch that losses are taken of.
+
+        Of spread peers both are those of all processes, each of which augments its own share.
+        """
+        views = [self.augment(batch.images) for _ in range(count)]
+        if not self.is_spread:
+            return views, batch
+        shares = (batch.images, batch.labels, batch.indices, batch.is_synthetic)  # no peer reads the rest
+        return [gather(view) for view in views], Batch(*map(gather, shares))
+
     def answer(self, views: list[Tensor]) -> Answers:
-        """One pass of every peer. views: one for all, or one for each, [N, C, H, W] in [0, 1]."""
+        """One pass of every peer. views: one for all, or one for each, [N, C, H, W] in [0, 1]; of spread peers the same
+        in every process."""
         images = [self.normalize(view) for view in views]
         images = images * self.config.peers if len(images) == 1 else images
-        trunk, caught = None, []
+        trunk, paths = None, [self.taps_of(network) for network in self.networks]
+        if self.trunk_path:
+            trunk, found = self._of_branches(images, paths)
+        elif self.is_spread:
+            found = self._of_all_processes(images, paths)
+        else:
+            peers = zip(self.networks, paths, images, strict=True)
+            found = [Taps(network, path)(image) for network, path, image in peers]
+        features = {kind: [taps[place] for _, taps in found] for place, kind in enumerate(self.reads)}
+        return Answers([outputs for outputs, _ in found], features.get("map", []), features.get("pooled", []), trunk)
+
+    def _of_branches(self, images: list[Tensor], paths: list[list[str]]) -> tuple[Tensor, list[Found]]:
+        """The trunk's map, and what every branch makes of it."""
+        with self._gradient_into_trunk():
+            outputs, (trunk, *features) = Taps(self.student, [self.trunk_path, *paths[0]])(images[0])
+        found = [(outputs, features)]
+        for branch, path, image in zip(self.others, paths[1:], images[1:], strict=True):
+            found.append(_BranchTaps(branch, path)(trunk, image))
+        return trunk, found
+
+    def _of_all_processes(self, images: list[Tensor], paths: list[list[str]]) -> list[Found]:
+        """What every peer makes of its images: this process's peers here, the others where they belong."""
+        found, idle = [], []
         for index, (network, image) in enumerate(zip(self.networks, images, strict=True)):
-            paths = self.taps_of(network)
-            if self.trunk_path is None:
-                caught.append(Taps(network, paths)(image))
-            elif index == 0:
-                with self._gradient_into_trunk():
-                    outputs, (trunk, *features) = Taps(network, [self.trunk_path, *paths])(image)
-                caught.append((outputs, features))
+            if runs(index):
+                outputs, features = Taps(network, paths[index])(image)
+                found.append([full_precision(tensor) for tensor in (outputs, *features)])
             else:
-                caught.append(_BranchTaps(self.others[index - 1], paths)(trunk, image))
-        features = {kind: [taps[place] for _, taps in caught] for place, kind in enumerate(self.reads)}
-        return Answers([outputs for outputs, _ in caught], features.get("map", []), features.get("pooled", []), trunk)
+                empty = full_precision(image).new_empty
+                found.append([empty(len(image), *shape) for shape in self.shapes_found[index]])
+                idle += [parameter for parameter in network.parameters() if parameter.requires_grad]
+        if self.training:
+            world_size = distributed.get_world_size()
+            for process in range(world_size):
+                send([each for network in self.networks[process::world_size] for each in network.buffers()], process)
+        return [(outputs, features) for outputs, *features in share_with_gradient(found, idle)]
 
     @contextlib.contextmanager
     def _gradient_into_trunk(self):

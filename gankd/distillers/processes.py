@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, distributed
 
@@ -38,7 +40,64 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(context, gradient: Tensor) -> Tensor:
-        gradient = gradient.contiguous()
+        gradient = gradient.clone(memory_format=torch.contiguous_format)  # autograd may share it with another branch
         distributed.all_reduce(gradient)
         start = distributed.get_rank() * context.length
         return gradient[start : start + context.length]
+
+
+def runs(index: int) -> bool:
+    """Whether this process is the one, among all of them, that item `index` of a list falls to."""
+    return not several() or index % distributed.get_world_size() == distributed.get_rank()
+
+
+@torch.no_grad()
+def send(tensors: Sequence[Tensor], source: int) -> None:
+    """Write the tensors of process `source` into those of every other, which has as many of the same shapes and types."""
+    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+        alike = [tensor for tensor in tensors if tensor.dtype == dtype]
+        joined = torch.cat([tensor.flatten() for tensor in alike])
+        distributed.broadcast(joined, source)
+        if distributed.get_rank() != source:
+            for tensor, part in zip(alike, joined.split([tensor.numel() for tensor in alike]), strict=True):
+                tensor.copy_(part.view_as(tensor))
+
+
+def share_with_gradient(found: Sequence[Sequence[Tensor]], idle: Sequence[Tensor]) -> list[list[Tensor]]:
+    """What the processes found, in each of them; item i of the list is from the process that `runs(i)`.
+
+    The gradient of every process's loss comes back to the process that a tensor is from. As with `gather_with_gradient`,
+    a loss that each process takes of everything has, averaged over processes, the gradient of that loss in one process.
+
+    Args:
+        found: of an item that another process found, tensors of the same shapes whose values do not matter.
+        idle: the parameters behind those items. They get the gradient zero, as processes wait for that of every one.
+    """
+    owners = [index % distributed.get_world_size() for index, tensors in enumerate(found) for _ in tensors]
+    shared = iter(_Share.apply(owners, *[tensor for tensors in found for tensor in tensors], *idle))
+    return [[next(shared) for _ in tensors] for tensors in found]
+
+
+class _Share(torch.autograd.Function):
+    """One node for everything, so that all processes reduce its gradients in one order, whatever each of them ran."""
+
+    @staticmethod
+    def forward(context, owners: list[int], *tensors: Tensor) -> tuple[Tensor, ...]:
+        context.owners, context.idle = owners, tensors[len(owners) :]
+        shared = [tensor.clone() for tensor in tensors[: len(owners)]]
+        for process in sorted(set(owners)):
+            send([tensor for tensor, owner in zip(shared, owners, strict=True) if owner == process], process)
+        return tuple(shared)
+
+    @staticmethod
+    def backward(context, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        own: list[Tensor | None] = [None] * len(gradients)
+        for process in sorted(set(context.owners)):
+            places = [place for place, owner in enumerate(context.owners) if owner == process]
+            joined = torch.cat([gradients[place].flatten() for place in places])
+            distributed.reduce(joined, process)
+            if distributed.get_rank() == process:
+                parts = joined.split([gradients[place].numel() for place in places])
+                for place, part in zip(places, parts, strict=True):
+                    own[place] = part.view_as(gradients[place])
+        return (None, *own, *map(torch.zeros_like, context.idle))

@@ -46,8 +46,8 @@ class LabelSmoothing(Term):
     tasks = CLASSES
     needs_teacher = False
     instead = (
-        "label_smoothing spreads probability over wrong classes; this task has a scalar target. Use task.head: bins, whose "
-        "labels are smoothed to distributions, or a classification task."
+        "label_smoothing spreads probability over wrong classes; this task has a scalar target. Use supervised with "
+        "task.head: bins, whose labels are smoothed to distributions, or a classification task."
     )
 
     def forward(self, passes: Passes) -> Tensor:

@@ -10,10 +10,10 @@ import contextlib
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
-from torch import Tensor
+from pydantic import Field, model_validator
+from torch import Tensor, nn
 
-from gankd.distillers.branches import output_layer
+from gankd.distillers.branches import output_layer, stage_taps
 from gankd.distillers.terms import Passes, Setup, Term, TermConfig, Weight
 from gankd.losses import class_votes, zipf_loss, zipf_targets
 from gankd.models.taps import INPUT, Taps
@@ -22,7 +22,8 @@ from generators.randomness import seeded
 
 
 class ZipfLSConfig(TermConfig):
-    """CE + weight * KL(Zipf targets || softmax over the classes other than the label)."""
+    """CE + weight * (KL(Zipf targets || softmax over the classes other than the label) + auxiliary_weight * CE of the
+    classifiers that shallower stages vote by)."""
 
     name: Literal["zipf_ls"] = "zipf_ls"
     """The method."""
@@ -36,22 +37,34 @@ class ZipfLSConfig(TermConfig):
     votes: Literal["pixels", "logits"] = "pixels"
     """What is ranked: votes of the pixels, or the logits (of networks whose classifier does not take the mean of a map)."""
     upsample_scale: Annotated[int, Field(gt=0)] | None = None
-    """The map is enlarged before it votes. Null: twice up to 4x4 pixels (64 votes, as on CIFAR), else not."""
+    """A map is enlarged before it votes. Null: twice up to 4x4 pixels (64 votes, as on CIFAR), else not."""
+    stages: Annotated[int, Field(gt=0)] = 1
+    """pixels: how many of the deepest stages vote together; all but the last by a linear classifier of their own."""
+    auxiliary_weight: Annotated[float, Field(gt=0)] = 5.0
+    """Of the cross-entropy of those classifiers; with a `weight` of 0.1 it counts 0.5, as in the released code."""
     only_correct: bool = False
     """Only samples that are classified rightly take part."""
+
+    @model_validator(mode="after")
+    def _stages_vote_by_pixels(self):
+        if self.stages > 1 and self.votes == "logits":
+            raise ValueError("stages are those whose pixels vote, and votes: logits has none; set votes: pixels.")
+        return self
 
 
 class ZipfLS(Term):
     """v_k = #{pixels that the classifier puts into class k}, r_k = 1 + #{j: v_j > v_k}, q_k ~ r_k^-power for k != y;
     L = mean_n KL(q || softmax of the logits without the label's). The map is the one that is averaged for the classifier.
+    With several stages the pixels of all their maps are counted, and L has their classifiers' cross-entropy on the averaged
+    maps beside it; those are for training only.
     """
 
     Config = ZipfLSConfig
     tasks = frozenset({"classification"})
     needs_teacher = False
     instead = (
-        "zipf_ls ranks classes; this task has a scalar target. Use task.head: bins, whose labels are smoothed to "
-        "distributions, or a classification task."
+        "zipf_ls ranks classes; this task has a scalar target. Use supervised with task.head: bins, whose labels are "
+        "smoothed to distributions, or a classification task."
     )
 
     def __init__(self, config: ZipfLSConfig, setup: Setup):
@@ -63,16 +76,25 @@ class ZipfLS(Term):
             )
         self.counts: dict[str, Tensor] = {}
         self.setup = setup
+        self.classifiers = nn.ModuleList()
         if config.votes == "pixels":
             self.classifier_input, _ = output_layer(setup, config.name)
             self.student_taps = [_map_before_pooling(setup, self.classifier_input)]
+        if config.stages > 1:
+            paths, shapes = stage_taps(setup, config.name, None, at_least=config.stages)
+            first = len(paths) - config.stages
+            self.student_taps += paths[first:-1]
+            self.classifiers.extend(nn.Linear(shape[0], setup.task.num_outputs) for shape in shapes[first:-1])
 
     def forward(self, passes: Passes) -> Tensor:
         labels, config = passes.batch.labels, self.config
         law = dict(power=config.power, distribution=config.distribution)
         scores = passes.student_outputs.detach()
         if config.votes == "pixels":
-            scores = self.class_votes(passes.student_features[self.student_taps[0]])
+            last, *shallower = (passes.student_features[path] for path in self.student_taps)
+            scores = self.class_votes(last, self.setup.student.get_submodule(self.classifier_input.removesuffix(INPUT)))
+            for feature_map, classifier in zip(shallower, self.classifiers, strict=True):
+                scores = scores + self.class_votes(feature_map, classifier)
             with torch.no_grad():
                 targets = zipf_targets(scores=scores, labels=labels, **law)
                 self.counts = {
@@ -80,13 +102,16 @@ class ZipfLS(Term):
                     "unvoted_mass": (targets * (scores == 0)).sum(dim=1).mean(),
                     "label_votes": (scores.gather(1, labels[:, None]).squeeze(1) / scores.sum(dim=1)).mean(),
                 }
-        return zipf_loss(
+        loss = zipf_loss(
             student_logits=passes.student_outputs, labels=labels, scores=scores, only_correct=config.only_correct, **law
         )
+        for path, classifier in zip(self.student_taps[1:], self.classifiers, strict=True):
+            pooled = passes.student_features[path].mean(dim=(2, 3))  # [N, C]
+            loss = loss + config.auxiliary_weight * self.task.loss(classifier(pooled), labels)
+        return loss
 
-    def class_votes(self, feature_map: Tensor) -> Tensor:
+    def class_votes(self, feature_map: Tensor, classifier: nn.Linear) -> Tensor:
         """Votes [N, K] of the pixels of [N, C, H, W]."""
-        classifier = self.setup.student.get_submodule(self.classifier_input.removesuffix(INPUT))
         scale = self.config.upsample_scale or (2 if max(feature_map.shape[2:]) <= 4 else 1)
         return class_votes(
             feature_map=feature_map, weight=classifier.weight, bias=classifier.bias, upsample_scale=scale

@@ -17,10 +17,13 @@ from gankd.evaluation.probes import (
     linear_probe,
     ridge_probe,
 )
+from gankd.evaluation.protocols import PROBES, LabelledFeatures, labelled_features, measure
 from gankd.tasks import Task
 from generators.images import to_unit_range
 
 __all__ = [
+    "PROBES",
+    "LabelledFeatures",
     "ProbeResult",
     "evaluate",
     "extract_features",
@@ -29,7 +32,9 @@ __all__ = [
     "knn_probe",
     "knn_regress",
     "knn_regression_probe",
+    "labelled_features",
     "linear_probe",
+    "measure",
     "ridge_probe",
     "standardize_features",
 ]

@@ -39,7 +39,8 @@ class ProbeResult:
     """Of the regularisation that was chosen, where one was."""
 
     def __str__(self) -> str:
-        return f"{self.metric} {self.value:.4g}{' %' if self.metric == 'top1' else ''} ({self.protocol})"
+        chosen = "" if self.strength is None else f"; strength {self.strength:.3g}"
+        return f"{self.metric} {self.value:.4g}{' %' if self.metric == 'top1' else ''} ({self.protocol}{chosen})"
 
 
 @torch.no_grad()
@@ -124,7 +125,7 @@ def linear_probe(
         "top1",
         100 * (predictions == test_labels).float().mean().item(),
         f"linear probe: logistic regression on normalised, standardised features of {len(train_features):,} un-augmented "
-        f"training images, L2 strength {strength:g} chosen on {len(held_out):,} of them (seed {seed}), then fitted to all",
+        f"training images, L2 strength chosen on {len(held_out):,} of them (seed {seed}), then fitted to all",
         strength,
     )
 
@@ -169,7 +170,7 @@ def ridge_probe(
         "mae",
         (predictions - test_labels).abs().mean().item(),
         f"ridge probe: ridge regression on standardised features of {len(features):,} un-augmented training images, "
-        f"L2 strength {strength:.3g} chosen on {len(held_out):,} of them (seed {seed}), then fitted to all",
+        f"L2 strength chosen on {len(held_out):,} of them (seed {seed}), then fitted to all",
         strength,
     )
 

@@ -30,6 +30,12 @@ def as_table(head: list[str], body: list[list[str]], *, num_text_columns: int, b
     return f'<div class="scroll"><table class="numbers">\n{lines}\n</table></div>'
 
 
+def as_facts(facts: dict[str, str]) -> str:
+    """Names, and what is to know of each as HTML."""
+    rows = "".join(f'<tr><th scope="row">{escape(name)}</th><td>{value}</td></tr>\n' for name, value in facts.items())
+    return f'<table class="facts">\n{rows}</table>'
+
+
 PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -58,7 +64,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .charts .numbers th, .charts .numbers td { padding-right: .9rem; }
 .numbers .best td { font-weight: 600; }
 .facts th, .facts td { padding: .3rem 1.5rem .3rem 0; text-align: left; vertical-align: top; font-size: .925rem; }
-.facts th { font-weight: 500; color: var(--soft); }
+.facts th { font-weight: 500; color: var(--soft); white-space: nowrap; }
 figure { margin: 2rem 0; }
 figcaption { max-width: 42rem; margin-top: .5rem; }
 svg { display: block; max-width: 100%; height: auto; }

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Collection, Iterator
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
@@ -17,8 +18,9 @@ from torch import Tensor
 
 from gankd.data.sets import ImageSet
 from gankd.data.splits import Splits
+from gankd.evaluation import PROBES
 from gankd.report import plots
-from gankd.report.html import PAGE, as_charts, as_figure, as_section, as_table
+from gankd.report.html import PAGE, as_charts, as_facts, as_figure, as_section, as_table
 from gankd.report.text import (
     METRIC_NAMES,
     SHORT_NAMES,
@@ -32,7 +34,7 @@ from gankd.report.text import (
     with_spread,
     with_unit,
 )
-from gankd.synthesis.store import load_store, read_tensors
+from gankd.synthesis.store import MANIFEST, load_store, read_tensors
 from generators.checkpoints import replace_whole
 
 STEP_NAMES = {  # broken where an axis breaks them
@@ -45,38 +47,45 @@ FATE_NAMES = {"kept": "kept", "ratio": "rejected by the density ratio", "teacher
 IMAGES_PER_ROW = 8
 MOST_ROWS = 20  # classes whose images the page shows
 LABEL_BINS = 8  # rows that scalar labels are divided into
+REAL = "real (training split)"
+STORES = {"synthetic": "synthetic (stored)", "generated": "generated (not selected)"}  # folders, the best first
 
 
 def write_report(directory: Path, data: Splits, metrics: dict) -> Path:
     """Write `directory/report.html` for a finished run, and return its path.
 
     Args:
-        directory: of the run; config.yaml, metrics.jsonl and synthetic/ are read.
+        directory: of the run; config.yaml, metrics.jsonl and the store of images, if there is one, are read.
         data: for examples of the training images.
         metrics: what `gankd.report.tables.summarize` made.
 
     Raises:
         ValueError: the synthetic store is not finished or not whole.
     """
-    log = read_log(directory / "metrics.jsonl")
-    store = directory / "synthetic"
-    scores, examples = (read_tensors(store / f"{name}.safetensors") for name in ("scores", "examples"))
-    rows = label_rows(data.train)
-    sections = [
-        result_section(metrics),
-        notes_section(metrics["notes"]),
-        images_section(data.train, load_store(store), rows, metrics["task"]["unit"]),
-        generator_section(metrics["generator"]),
-        selection_section(metrics["synthesis"], metrics["task"], scores, examples, rows, log),
-        training_section(metrics, log),
-        again_section(metrics, (directory / "config.yaml").read_text()),
-    ]
     name, question = escape(metrics["name"]), escape(metrics["title"])
-    page = PAGE.substitute(name=name, question=question, sections="\n".join(sections))
+    page = PAGE.substitute(name=name, question=question, sections="\n".join(sections_of(directory, data, metrics)))
     path = directory / "report.html"
     with replace_whole(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
+
+
+def sections_of(directory: Path, data: Splits, metrics: dict) -> Iterator[str]:
+    """The sections that an experiment has, from its answer to how it is run again."""
+    task, rows, log = metrics["task"], label_rows(data.train), read_log(directory / "metrics.jsonl")
+    if metrics["arms"]:
+        yield result_section(metrics)
+    if metrics["representation"]:
+        yield backbones_section(metrics)
+    yield notes_section(metrics["notes"])
+    yield images_section({REAL: data.train, **stored_images(directory)}, rows, task["unit"])
+    yield generator_section(metrics["generator"])
+    if metrics["synthesis"]:
+        store = directory / "synthetic"
+        scores, examples = (read_tensors(store / f"{name}.safetensors") for name in ("scores", "examples"))
+        yield selection_section(metrics["synthesis"], task, scores, examples, rows, log)
+    yield training_section(metrics, log)
+    yield again_section(metrics, (directory / "config.yaml").read_text())
 
 
 # --- the result -------------------------------------------------------------------------------------------------------
@@ -85,23 +94,18 @@ def write_report(directory: Path, data: Splits, metrics: dict) -> Path:
 def result_section(metrics: dict) -> str:
     task, arms, teacher, student = metrics["task"], metrics["arms"].values(), metrics["teacher"], metrics["student"]
     metric, better = task["metric"], "higher is better" if task["higher_is_better"] else "lower is better"
-    styles = plots.arm_styles([arm["synthetic"] != 0 for arm in arms])
-    dots = [
-        plots.Arm(arm["title"], arm["test"][metric]["values"], colour)
-        for arm, (colour, _) in zip(arms, styles, strict=True)
-    ]
+    dots = seed_dots(arms, metric)
     axis = f"test {in_unit(METRIC_NAMES[metric], task['unit'])}, {better}"
-    figure = plots.plot_arms(dots, teacher=teacher["test"][metric], axis=axis)
+    figure = plots.plot_arms(dots, mark=teacher["test"][metric], mark_title="teacher", axis=axis)
     about = (
         f"Test split of {metrics['data']['test']:,} images; mean ± standard deviation over the seeds. The student "
         f"({student['network']}) has {student['parameters']:,} parameters, the teacher ({teacher['network']}) "
         f"{teacher['parameters']:,}. Every arm trains the same student for {student['steps']:,} steps of "
         f"{student['batch_size']:,} images."
     )
-    sentence = escape(key_result(metrics)).replace(" ± ", "&nbsp;±&nbsp;").replace(" %", "&nbsp;%")  # unbroken values
     return "\n".join(
         [
-            f'<p class="key">{sentence}</p>',
+            key_paragraph(key_result(metrics)),
             f'<p class="aside">{escape(about)}</p>',
             arms_table(metrics),
             as_figure(
@@ -113,28 +117,47 @@ def result_section(metrics: dict) -> str:
     )
 
 
+def key_paragraph(sentence: str) -> str:
+    sentence = escape(sentence).replace(" ± ", "&nbsp;±&nbsp;").replace(" %", "&nbsp;%")  # unbroken values
+    return f'<p class="key">{sentence}</p>'
+
+
+def seed_dots(arms: Collection[dict], metric: str) -> list[plots.Arm]:
+    styles = plots.arm_styles([arm["synthetic"] != 0 for arm in arms])
+    return [
+        plots.Arm(arm["title"], arm["test"][metric]["values"], colour)
+        for arm, (colour, _) in zip(arms, styles, strict=True)
+    ]
+
+
 def key_result(metrics: dict) -> str:
-    """The answer in one sentence: the best arm with synthetic data against the best without, both chosen on validation.
+    """The answer on students in one sentence."""
+    task, metric = metrics["task"], metrics["task"]["metric"]
+    decimals = num_decimals(metrics, metric)
+    result = compare(metrics["arms"].values(), metric, METRIC_NAMES[metric], task, decimals)
+    return f"{result}; the teacher has {with_unit(metrics['teacher']['test'][metric], decimals, task['unit'])}."
+
+
+def compare(arms: Collection[dict], metric: str, name: str, task: dict, decimals: int) -> str:
+    """The best arm with synthetic data against the best without, both chosen on validation by `metric`, in words `name`.
 
     "Reaches" needs a difference of the means above twice its standard error; otherwise it "does not beat".
     """
-    task, metric = metrics["task"], metrics["task"]["metric"]
-    sign, decimals = (1 if task["higher_is_better"] else -1), num_decimals(metrics, metric)
+    sign = 1 if task["higher_is_better"] else -1
     value = lambda arm: with_spread(arm["test"][metric], decimals, task["unit"])  # noqa: E731
     best = lambda arms: max(arms, key=lambda arm: sign * arm["validation"][metric]["mean"], default=None)  # noqa: E731
-    ours = best([arm for arm in metrics["arms"].values() if arm["synthetic"] != 0])
-    real = best([arm for arm in metrics["arms"].values() if arm["synthetic"] == 0])
-    teacher = f"the teacher has {with_unit(metrics['teacher']['test'][metric], decimals, task['unit'])}."
+    ours = best([arm for arm in arms if arm["synthetic"] != 0])
+    real = best([arm for arm in arms if arm["synthetic"] == 0])
     title = capital((ours or real)["title"])
     if ours is None or real is None:
-        return f"{title} reaches a {METRIC_NAMES[metric]} of {value(ours or real)}; {teacher}"
+        return f"{title} reaches a {name} of {value(ours or real)}"
     gain = sign * (ours["test"][metric]["mean"] - real["test"][metric]["mean"])
     variance = sum(arm["test"][metric]["std"] ** 2 / len(arm["seeds"]) for arm in (ours, real))
     against = f"{value(ours)} against {value(real)}"
     if gain > 2 * math.sqrt(variance):
-        return f"{title} reaches a {METRIC_NAMES[metric]} of {against} for {real['title']}; {teacher}"
+        return f"{title} reaches a {name} of {against} for {real['title']}"
     beyond = " by more than the seeds differ" if gain > 0 else ""
-    return f"{title} does not beat {real['title']}{beyond}: a {METRIC_NAMES[metric]} of {against}; {teacher}"
+    return f"{title} does not beat {real['title']}{beyond}: a {name} of {against}"
 
 
 def arms_table(metrics: dict) -> str:
@@ -155,6 +178,82 @@ def arms_table(metrics: dict) -> str:
     values = [with_unit(teacher[name], decimals[name], "") for name in (metric, *others)]
     body.append(["teacher", "", "", "", values[0], "", *values[1:]])
     return as_table(head, body, num_text_columns=3, bold=[*(mean == best for mean in means), False])
+
+
+# --- backbones --------------------------------------------------------------------------------------------------------
+
+
+def backbones_section(metrics: dict) -> str:
+    """What probes find in the features of networks that were trained without labels."""
+    task, representation = metrics["task"], metrics["representation"]
+    arms, first = representation["arms"].values(), next(iter(representation["protocols"]))
+    name, better = probe_name(first, task), "higher is better" if task["higher_is_better"] else "lower is better"
+    figure = plots.plot_arms(
+        seed_dots(arms, first),
+        mark=representation["untrained"][first]["mean"],
+        mark_title="untrained",
+        axis=f"test {in_unit(name, task['unit'])}, {better}",
+    )
+    about = (
+        f"Test split of {metrics['data']['test']:,} images; mean ± standard deviation over the seeds. Every arm trains the "
+        f"same network ({representation['network']}, {representation['parameters']:,} parameters) without labels for "
+        f"{representation['steps']:,} steps of {representation['batch_size']:,} images; probes are then fitted to its "
+        "frozen features."
+    )
+    if any(arm["method"]["name"] == "squeeze_and_span" for arm in arms):  # an experiment's generator takes its labels
+        about += (
+            " The generator is conditional: the features that squeeze_and_span learns from know the labels that the "
+            "generator was trained with."
+        )
+    facts = {"real images": f"{representation['real']:,}, without their labels"}
+    if any(arm["synthetic"] for arm in arms):
+        facts["generated images"] = f"{representation['generated']:,}, not selected"
+    facts["probes fitted to"] = f"{representation['probe_on']:,} labelled images"
+    facts |= {PROBES[key]: protocol for key, protocol in representation["protocols"].items()}
+    return as_section(
+        "Backbones trained without labels",
+        key_paragraph(backbone_result(metrics)),
+        f'<p class="aside">{escape(about)}</p>',
+        backbones_table(metrics),
+        as_figure(
+            plots.figure_to_svg(figure, f"Test {name} of every backbone and of the untrained network"),
+            "Every dot is a seed, the bar their mean. Grey: real images only; colour: with generated images.",
+            "wide",
+        ),
+        as_facts({fact: escape(value) for fact, value in facts.items()}),
+    )
+
+
+def backbone_result(metrics: dict) -> str:
+    """The answer on backbones in one sentence, by the first protocol."""
+    task, representation = metrics["task"], metrics["representation"]
+    first = next(iter(representation["protocols"]))
+    decimals = num_decimals(representation, first)
+    result = compare(representation["arms"].values(), first, probe_name(first, task), task, decimals)
+    return f"{result}; the untrained network has {with_spread(representation['untrained'][first], decimals, task['unit'])}."
+
+
+def probe_name(protocol: str, task: dict) -> str:
+    return f"{PROBES[protocol]}-probe {METRIC_NAMES[task['metric']]}"
+
+
+def backbones_table(metrics: dict) -> str:
+    task, representation = metrics["task"], metrics["representation"]
+    arms, protocols = representation["arms"].values(), list(representation["protocols"])
+    decimals = {key: num_decimals(representation, key) for key in protocols}
+    values = lambda collected: [with_spread(collected[key], decimals[key]) for key in protocols]  # noqa: E731
+    means = [arm["test"][protocols[0]]["mean"] for arm in arms]
+    best = max(means) if task["higher_is_better"] else min(means)
+    head = ["", "generated", "method", "seeds", *(in_unit(PROBES[key], task["unit"]) for key in protocols)]
+    body = [
+        [arm["title"], share(arm["synthetic"]), arm["method"]["name"], str(len(arm["seeds"])), *values(arm["test"])]
+        for arm in arms
+    ]
+    body.append(["untrained", "", "", "", *values(representation["untrained"])])
+    return as_table(head, body, num_text_columns=3, bold=[*(mean == best for mean in means), False])
+
+
+# --- notes ------------------------------------------------------------------------------------------------------------
 
 
 def notes_section(notes: str) -> str:
@@ -192,23 +291,34 @@ def label_rows(train: ImageSet) -> list[Row]:
     return [Row(f"{names[i]} to {names[i + 1]}", edges[i], edges[i + 1]) for i in range(LABEL_BINS)]
 
 
-def images_section(real: ImageSet, synthetic: ImageSet, rows: list[Row], unit: str) -> str:
-    body = []
+def stored_images(directory: Path) -> dict[str, ImageSet]:
+    """The images to show beside the real ones, by their title; none where nothing is stored."""
+    for folder, title in STORES.items():
+        if (directory / folder / MANIFEST).exists():
+            return {title: load_store(directory / folder)}
+    return {}
+
+
+def images_section(sources: dict[str, ImageSet], rows: list[Row], unit: str) -> str:
+    """The real images, first of `sources`, and others beside them, label by label."""
+    real, body = sources[REAL], []
+    kinds = [title.split()[0] for title in sources]
     for row in rows:
-        pair = [row.members(dataset.labels)[:IMAGES_PER_ROW] for dataset in (real, synthetic)]
-        count = min(map(len, pair))
+        parts = [row.members(dataset.labels)[:IMAGES_PER_ROW] for dataset in sources.values()]
+        count = min(map(len, parts))
         cells = [row.title]
-        for dataset, members, kind in zip((real, synthetic), pair, ("real", "synthetic"), strict=True):
+        for dataset, members, kind in zip(sources.values(), parts, kinds, strict=True):
             members = members[:count] if count else members
             members = members[dataset.labels[members].argsort(stable=True)]
             description = f"{kind} images, label {row.title}"
             cells.append(strip(dataset.images[members], description) if len(members) else "none")
         body.append(cells)
-    caption = "The first images of each label in the training split and in the store, not hand-picked."
+    where = "in the training split and in the store" if len(sources) > 1 else "in the training split"
+    caption = f"The first images of each label {where}, not hand-picked."
     if real.class_names and len(rows) < len(real.class_names):
         caption += f" {len(rows)} of the {len(real.class_names)} classes."
-    head = [label_head(real.labels, unit), "real (training split)", "synthetic (stored)"]
-    return as_section("Real and synthetic images", as_figure(images_table(head, body), caption, "grid"))
+    head = [label_head(real.labels, unit), *sources]
+    return as_section(f"{capital(' and '.join(kinds))} images", as_figure(images_table(head, body), caption, "grid"))
 
 
 def label_head(labels: Tensor, unit: str) -> str:
@@ -440,26 +550,41 @@ def training_section(metrics: dict, log: list[dict]) -> str:
     if "teacher" in stages:
         lines = [plots.Line("", *curve(log, "teacher", "loss"), plots.DARK)]
         add("Teacher: training loss.", lines, "loss", logarithmic=True)
-    lines, arms = [], metrics["arms"]
-    styles = plots.arm_styles([arm["synthetic"] != 0 for arm in arms.values()])
-    for (name, arm), style in zip(arms.items(), styles, strict=True):
-        steps, values = mean_curve([curve(log, f"student {name} seed {seed}", "loss") for seed in arm["seeds"]])
-        if steps:
-            lines.append(plots.Line(arm["title"], steps, values, *style))
+    backbones, curves = backbone_arms(metrics), arm_curves(backbone_arms(metrics), "backbone", log)
+    for method in dict.fromkeys(arm["method"]["name"] for arm in backbones.values()):  # each has a loss of its own
+        lines = [line for name, line in curves.items() if backbones[name]["method"]["name"] == method]
+        if lines:
+            add(f"Backbones by {method}: training loss, mean over the seeds.", lines, "loss", logarithmic=True)
+    lines = list(arm_curves(metrics["arms"], "student", log).values())
     if lines:
         caption = "Students: training loss, mean over the seeds. Different methods minimise different losses."
         add(caption, lines, "loss", logarithmic=True)
     return as_section("Training", as_charts(charts))
 
 
+def backbone_arms(metrics: dict) -> dict[str, dict]:
+    return metrics["representation"]["arms"] if metrics["representation"] else {}
+
+
+def arm_curves(arms: dict[str, dict], role: str, log: list[dict]) -> dict[str, plots.Line]:
+    """The loss of the networks that the log calls "ROLE ARM seed N", by arm: the mean over its seeds."""
+    styles, lines = plots.arm_styles([arm["synthetic"] != 0 for arm in arms.values()]), {}
+    for (name, arm), style in zip(arms.items(), styles, strict=True):
+        steps, values = mean_curve([curve(log, f"{role} {name} seed {seed}", "loss") for seed in arm["seeds"]])
+        if steps:
+            lines[name] = plots.Line(arm["title"], steps, values, *style)
+    return lines
+
+
 # --- how to run it again ----------------------------------------------------------------------------------------------
 
 
 def again_section(metrics: dict, config: str) -> str:
-    data, provenance, arms = metrics["data"], metrics["provenance"], metrics["arms"].values()
-    seconds = {stage: metrics[stage].get("seconds") for stage in ("generator", "teacher", "synthesis")}
-    seconds["students"] = sum(sum(arm["seconds"]) for arm in arms)
-    seeds = sorted({seed for arm in arms for seed in arm["seeds"]})
+    data, provenance = metrics["data"], metrics["provenance"]
+    groups = {"backbones": backbone_arms(metrics).values(), "students": metrics["arms"].values()}
+    seeds = {group: sorted({seed for arm in arms for seed in arm["seeds"]}) for group, arms in groups.items()}
+    seconds = {stage: (metrics[stage] or {}).get("seconds") for stage in ("generator", "teacher", "synthesis")}
+    seconds |= {group: sum(sum(arm["seconds"]) for arm in arms) for group, arms in groups.items()}
     processes, shape = provenance["processes"], " × ".join(map(str, data["image_shape"]))
     code = lambda text: f"<code>{escape(text)}</code>"  # noqa: E731
     facts = {
@@ -468,18 +593,20 @@ def again_section(metrics: dict, config: str) -> str:
         "commit": code(provenance["commit"]),
         "versions": escape(f"Python {provenance['python']}, torch {provenance['torch']}"),
         "device": escape(f"{provenance['device']}, {processes} process{'es' if processes > 1 else ''}"),
-        "seeds": f"{provenance['seed']} for data and synthesis; students {', '.join(map(str, seeds))}",
+        "seeds": "; ".join(
+            [f"{provenance['seed']} for data and synthesis"]
+            + [f"{group} {', '.join(map(str, numbers))}" for group, numbers in seeds.items() if numbers]
+        ),
         "data": escape(
             f"{data['source']}, images {shape} (channels × height × width): {data['train']:,} to train on, of a pool "
             f"of {data['pool']:,}; {data['validation']:,} for validation, {data['test']:,} for the test"
         ),
         "protocol": escape(metrics["protocol"]),
-        "time": ", ".join(f"{stage} {duration(value)}" for stage, value in seconds.items() if value is not None),
+        "time": ", ".join(f"{stage} {duration(value)}" for stage, value in seconds.items() if value),
     }
-    rows = "".join(f'<tr><th scope="row">{name}</th><td>{value}</td></tr>\n' for name, value in facts.items())
     return as_section(
         "Run it again",
-        f'<table class="facts">\n{rows}</table>',
+        as_facts(facts),
         f"<details><summary>The whole configuration (config.yaml)</summary><pre>{escape(config)}</pre></details>",
     )
 

@@ -128,8 +128,8 @@ def arm_styles(uses_synthetic: Sequence[bool]) -> list[tuple[str, str | tuple]]:
 
 
 @matplotlib.rc_context(STYLE)
-def plot_arms(arms: Sequence[Arm], *, teacher: float, axis: str) -> Figure:
-    """The test metric of every arm: a dot a seed, a bar at the mean, the teacher as a dashed line."""
+def plot_arms(arms: Sequence[Arm], *, mark: float, mark_title: str, axis: str) -> Figure:
+    """The test metric of every arm: a dot a seed, a bar at the mean; a dashed line at what they are compared with."""
     figure, axes = _figure(WIDE, 0.85 + 0.42 * len(arms))
     for row, arm in enumerate(arms):
         axes.axhline(row, color="#EEEEEE", linewidth=0.8, zorder=0)
@@ -138,9 +138,9 @@ def plot_arms(arms: Sequence[Arm], *, teacher: float, axis: str) -> Figure:
         axes.plot(arm.values, dots, "o", color=arm.colour, markersize=5, alpha=0.6, markeredgewidth=0)
         mean = sum(arm.values) / len(arm.values)
         axes.plot([mean, mean], [row - 0.3, row + 0.3], color=arm.colour, linewidth=2.4, solid_capstyle="butt")
-    axes.axvline(teacher, color=BLACK, linewidth=1, linestyle=MARK)
+    axes.axvline(mark, color=BLACK, linewidth=1, linestyle=MARK)
     top = axes.get_xaxis_transform()
-    axes.annotate("teacher", (teacher, 1), xycoords=top, xytext=(0, 3), textcoords="offset points", ha="center")
+    axes.annotate(mark_title, (mark, 1), xycoords=top, xytext=(0, 3), textcoords="offset points", ha="center")
     axes.set_yticks(range(len(arms)), [arm.title for arm in arms])
     axes.set_ylim(len(arms) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0, labelcolor=BLACK)
@@ -161,7 +161,8 @@ def plot_curves(lines: Sequence[Line], *, axis: str, percent: bool = False, loga
     figure, axes = _figure(HALF, max(2.7, 0.8 + 0.18 * len(lines)))
     for line in lines:
         width = 1.6 if len(line.steps) < 200 else 1.0
-        axes.plot(line.steps, line.values, color=line.colour, linestyle=line.dashes, linewidth=width)
+        marker = "o" if len(line.steps) == 1 else ""  # a line of one point is invisible
+        axes.plot(line.steps, line.values, marker=marker, color=line.colour, linestyle=line.dashes, linewidth=width)
     if logarithmic and all(value > 0 for line in lines for value in line.values):
         axes.set_yscale("log")
     axes.set_xlabel("training step")

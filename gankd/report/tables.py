@@ -9,13 +9,16 @@ import sys
 
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from gankd import provenance
 from gankd.describe import num_parameters
-from gankd.evaluation import evaluate
+from gankd.evaluation import PROBES, evaluate
 from gankd.experiment import Experiment
 from gankd.model_store import load_model
 from gankd.synthesis.store import read_manifest
+
+METRICS = {"top1": "top-1", "mae": "MAE", "rmse": "RMSE", "r2": "R2", "top5": "top-5"}
 
 
 def summarize(experiment: Experiment) -> dict:
@@ -31,7 +34,7 @@ def summarize(experiment: Experiment) -> dict:
         answers_in = getattr(model, "output_task", task)  # a teacher may have another head, or other units
         return evaluate(model, normalize, answers_in, data.test, accelerator=experiment.accelerator)
 
-    arms = {}
+    representation, arms = summarize_backbones(experiment, recorded), {}
     for name, arm in config.student.arms.items():
         paths = [f"students/{name}/seed-{seed}" for seed in config.student.seeds]
         test = [on_test(path) for path in paths]
@@ -45,7 +48,11 @@ def summarize(experiment: Experiment) -> dict:
             "validation": _collect(validation),
             "seconds": [recorded[path]["seconds"] for path in paths],
         }
-    manifest = read_manifest(experiment.directory / "synthetic")
+    synthesis = None
+    if arms:
+        manifest = read_manifest(experiment.directory / "synthetic")
+        synthesis = {key: value for key, value in manifest.items() if key not in ("shards", "inputs")}
+        synthesis |= recorded["synthetic"]
     return {
         "name": config.name,
         "title": config.title,
@@ -77,8 +84,8 @@ def summarize(experiment: Experiment) -> dict:
             "steps": experiment.num_steps(config.student, data.train),
         },
         "generator": {"trained": config.generator.checkpoint is None, **recorded.get("generator", {})},
-        "synthesis": {key: value for key, value in manifest.items() if key not in ("shards", "inputs")}
-        | recorded["synthetic"],
+        "synthesis": synthesis,
+        "representation": representation,
         "arms": arms,
         "protocol": "networks after their last step; choices on the validation split; test split read once, for this table",
         "provenance": {
@@ -88,6 +95,49 @@ def summarize(experiment: Experiment) -> dict:
             "processes": experiment.accelerator.num_processes,
             "command": shlex.join(["accelerate", "launch", *sys.argv]),
         },
+    }
+
+
+def summarize_backbones(experiment: Experiment, recorded: dict[str, dict]) -> dict | None:
+    """What the probes find in the backbones on the test split; None where there are none.
+
+    Beside them the untrained network, which is what a probe makes of features that nobody trained.
+    """
+    config = experiment.config.representation
+    if not config.arms:
+        return None
+    protocols: dict[str, str] = {}
+
+    def on_test(model: nn.Module) -> dict[str, float]:
+        results = experiment.probe(model, experiment.data.test)
+        protocols.update({key: result.protocol for key, result in results.items()})
+        return {key: result.value for key, result in results.items()}
+
+    arms = {}
+    for name, arm in config.arms.items():
+        paths = [f"representation/{name}/seed-{seed}" for seed in config.seeds]
+        arms[name] = {
+            "title": arm.title or name,
+            "synthetic": arm.synthetic,
+            "method": arm.method.model_dump(mode="json"),
+            "seeds": list(config.seeds),
+            "test": _collect([on_test(load_model(experiment.directory / path)[0]) for path in paths]),
+            "validation": _collect([recorded[path]["validation"] for path in paths]),
+            "seconds": [recorded[path]["seconds"] for path in paths],
+        }
+    untrained = _collect([on_test(experiment.build(experiment.backbone, seed)) for seed in config.seeds])
+    real = experiment.images_without_labels()
+    return {
+        "arms": arms,
+        "untrained": untrained,
+        "protocols": protocols,
+        "network": experiment.backbone.name,
+        "parameters": num_parameters(experiment.network(experiment.backbone)),
+        "batch_size": config.batch_size,
+        "steps": experiment.num_steps(config, real),
+        "real": len(real),
+        "generated": config.num_generated,
+        "probe_on": len(experiment.part(config.probe_on)),
     }
 
 
@@ -107,17 +157,45 @@ def in_digits(mean: float, spread: float | None = None) -> str:
     return f"{mean:.{decimals}f}" + ("" if spread is None else f" ± {spread:.{decimals}f}")
 
 
-def print_table(metrics: dict) -> None:
-    """The arms with mean and spread, in the terminal."""
+def print_tables(metrics: dict) -> None:
+    """Backbones and students with mean and spread, in the terminal."""
+    if metrics["representation"]:
+        print_backbones(metrics)
+    if metrics["arms"]:
+        print_students(metrics)
+    scores = ", ".join(f"{name} {value}" for name, _, value in metrics["generator"].get("score_rows", []))
+    if scores:
+        Console().print(f"generator, before selection: {scores}")
+
+
+def print_backbones(metrics: dict) -> None:
+    representation, task = metrics["representation"], metrics["task"]
+    protocols = representation["protocols"]
+    title = f"{metrics['name']}: backbones without labels, test {METRICS[task['metric']]} [{task['unit']}]"
+    table = Table(title=title, title_justify="left")
+    for heading, justify in (("backbone", "left"), ("generated", "right"), ("seeds", "right")):
+        table.add_column(heading, justify=justify)
+    for key in protocols:
+        table.add_column(PROBES[key], justify="right")
+    cells = lambda values: [in_digits(values[key]["mean"], values[key]["std"]) for key in protocols]  # noqa: E731
+    for arm in representation["arms"].values():
+        table.add_row(arm["title"], f"{arm['synthetic']:.0%}", str(len(arm["seeds"])), *cells(arm["test"]))
+    table.add_section()
+    table.add_row("untrained", "", "", *cells(representation["untrained"]), style="dim")
+    Console().print(table)
+    for key, protocol in protocols.items():
+        Console().print(f"{PROBES[key]}: {protocol}", highlight=False, soft_wrap=True, style="dim")
+
+
+def print_students(metrics: dict) -> None:
     task, teacher = metrics["task"], metrics["teacher"]
     metric, unit = task["metric"], task["unit"]
-    names = {"top1": "top-1", "mae": "MAE", "rmse": "RMSE", "r2": "R2", "top5": "top-5"}
     metric_names = list(next(iter(metrics["arms"].values()))["test"])
-    table = Table(title=f"{metrics['name']}: test {names.get(metric, metric)} [{unit}]", title_justify="left")
+    table = Table(title=f"{metrics['name']}: test {METRICS[metric]} [{unit}]", title_justify="left")
     table.add_column("arm")
     table.add_column("seeds", justify="right")
     for name in metric_names:
-        table.add_column(names.get(name, name), justify="right")
+        table.add_column(METRICS[name], justify="right")
     best = max if task["higher_is_better"] else min
     leader = best(metrics["arms"], key=lambda arm: metrics["arms"][arm]["test"][metric]["mean"])
     for name, arm in metrics["arms"].items():
@@ -125,5 +203,4 @@ def print_table(metrics: dict) -> None:
         table.add_row(arm["title"], str(len(arm["seeds"])), *cells, style="bold" if name == leader else None)
     table.add_section()
     table.add_row("teacher", "", *(in_digits(teacher["test"][key]) for key in metric_names), style="dim")
-    scores = ", ".join(f"{name} {value}" for name, _, value in metrics["generator"].get("score_rows", []))
-    Console().print(table, *([f"generator, before selection: {scores}"] if scores else []))
+    Console().print(table)

@@ -1,7 +1,8 @@
 """The synthetic store: safetensors shards and a manifest that says where every sample came from.
 
 synthetic/
-    shard-00000.safetensors ...     images, labels, generator_labels, teacher_outputs, errors, ratios, candidates
+    shard-00000.safetensors ...     images, labels, generator_labels, teacher_outputs, errors, ratios, candidates; of a set
+                                    for methods that learn from the generator's features: images, labels, these features
     scores.safetensors              what was known of every candidate, kept or not (for the report)
     examples.safetensors            a few kept and rejected images a label
     manifest.json                   counts, thresholds, acceptance, scores, provenance, SHA-256 of every shard
@@ -90,13 +91,16 @@ def load_store(directory: str | Path) -> ImageSet:
                 f"{path} is not the file that the manifest describes; delete {directory} and run the synthesis again."
             )
         shards.append(tensors)
-    joined = {name: torch.cat([shard[name] for shard in shards]) for name in ("images", "labels", "teacher_outputs")}
+    columns = [name for name in ("images", "labels", "teacher_outputs", "generator_features") if name in shards[0]]
+    joined = {name: torch.cat([shard[name] for shard in shards]) for name in columns}
     names = manifest.get("class_names")
     return ImageSet(
         joined["images"],
         joined["labels"],
         class_names=tuple(names) if names else None,
-        teacher_outputs=joined["teacher_outputs"],
+        teacher_outputs=joined.get("teacher_outputs"),
+        generator_features=joined.get("generator_features"),
+        feature_widths=tuple(manifest.get("feature_widths", ())),
         is_synthetic=True,
         name=str(directory),
     )

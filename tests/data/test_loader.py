@@ -7,9 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+from gankd.data.generated import generated_set
 from gankd.data.loader import BatchSource, epoch_permutation, ordered_batches
 from gankd.data.sets import ImageSet, LazyImages
+from generators.wrapping import wrap
 
 
 def make_set(num_samples, *, shape=(1, 2, 2), first=0, name="real", lazy=False, outputs=False, labels=torch.int64):
@@ -288,3 +291,130 @@ def test_ordered_batches_hold_every_sample_once_in_order(num_samples, batch_size
         for rank in range(world_size)
     ]  # fmt: skip
     assert torch.equal(torch.cat(shares).sort().values, torch.arange(num_samples).float())
+
+
+# a generator that lives
+
+
+class Source(nn.Module):
+    """What it draws is a function of its features: an image shows the first of them everywhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Identity(), nn.Identity()
+
+    def forward(self, z, y):
+        first = self.first(z[:, :2, None, None].expand(-1, 2, 2, 2))
+        return torch.tanh(self.second(first[:, :1].repeat(1, 3, 2, 2) + y.view(-1, 1, 1, 1)))[:, :1]
+
+
+def drawing(num_samples, *, num_classes=2, **settings):
+    """A live set and the same samples stored."""
+    scalars = {"label_range": (-1.0, 3.0)} if num_classes is None else {}
+    generator = wrap(
+        Source(), resolution=4, latent_dim=3, num_classes=num_classes, image_channels=1,
+        feature_names=("first", "second"), **scalars,
+    )  # fmt: skip
+    live = generated_set(generator, num_samples, **settings)
+    images, features = live.images.draw(torch.arange(num_samples))
+    stored = ImageSet(
+        images, live.labels, generator_features=features, feature_widths=live.feature_widths, is_synthetic=True
+    )
+    return live, stored
+
+
+@pytest.mark.parametrize("num_classes", [2, None])
+@pytest.mark.parametrize("fraction, batch_size", [(0.5, 6), (0.4, 7), (1, 5), (None, 7)])
+@pytest.mark.parametrize("rank, world_size", [(0, 1), (0, 2), (1, 2)])
+def test_a_live_set_gives_the_batches_of_the_stored_one(num_classes, fraction, batch_size, rank, world_size):
+    live, stored = drawing(11, num_classes=num_classes, seed=4)
+    batch_size *= world_size
+    real = None if fraction is None else make_set(9, shape=(1, 4, 4), labels=live.labels.dtype)
+    keywords = dict(synthetic_fraction=fraction, batch_size=batch_size, rank=rank, world_size=world_size, seed=2)
+    sources = [BatchSource(real, synthetic, **keywords) for synthetic in (live, stored)]
+    assert_same_batches(*(source.stream(3, 9) for source in sources))
+    for batch in sources[0].stream(0, 4):
+        assert len(batch.generator_features) == batch.is_synthetic.sum() > 0
+        assert batch.is_synthetic[-len(batch.generator_features) :].all()
+
+
+@pytest.mark.parametrize("fraction", [0.3, 1])
+def test_features_belong_to_their_images(fraction):
+    for synthetic in drawing(13):
+        source = BatchSource(make_set(9, shape=(1, 4, 4)), synthetic, synthetic_fraction=fraction, batch_size=10)
+        assert source.feature_widths == (2, 3)
+        for batch in source.stream(0, 5):
+            of_images = batch.images[batch.is_synthetic][:, 0, 0, 0] / 127.5 - 1
+            assert batch.generator_features.dtype == torch.float32
+            torch.testing.assert_close(torch.tanh(batch.generator_features[:, 2]), of_images, rtol=0, atol=0.01)
+            labels = batch.labels[batch.is_synthetic]
+            latents = batch.generator_features[:, 2] - labels
+            torch.testing.assert_close(latents, batch.generator_features[:, 0], rtol=0, atol=0.01)
+
+
+def test_the_ranks_split_the_features_too():
+    for synthetic in drawing(13):
+        keywords = dict(synthetic_fraction=0.5, batch_size=8)
+        whole = BatchSource(make_set(9, shape=(1, 4, 4)), synthetic, **keywords).batch(5)
+        for rank in range(2):
+            mine = BatchSource(make_set(9, shape=(1, 4, 4)), synthetic, **keywords, rank=rank, world_size=2).batch(5)
+            assert torch.equal(mine.images, whole.images[rank::2])
+            assert torch.equal(mine.generator_features, whole.generator_features[rank::2])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_live_set_goes_with_real_images_beyond_the_memory_budget(workers):
+    live, stored = drawing(11)
+    keywords = dict(synthetic_fraction=0.5, batch_size=6)
+    resident = BatchSource(make_set(9, shape=(1, 4, 4)), stored, **keywords)
+    read = BatchSource(
+        make_set(9, shape=(1, 4, 4), lazy=True), live, **keywords, memory_budget=0, workers=workers
+    )  # fmt: skip
+    assert resident.resident and not read.resident
+    state = torch.get_rng_state()
+    assert_same_batches(read.stream(3, 8), resident.stream(3, 8))
+    assert_same_batches([read.batch(8)], [resident.batch(8)])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_live_set_is_seen_in_order_and_its_first_features_are_those_of_the_stored_one():
+    live, stored = drawing(11)
+    sources = [
+        BatchSource(make_set(3, shape=(1, 4, 4)), part, batch_size=4, synthetic_fraction=0.5) for part in (live, stored)
+    ]
+    for first, second in zip(*(source.in_order(4) for source in sources), strict=True):
+        assert torch.equal(first.images, second.images) and torch.equal(first.indices, second.indices)
+    for count in (5, 100):
+        features = [source.some_generator_features(count) for source in sources]
+        assert torch.equal(*features) and features[0].shape == (min(count, 11), 5)
+
+
+def test_samples_are_a_function_of_seed_and_number():
+    (live, _), (longer, _), (other, _) = drawing(5), drawing(300), drawing(5, seed=1)
+    assert torch.equal(live.images[torch.tensor([4, 2])], longer.images[torch.tensor([4, 2])])
+    assert torch.equal(live.images[3], longer.images[torch.arange(290)][3])
+    assert not torch.equal(live.images[torch.arange(5)], other.images[torch.arange(5)])
+
+
+def test_features_are_there_only_where_every_batch_has_as_many():
+    _, stored = drawing(7)
+    real = make_set(9, shape=(1, 4, 4))
+    assert BatchSource(real, stored, batch_size=4).batch(0).generator_features is None
+    assert BatchSource(real, stored, batch_size=4, synthetic_fraction=0.5).batch(0).generator_features.shape == (2, 5)
+    assert BatchSource(None, stored, batch_size=4).batch(0).generator_features.shape == (4, 5)
+
+
+@pytest.mark.parametrize("keywords", [{}, {"synthetic_fraction": 0.5, "sampling": "class_pairs"}])
+def test_a_live_set_without_its_share_of_a_batch_is_refused(keywords):
+    live, _ = drawing(7)
+    with pytest.raises(ValueError, match="live generator .* give synthetic_fraction .*, or write them to disk"):
+        real = dataclasses.replace(make_set(8, shape=(1, 4, 4)), labels=torch.arange(8) % 2)
+        BatchSource(real, live, batch_size=4, **keywords)
+
+
+def test_a_generator_without_features_or_samples_is_refused():
+    plain = wrap(Source(), resolution=4, latent_dim=3, num_classes=2, image_channels=1)
+    with pytest.raises(ValueError, match="no feature_names: .* name them"):
+        generated_set(plain, 4)
+    with pytest.raises(ValueError, match="num_samples is 0"):
+        drawing(0)

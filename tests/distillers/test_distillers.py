@@ -25,7 +25,6 @@ HEADS = {"scalar", "bins", "gaussian"}
 def test_a_task_that_a_method_does_not_declare_is_refused_before_anything_is_built(name: str) -> None:
     method = METHODS[name]
     undefined = {"classification", "regression", "representation"} - method.tasks
-    assert undefined, "a method for everything needs no check"
     for kind in undefined:
         with pytest.raises(ValueError, match=f"method {name} is not defined for {kind}; it does "):
             method.check(kind, has_teacher=True)

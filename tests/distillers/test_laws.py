@@ -22,6 +22,7 @@ from gankd.training import TrainingConfig, build_optimizer, fit
 from tests.distillers.common import (
     CASES,
     FEWEST_CLASSES,
+    FEWEST_SAMPLES,
     HEAD_CASES,
     LIKE_WIDTHS,
     STUDENT,
@@ -118,7 +119,7 @@ def test_the_loss_falls_on_a_batch_that_stays_the_same(name: str, kind: str) -> 
     batch = fixed_batch(kind)
     before = loss_of(distiller, batch)
     descend(distiller, batch)
-    assert loss_of(distiller, batch) < 0.9 * before
+    assert loss_of(distiller, batch) < before - 0.1 * abs(before)
 
 
 @pytest.mark.parametrize(("name", "head"), HEAD_CASES)
@@ -149,11 +150,14 @@ def test_every_term_is_a_finite_scalar_and_the_total_reaches_the_whole_student(
     shapes = {"num_classes": max(num_classes, FEWEST_CLASSES.get(name, 2)), "channels": channels}
     distiller, _ = make(name, kind, **shapes)
     distiller.start_step(10, 20, 1)
-    terms = distiller(fixed_batch(kind, size, **shapes))
-    assert "loss" in terms and len(terms) > 1
+    terms = distiller(fixed_batch(kind, max(size, FEWEST_SAMPLES.get(name, 2)), **shapes))
+    assert "loss" in terms and len(terms) > (0 if name == "simreg" else 1)  # of one teacher it has no other term
     assert all(term.shape == () and term.isfinite() for term in terms.values())
     terms["loss"].backward()
     for parameter_name, parameter in distiller.student.named_parameters():
+        if kind == "representation" and parameter_name.startswith("head."):
+            assert parameter.grad is None, "without labels, nothing is learnt behind the pooled feature"
+            continue
         assert parameter.grad is not None, f"no gradient reaches {parameter_name}"
         assert parameter.grad.isfinite().all()
 
@@ -212,8 +216,10 @@ def test_images_are_augmented_in_training_only(name: str, kind: str) -> None:
         distiller(fixed_batch(kind))
         losses[mode] = views
     plain = fixed_batch(kind).images.float() / 255
-    assert losses[True] and not any(torch.equal(view, plain) for view in losses[True])
-    assert losses[False] and all(torch.equal(view, plain) for view in losses[False])
+    parts = plain, *plain.chunk(2)  # some methods look at real and synthetic images apart
+    is_plain = {mode: [any(torch.equal(view, part) for part in parts) for view in losses[mode]] for mode in losses}
+    assert is_plain[True] and not any(is_plain[True])
+    assert is_plain[False] and all(is_plain[False])
 
 
 # --- what is trained, and what is not ---------------------------------------------------------------------------------

@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, distributed, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from gankd.data.augment import AugmentationConfig
-from gankd.distillers import method_config
+from gankd.distillers import method_config, sampling_of
+from gankd.distillers.kdcl import linear_weights
 from gankd.distillers.mcl import MCL
 from gankd.distillers.processes import gather, gather_with_gradient
 from gankd.losses import (
@@ -44,6 +47,7 @@ SETTINGS = [
 ]
 CLASS_SETTINGS = [
     ("kdcl", {"ensemble": "min_logit"}),
+    ("kdcl", {"ensemble": "linear", "peers": 3}),
     ("mcl", {"form": "memory", **UNLIKE}),
     ("mcl", {"peers": 3, "logit_weight": 1, "include_self": False}),
     ("lmcl", {"meta_every": 1, **UNLIKE}),
@@ -109,6 +113,7 @@ def test_settings_that_do_not_fit_together_are_refused(settings: dict, sentence:
         ("mcl", "classification", {"positives": "vicinal"}, "positives: class"),
         ("lmcl", "regression", {}, "use method mcl"),
         ("kdcl", "regression", {"ensemble": "min_logit"}, "set ensemble: best"),
+        ("kdcl", "regression", {"ensemble": "linear"}, "kdcl's linear needs the label's logit"),
         ("mfef", "classification", {"scales": 3}, "8 channels into 3"),
         ("okddip", "classification", {"share": "nothing", "peers": 3, "peer_models": WIDE * 1 + [{}]}, "pooled"),
     ],
@@ -258,6 +263,31 @@ def test_kdcl_mixes_by_errors_on_samples_that_the_losses_leave_out(kind: str) ->
     assert "mixture" in distiller.state_dict() and "held_out" in distiller.state_dict()
 
 
+@settings(deadline=None)
+@given(st.integers(2, 5), st.integers(0, 50), st.sampled_from([0.1, 5, 100]))
+def test_no_average_has_a_lower_cross_entropy_than_kdcl_s_linear_one(peers: int, seed: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = scale * torch.randn(peers, 16, 4, generator=generator, dtype=torch.float64)
+    labels = torch.randint(4, (16,), generator=generator)
+    weights = linear_weights(logits, labels)
+    assert weights.sum().item() == pytest.approx(1) and (weights >= 0).all()
+    others = torch.distributions.Dirichlet(torch.ones(peers)).sample((50,)).double()
+    others = torch.cat([others, torch.eye(peers).double(), 0.95 * weights + 0.05 * torch.eye(peers).double()])
+    losses = torch.stack([F.cross_entropy(torch.tensordot(each, logits, dims=1), labels) for each in others])
+    best = F.cross_entropy(torch.tensordot(weights, logits, dims=1), labels)
+    assert best <= losses.min() + 1e-5 * scale
+
+
+def test_the_linear_target_of_kdcl_follows_the_students_that_know_the_labels() -> None:
+    batch = fixed_batch("classification")
+    distiller, _ = make("kdcl", "classification", {"ensemble": "linear"})
+    loss = distiller(batch)["kdcl"]
+    outputs = [peer(view(distiller)) for peer in distiller.networks]
+    weights = linear_weights(torch.stack(outputs), batch.labels)
+    expected = kdcl_loss(student_logits=outputs, labels=batch.labels, ensemble="weighted", weights=weights)[2]
+    torch.testing.assert_close(loss, expected)
+
+
 # --- maps -------------------------------------------------------------------------------------------------------------
 
 
@@ -330,6 +360,12 @@ def test_mcl_is_its_loss_on_the_embeddings_of_the_pooled_features() -> None:
     contrast, vcl, soft_vcl, icl, soft_icl = mcl_loss(embeddings=embeddings, labels=batch.labels)
     torch.testing.assert_close(terms["loss"], terms["task"] + contrast)
     torch.testing.assert_close(contrast, 0.1 * (vcl + icl) + soft_vcl + soft_icl)
+
+
+def test_only_a_contrast_within_the_batch_needs_pairs_of_a_class() -> None:
+    for form, drawn in ((None, "class_pairs"), ("batch", "class_pairs"), ("memory", "uniform"), ("queue", "uniform")):
+        assert sampling_of(method_config({"name": "mcl", "form": form}), "classification") == drawn
+    assert sampling_of(method_config("mcl"), "regression") == "uniform"
 
 
 def test_labels_within_kappa_take_the_part_of_a_class() -> None:

@@ -18,10 +18,10 @@ from gankd.data.sets import ImageSet
 from gankd.distillers import METHODS, Distiller, check_method, method_config, sampling_of
 from gankd.distillers.branches import Branch, separable, stage_taps
 from gankd.distillers.cs_kd import next_of_class
-from gankd.distillers.mixing import draw_box, draw_mixing
+from gankd.distillers.mixing import draw_box, draw_mixing, mixed_loss
 from gankd.distillers.terms import Setup
 from gankd.distillers.zipf_ls import ZipfLS, ZipfLSConfig
-from gankd.losses import attention_transfer_loss, kd_loss, self_attention_loss
+from gankd.losses import attention_transfer_loss, kd_loss, self_attention_loss, zipf_loss
 from gankd.models.mobilenet import MobileNetV2
 from gankd.models.small_resnet import ResidualBlock
 from gankd.models.taps import Taps
@@ -96,6 +96,27 @@ def test_zipf_reads_the_map_that_is_averaged_wherever_it_is_and_refuses_a_networ
     assert ZipfLS(ZipfLSConfig(votes="logits"), setup_of(Flattened())).student_taps == []
 
 
+def test_zipf_counts_the_votes_of_several_stages_and_teaches_their_classifiers() -> None:
+    batch = fixed_batch("classification", 5)
+    distiller, _ = make("zipf_ls", "classification", {"weight": 1, "stages": 2, "auxiliary_weight": 0.5})
+    (term,), (own,) = distiller.terms.values(), distiller.terms["zipf_ls"].classifiers
+    logits, (shallow, deep) = passed(distiller, batch, ["stages.1", "stages"])
+    votes = torch.zeros(5, 3)  # 4x4 and 2x2 pixels vote as 8x8 and 4x4
+    for feature, classifier in ((shallow, own), (deep, distiller.student.head)):
+        pixels = F.interpolate(feature, scale_factor=2, mode="bilinear").flatten(2)
+        votes += F.one_hot(classifier(pixels.transpose(1, 2)).argmax(2), 3).sum(dim=1)
+    assert votes.sum(dim=1).tolist() == [80] * 5
+    ranked = zipf_loss(student_logits=logits, labels=batch.labels, scores=votes).item()
+    labels = cross_entropy(own(shallow.mean(dim=(2, 3))), batch.labels)
+    loss = distiller(batch)["zipf_ls"]
+    assert loss.item() == pytest.approx(ranked + 0.5 * labels, rel=1e-4)
+    assert all(grad is not None for grad in gradients(distiller, loss, term))
+    with pytest.raises(ValueError, match="set votes: pixels"):
+        ZipfLSConfig(stages=2, votes="logits")
+    with pytest.raises(ValueError, match="zipf_ls needs the maps of at least 5 stages"):
+        make("zipf_ls", "classification", {"stages": 5})
+
+
 def test_zipf_refuses_two_classes() -> None:
     with pytest.raises(ValueError, match="of 2 classes at most 1 is wrong: it needs 3 or more"):
         make("zipf_ls", "classification", num_classes=2)
@@ -161,26 +182,29 @@ def test_partners_in_a_batch_are_of_one_class_each_once_and_nobody_s_own_unless_
         assert (sample == partner) == (labels.count(labels[sample]) == 1)
 
 
-def test_cs_kd_follows_the_partner_and_pulls_nothing_where_there_is_none() -> None:
+@pytest.mark.parametrize(("learners", "partners"), [("first", [3, 4, 5]), ("both", [3, 4, 5, 0, 1, 2])])
+def test_cs_kd_follows_the_partner_and_pulls_nothing_where_there_is_none(learners: str, partners: list[int]) -> None:
     batch = fixed_batch("classification", 6)  # labels 0 1 2 0 1 2
-    distiller, _ = make("cs_kd", "classification", {"weight": 2})
+    distiller, _ = make("cs_kd", "classification", {"weight": 2, "learners": learners})
     logits, _ = passed(distiller, batch)
-    partner = kd_loss(student_logits=logits, teacher_logits=logits[[3, 4, 5, 0, 1, 2]], temperature=4)
+    learning = logits[: len(partners)]
+    divergence = kd_loss(student_logits=learning, teacher_logits=logits[partners], temperature=4).item()
     terms = distiller(batch)
-    assert terms["cs_kd"].item() == pytest.approx(partner.item(), rel=1e-4)
-    assert terms["loss"].item() == pytest.approx(cross_entropy(logits, batch.labels) + 2 * partner.item(), rel=1e-4)
-    alone = dataclasses.replace(fixed_batch("classification", 3), labels=torch.arange(3))
-    assert make("cs_kd", "classification")[0](alone)["cs_kd"].abs() < 1e-6
+    assert terms["cs_kd"].item() == pytest.approx(divergence, rel=1e-4)
+    labels = cross_entropy(learning, batch.labels[: len(partners)])
+    assert terms["loss"].item() == pytest.approx(labels + 2 * divergence, rel=1e-4)
+    for size in (1, 3):
+        alone = dataclasses.replace(fixed_batch("classification", size), labels=torch.arange(size))
+        distiller, _ = make("cs_kd", "classification", {"learners": learners})
+        assert distiller(alone)["cs_kd"].abs() < 1e-6
 
 
-def pair_source(labels: list[int], num_synthetic: int = 0, **arguments) -> BatchSource:
+def pair_source(labels: list[int], num_synthetic: int = 0, sampling: str = "class_pairs", **arguments) -> BatchSource:
     images = torch.arange(len(labels)).view(-1, 1, 1, 1).expand(-1, 1, 2, 2).to(torch.uint8)
     first = len(labels) - num_synthetic
     ids = torch.tensor(labels)
     synthetic = ImageSet(images[first:], ids[first:], name="synthetic", is_synthetic=True) if num_synthetic else None
-    return BatchSource(
-        ImageSet(images[:first], ids[:first], name="real"), synthetic, sampling="class_pairs", **arguments
-    )
+    return BatchSource(ImageSet(images[:first], ids[:first], name="real"), synthetic, sampling=sampling, **arguments)
 
 
 @settings(deadline=None)
@@ -200,6 +224,33 @@ def test_class_pairs_give_every_sample_another_one_of_its_class(labels: list[int
         assert batch.labels.tolist().count(label) >= 2
     again = pair_source(labels, batch_size=batch_size).batch(step)
     assert torch.equal(again.indices, batch.indices)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=4, max_size=20), st.integers(2, 19), st.integers(0, 50))
+def test_class_fours_are_pairs_of_pairs(labels: list[int], batch_size: int, step: int) -> None:
+    if max(map(labels.count, labels)) < 2:
+        labels = [*labels, labels[0]]
+    source = pair_source(labels, batch_size=batch_size, sampling="class_fours")
+    batch, half, quarter = source.batch(step), batch_size // 2, max(1, batch_size // 4)
+    assert len(batch.images) == batch_size and len(source.passes(step)) == batch_size
+    rows = torch.arange(batch_size)
+    for row in range(half):
+        assert batch.labels[row] == batch.labels[row % quarter] == batch.labels[row + half]
+    counts = [batch.labels.tolist().count(label) for label in batch.labels[rows % quarter].tolist()]
+    assert min(counts) >= min(4, batch_size)
+
+
+def test_fours_stay_within_a_process() -> None:
+    arguments = dict(num_synthetic=8, batch_size=16, synthetic_fraction=0.5, seed=3, sampling="class_fours")
+    whole = pair_source([0, 1, 2, 3] * 8, **arguments).batch(5)
+    assert whole.is_synthetic.sum() == 8
+    shares = [pair_source([0, 1, 2, 3] * 8, **arguments, rank=rank, world_size=2).batch(5) for rank in range(2)]
+    for share in shares:
+        assert torch.equal(share.labels.view(4, 2), share.labels[:2].expand(4, 2))
+    assert sorted(torch.cat([share.indices for share in shares]).tolist()) == sorted(whole.indices.tolist())
+    with pytest.raises(ValueError, match="does not split into fours of one class over 2 .* a multiple of 8"):
+        pair_source([0, 0], batch_size=12, world_size=2, sampling="class_fours")
 
 
 def test_partners_are_drawn_uniformly_and_the_first_of_a_pair_goes_through_its_passes() -> None:
@@ -249,7 +300,10 @@ def test_pairs_say_what_they_need() -> None:
 def test_methods_ask_for_pairs_alone_and_among_others_and_not_without_weight_or_classes() -> None:
     combined = {"name": "combined", "terms": [{"name": "kd"}, {"name": "cs_kd"}]}
     assert sampling_of(method_config(combined), "classification") == "class_pairs"
-    assert sampling_of(method_config("bake"), "classification") == "class_pairs"
+    assert sampling_of(method_config("bake"), "classification") == "class_fours"
+    assert sampling_of(method_config({"name": "bake", "images_per_class": 2}), "classification") == "class_pairs"
+    combined["terms"].append({"name": "bake"})
+    assert sampling_of(method_config(combined), "classification") == "class_fours"
     assert sampling_of(method_config("bake"), "regression") == "uniform"
     assert sampling_of(method_config({"name": "cs_kd", "weight": 0}), "classification") == "uniform"
     assert sampling_of(method_config("mixskd"), "classification") == "uniform"
@@ -480,6 +534,30 @@ def test_mixup_blends_images_and_labels_in_one_proportion(kind: str) -> None:
     else:
         expected = TASKS[kind].loss(outputs, share * own + (1 - share) * theirs).item()
     assert loss == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_manifold_mixup_blends_what_goes_into_a_stage(kind: str) -> None:
+    batch = fixed_batch(kind)
+    distiller, _ = make("mixup", kind, {"blended": "stages", "alpha": 2})
+    student, image = distiller.student, distiller.normalize(batch.images.float() / 255)
+    found = set()
+    for seed in range(12):
+        torch.manual_seed(seed)
+        loss = distiller(batch)["loss"].item()
+        torch.manual_seed(seed)
+        partners, share = draw_mixing(image, 2)
+        feature, losses = student.stem(image), []
+        for place in range(3):
+            blend = share * feature + (1 - share) * feature[partners]
+            for stage in student.stages[place:]:
+                blend = stage(blend)
+            outputs = student.head(blend.mean(dim=(2, 3)))
+            losses.append(mixed_loss(distiller.task, outputs, batch.labels, partners, share).item())
+            feature = student.stages[place](feature)
+        found.add(min(range(3), key=lambda place: abs(losses[place] - loss)))
+        assert loss == pytest.approx(min(losses, key=lambda value: abs(value - loss)), rel=1e-4)
+    assert found == {0, 1, 2}
 
 
 @pytest.mark.parametrize("name", ["mixup", "cutmix"])

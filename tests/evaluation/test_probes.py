@@ -238,7 +238,8 @@ def test_a_result_says_in_one_line_how_it_was_measured() -> None:
     votes, mean = knn_probe(*classes()), knn_regression_probe(*scalars(), temperature=None)
     for result in (linear, ridge, votes, mean):
         assert "\n" not in result.protocol and result.protocol in str(result)
-    assert f"strength {linear.strength:g} chosen on 18 of them (seed 4)" in linear.protocol
+    assert "strength chosen on 18 of them (seed 4)" in linear.protocol
+    assert f"strength {linear.strength:.3g}" in str(linear)
     assert "60 un-augmented training images" in ridge.protocol and "12 of them" in ridge.protocol
     assert "the 90 nearest" in votes.protocol and "exp(cos / 0.1)" in votes.protocol  # 200 asked of 90
     assert "the 20 nearest" in mean.protocol and "equal weights" in mean.protocol

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+import shutil
 from html.parser import HTMLParser
 from statistics import fmean, stdev
 
@@ -22,6 +23,7 @@ from gankd.report import write_report
 from gankd.report.page import (
     LABEL_BINS,
     MOST_ROWS,
+    backbone_result,
     duration,
     key_result,
     label_rows,
@@ -72,6 +74,7 @@ def make_metrics(arms, *, teacher=95.5, kind="classification", synthesis=None, *
         "student": {"network": "small", "parameters": 1_234, "batch_size": 64, "steps": 200},
         "generator": {"trained": True, "seconds": 3700.0},
         "synthesis": synthesis,
+        "representation": None,
         "arms": arms,
         "protocol": "the test split read once",
         "provenance": {
@@ -142,6 +145,68 @@ def make_run(directory, kind="classification", *, subsampling=True, filtering=Tr
     (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     metrics = make_metrics(arms, kind=kind, synthesis=read_manifest(store), **changes)
     return directory, Splits(train=train, validation=validation, test=test, pool=pool), metrics
+
+
+def make_backbone(title, synthetic, method, test, *, validation=None):
+    """An arm of backbones with `test` values of the linear probe; those of the neighbours are 10 lower."""
+    validation = validation or test
+    return {
+        "title": title,
+        "synthetic": synthetic,
+        "method": {"name": method},
+        "seeds": list(range(len(test))),
+        "test": {"linear": collect(test), "knn_1": collect([value - 10 for value in test])},
+        "validation": {"linear": collect(validation), "knn_1": collect([value - 10 for value in validation])},
+        "seconds": [20.0] * len(test),
+    }
+
+
+def make_representation(*arms):
+    return {
+        "arms": {f"arm{number}": arm for number, arm in enumerate(arms)},
+        "untrained": {"linear": collect([40.0, 42.0]), "knn_1": collect([30.0, 32.0])},
+        "protocols": {"linear": "logistic regression & more", "knn_1": "the nearest of all"},
+        "network": "backbone_net",
+        "parameters": 77_754,
+        "batch_size": 128,
+        "steps": 4_000,
+        "real": 1_797,
+        "generated": 12_345,
+        "probe_on": 321,
+    }
+
+
+SQUEEZED = make_backbone("squeezed", 0.5, "squeeze_and_span", [71.0, 73.0])
+REAL_ONLY = make_backbone("two views", 0.0, "vicreg", [65.0, 67.0])
+
+
+def with_backbones(run, *arms):
+    """The same run, which trained backbones too and logged them."""
+    directory, data, metrics = run
+    representation = make_representation(*(arms or (SQUEEZED, REAL_ONLY)))
+    with open(directory / "metrics.jsonl", "a") as file:
+        for name, arm in representation["arms"].items():
+            for seed in arm["seeds"]:
+                for step in (50, 100):
+                    line = {"stage": f"backbone {name} seed {seed}", "step": step, "loss": -1 / step}
+                    file.write(json.dumps(line) + "\n")
+    return directory, data, {**metrics, "representation": representation}
+
+
+def without_students(run):
+    """The same run without students, and so without the selection of samples for them."""
+    directory, data, metrics = run
+    shutil.rmtree(directory / "synthetic")
+    log = [line for line in read_log(directory / "metrics.jsonl") if not line["stage"].startswith("student")]
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    return directory, data, {**metrics, "arms": {}, "synthesis": None}
+
+
+def store_generated(run, count=40):
+    generated = make_images(count, "classification", torch.Generator().manual_seed(1))
+    samples = {"images": generated.images, "labels": generated.labels, "generator_features": torch.zeros(count, 4)}
+    write_store(run[0] / "generated", samples, shard_size=20, manifest={"feature_widths": [4]})
+    return run
 
 
 class Page(HTMLParser):
@@ -267,6 +332,85 @@ def test_a_choice_of_rho_on_validation_is_told_in_the_units_of_the_metric(tmp_pa
     assert "on the validation split (0.5: 88.00 %, 0.9: 91.25 %)" in write_and_parse(run)[1].text
 
 
+# --- the three kinds of experiments -----------------------------------------------------------------------------------
+
+BACKBONES, SELECTION = "Backbones trained without labels", "Selection of the synthetic images"
+
+
+def cells(html):
+    """The rows of all tables, as the texts of their cells."""
+    rows = re.findall(r"<tr.*?</tr>", html, re.DOTALL)
+    return [[re.sub(r"<[^>]+>", "", cell) for cell in re.findall(r"<t[hd].*?</t[hd]>", row, re.DOTALL)] for row in rows]
+
+
+def test_an_experiment_on_backbones_alone_has_no_word_on_students(tmp_path):
+    html, page = write_and_parse(store_generated(without_students(with_backbones(make_run(tmp_path)))))
+    assert set(page.pictures) == {BACKBONES, "Real and generated images", "Training"}
+    assert "tudents" not in page.text and SELECTION not in page.text
+    assert "0 for data and synthesis; backbones 0, 1" in page.text
+    assert "generator 1 h 2 min, teacher 1 min 1 s, backbones 1 min 20 s" in page.text
+
+
+def test_an_experiment_on_both_has_the_sections_of_both(tmp_path):
+    _, page = write_and_parse(store_generated(with_backbones(make_run(tmp_path))))
+    assert set(page.pictures) == {"", BACKBONES, "Real and synthetic images", SELECTION, "Training"}
+    assert page.text.index("Real + synthetic reaches") < page.text.index("Squeezed reaches")
+    assert "backbones 0, 1; students 0, 1, 2" in page.text
+    assert "teacher 1 min 1 s, backbones 1 min 20 s, students 6 min 0 s" in page.text
+
+
+def test_an_experiment_on_students_alone_has_no_word_on_backbones(tmp_path):
+    assert "ackbone" not in write_and_parse(make_run(tmp_path))[1].text
+
+
+def test_images_that_were_not_stored_are_not_shown(tmp_path):
+    _, page = write_and_parse(without_students(with_backbones(make_run(tmp_path))))
+    assert len(page.pictures["Real images"]) == len(CLASS_NAMES)
+    assert "in the training split, not hand-picked" in page.text
+
+
+def test_numbers_of_the_backbones_are_on_the_page(tmp_path):
+    html, page = write_and_parse(without_students(with_backbones(make_run(tmp_path))))
+    rows = cells(html)
+    head = rows.index(["", "generated", "method", "seeds", "linear [%]", "1-NN [%]"])
+    assert rows[head + 1 : head + 4] == [
+        ["squeezed", "50 %", "squeeze_and_span", "2", "72.0 ± 1.4", "62.0 ± 1.4"],
+        ["two views", "none", "vicreg", "2", "66.0 ± 1.4", "56.0 ± 1.4"],
+        ["untrained", "", "", "", "41.0 ± 1.4", "31.0 ± 1.4"],
+    ]
+    assert '<tr class="best"><td class="text">squeezed' in html
+    for fact in (
+        ["real images", "1,797, without their labels"],
+        ["generated images", "12,345, not selected"],
+        ["probes fitted to", "321 labelled images"],
+        ["linear", "logistic regression &amp; more"],
+        ["1-NN", "the nearest of all"],
+    ):
+        assert fact in rows
+    assert "(backbone_net, 77,754 parameters) without labels for 4,000 steps of 128 images" in page.text
+
+
+def test_what_a_conditional_generator_knows_is_told_where_its_features_are_used(tmp_path):
+    known = "know the labels that the generator was trained with"
+    assert known in write_and_parse(with_backbones(make_run(tmp_path / "squeezed")))[1].text
+    assert known not in write_and_parse(with_backbones(make_run(tmp_path / "real"), REAL_ONLY))[1].text
+
+
+def test_backbones_on_real_images_alone_say_nothing_of_generated_ones(tmp_path):
+    html, page = write_and_parse(without_students(with_backbones(make_run(tmp_path), REAL_ONLY)))
+    assert "generated images" not in [row[0] for row in cells(html)] and "12,345" not in page.text
+
+
+def test_every_method_of_backbones_has_curves_of_its_own(tmp_path):
+    other = make_backbone("squeezed alone", 1.0, "squeeze_and_span", [60.0, 61.0])
+    run = without_students(with_backbones(make_run(tmp_path), SQUEEZED, REAL_ONLY, other))
+    names = [picture["aria-label"] for picture in write_and_parse(run)[1].pictures["Training"]]
+    assert [name.split(":")[0] for name in names if "Backbones" in name] == [
+        "Backbones by squeeze_and_span",
+        "Backbones by vicreg",
+    ]
+
+
 # --- the sentence -----------------------------------------------------------------------------------------------------
 
 
@@ -304,6 +448,41 @@ def test_arms_are_chosen_by_validation_and_not_by_test():
 def test_without_a_counterpart_the_sentence_compares_with_the_teacher_alone():
     assert sentence(make_arm("real", 0.0, [90.0])) == "Real reaches a top-1 accuracy of 90.0 %; the teacher has 95.5 %."
     assert "against" not in sentence(make_arm("both", 0.5, [90.0]))
+
+
+def backbone_sentence(*arms):
+    return backbone_result(make_metrics({}, representation=make_representation(*arms)))
+
+
+def test_the_sentence_on_backbones_is_as_honest_as_that_on_students():
+    assert backbone_sentence(SQUEEZED, REAL_ONLY) == (
+        "Squeezed reaches a linear-probe top-1 accuracy of 72.0 ± 1.4 % against 66.0 ± 1.4 % for two views; "
+        "the untrained network has 41.0 ± 1.4 %."
+    )
+    close = make_backbone("close", 0.0, "simsiam", [70.5, 72.5])
+    assert "Squeezed does not beat close by more than the seeds differ:" in backbone_sentence(SQUEEZED, close)
+    better = make_backbone("better", 0.0, "simsiam", [80.0, 82.0])
+    assert backbone_sentence(SQUEEZED, better).startswith("Squeezed does not beat better: a linear-probe")
+    assert "Two views reaches a linear-probe top-1 accuracy of 66.0 ± 1.4 %; the" in backbone_sentence(REAL_ONLY)
+
+
+def test_an_error_of_backbones_is_better_when_it_is_lower(tmp_path):
+    directory, data, metrics = with_backbones(make_run(tmp_path, "regression"))
+    representation = metrics["representation"]
+    for values in (representation["untrained"], representation["protocols"]):
+        values["ridge"], values["knn_20"] = values.pop("linear"), values.pop("knn_1")
+    for name, arm in representation["arms"].items():
+        parts = {part: {"ridge": arm[part]["linear"], "knn_20": arm[part]["knn_1"]} for part in ("test", "validation")}
+        representation["arms"][name] = arm | parts
+    html, page = write_and_parse((directory, data, metrics))
+    assert "Squeezed does not beat two views: a ridge-probe mean absolute error of 72.0 ± 1.4 degrees" in page.text
+    assert "the untrained network has 41.0 ± 1.4 degrees" in page.text
+    assert '<tr class="best"><td class="text">two views' in html and "ridge [degrees]" in html
+
+
+def test_backbones_are_chosen_by_validation_and_not_by_test():
+    lucky = make_backbone("lucky", 0.5, "squeeze_and_span", [99.0, 99.5], validation=[50.0, 50.0])
+    assert backbone_sentence(lucky, SQUEEZED, REAL_ONLY).startswith("Squeezed reaches")
 
 
 @pytest.mark.parametrize(
@@ -408,6 +587,6 @@ def test_figures_leave_no_global_state():
     before = dict(matplotlib.rcParams)
     lines = [Line("a", [1, 2], [1.0, 0.5]), Line("b", [1, 2], [2.0, 0.5])]
     svg = figure_to_svg(plot_curves(lines, axis="loss"), "curves")
-    figure_to_svg(plot_arms([Arm("arm", [1.0, 2.0], BLUE)], teacher=1.0, axis="accuracy"), "arms")
+    figure_to_svg(plot_arms([Arm("arm", [1.0, 2.0], BLUE)], mark=1.0, mark_title="teacher", axis="accuracy"), "arms")
     assert dict(matplotlib.rcParams) == before
     assert ">a</text>" in svg and ">b</text>" in svg and "xmlns" not in svg and "<metadata" not in svg

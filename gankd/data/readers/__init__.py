@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+
+import torch
 
 from gankd.data.config import DataConfig
 from gankd.data.readers.arrays import read_image_pack, read_npz
@@ -15,6 +18,7 @@ from gankd.data.readers.folders import (
     read_steering_angle,
     read_utkface,
 )
+from gankd.data.readers.images import encoded_images, find_images
 from gankd.data.readers.torchvision_sets import read_cifar
 from gankd.data.sets import ImageSet
 from gankd.data.splits import Splits, few_shot, hold_out
@@ -76,6 +80,23 @@ def load_data(config: DataConfig, *, kind: Kind, seed: int) -> Splits:
     if config.labelled is not None:
         train = few_shot(train, config.labelled, seed=seed)
     return Splits(train, validation, test, pool)
+
+
+def read_images(folder: Path, *, image_size: int, channels: int, memory_budget: int) -> ImageSet:
+    """All images of a folder and its subfolders, without labels (all 0).
+
+    Args:
+        memory_budget: MiB of images that are decoded at once; beyond, they are read when they are asked for.
+
+    Raises:
+        ValueError: no image there, or one that cannot be read.
+    """
+    files = find_images(folder)
+    if not files:
+        raise ValueError(f"representation.unlabelled: {folder} holds no images.")
+    config = DataConfig(name="images", image_size=image_size, channels=channels, memory_budget=memory_budget)
+    images = encoded_images(files, config, name=str(folder))
+    return ImageSet(images, torch.zeros(len(files), dtype=torch.int64), name=str(folder))
 
 
 def _within(dataset: ImageSet, label_range: tuple[float, float], part: str) -> ImageSet:
