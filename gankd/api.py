@@ -300,8 +300,7 @@ def generated(
     live = generated_set(generator.to(accelerator.device), num_samples, seed=seed)
     if directory is None:
         return live
-    inputs = {"generated": fingerprint(live), "feature_names": live.images.generator.feature_names}
-    stage = Stage(Path(directory), inputs)
+    stage = Stage(Path(directory), {"generated": fingerprint(live)})
     if not stage.open(accelerator):
         write_generated(live.images, stage.directory, accelerator=accelerator, provenance={"inputs": stage.inputs})
         stage.finish(accelerator)

@@ -146,7 +146,8 @@ def fingerprint(value: Tensor | ImageSet | Teacher | nn.Module) -> str:
     if isinstance(value, ImageSet):
         images = value.images
         if isinstance(images, Generated):
-            return digest(f"{fingerprint(images.generator)}{images.seed}{images.shape}".encode())
+            generator = images.generator
+            return digest(f"{fingerprint(generator)}{generator.feature_names}{images.seed}{images.shape}".encode())
         content = fingerprint(images) if isinstance(images, Tensor) else str(images.shape)
         if value.generator_features is not None:
             content += fingerprint(value.generator_features)

@@ -225,6 +225,7 @@ class Experiment:
             "arm": relevant(config.arms[arm]),
             "seed": seed,
             "train": fingerprint(real),
+            "normalize": [buffer.flatten().tolist() for buffer in self.normalize.buffers()],  # by the labelled images
             "generated": fingerprint(generated) if config.arms[arm].synthetic else None,
         }
         if isinstance(method, SimRegConfig):

@@ -22,8 +22,9 @@ import torch
 from torch import nn
 
 from gankd import api
-from gankd.artifacts import Stage
+from gankd.artifacts import Stage, fingerprint
 from gankd.config import ArmConfig, dump_config
+from gankd.data.generated import generated_set
 from gankd.data.sets import ImageSet
 from gankd.describe import header
 from gankd.distillers.simreg import SimRegConfig
@@ -31,6 +32,7 @@ from gankd.evaluation import evaluate
 from gankd.experiment import Experiment
 from gankd.model_store import load_model, save_model
 from gankd.models import ModelConfig, load_checkpoint
+from gankd.synthesis.generated import write_generated
 from gankd.synthesis.stage import Synthesis, check_generator
 from gankd.synthesis.store import load_store
 from gankd.tasks import SCALAR, Regression, Task
@@ -148,13 +150,23 @@ class Run(Experiment):
         device = self.accelerator.device
         return Teacher(model, normalize, device=device, feature_path=config.features, task=task).speak(self.task)
 
+    def generated(self, generator: ConditionalGenerator) -> ImageSet:
+        """The generator's samples with its features of them: live, or in a store."""
+        config = self.config.representation
+        live = generated_set(generator, config.num_generated, seed=self.config.seed)
+        if config.live:
+            return live
+        stage = self.stage("generated", {"generated": fingerprint(live)})
+        if not self.open(stage):
+            started, inputs = time.perf_counter(), {"inputs": stage.inputs}
+            write_generated(live.images, stage.directory, accelerator=self.accelerator, provenance=inputs)
+            stage.finish(self.accelerator, seconds=time.perf_counter() - started)
+        return load_store(stage.directory)
+
     def representations(self, generator: ConditionalGenerator, teacher: Teacher) -> None:
         """Train every backbone without labels, once a seed; what probes find on the validation split is kept with each."""
-        config, directory = self.config.representation, self.directory / "generated"
-        real, generated = self.images_without_labels(), None
-        if any(arm.synthetic for arm in config.arms.values()):
-            where = {"directory": None if config.live else directory, "accelerator": self.accelerator}
-            generated = api.generated(generator, config.num_generated, seed=self.config.seed, **where)
+        config, real = self.config.representation, self.images_without_labels()
+        generated = self.generated(generator) if any(arm.synthetic for arm in config.arms.values()) else None
         for seed in config.seeds:
             for name, arm in config.arms.items():
                 stage = self.representation_stage(name, seed, real, generated, teacher)

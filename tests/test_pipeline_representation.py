@@ -65,9 +65,12 @@ def test_a_second_run_skips_backbones_and_other_settings_are_refused(backbones, 
     path = write_config(backbones)
     run(SCRIPT, "--config", path)
     again = run(SCRIPT, "--config", path)
-    assert again.count("done before, skipped") == again.count("skipped") == 3 + 4 * 2 + 2 * 2
+    assert again.count("done before, skipped") == again.count("skipped") == 4 + 4 * 2 + 2 * 2
     refused = run(SCRIPT, "--config", path, "representation.steps=7", status=2)
     assert "/seed-0 was made with other settings (config.steps: 6 there, 7 here" in refused
+    more = "representation.num_generated=50"
+    assert "tiny/generated was made with other settings" in run(SCRIPT, "--config", path, more, status=2)
+    assert "running" in run("scripts/pretrain.py", "--config", path, more, "--replace")
 
 
 def test_without_students_there_is_no_synthesis_and_live_samples_leave_no_store(backbones, write_config, tmp_path):

@@ -232,7 +232,7 @@ def test_a_store_of_other_features_is_not_read(tmp_path: Path) -> None:
     gankd.generated(sngan(), 12, directory=tmp_path)
     other = sngan()
     other.feature_names = other.feature_names[:1]
-    with pytest.raises(ValueError, match="was made with other settings .feature_names"):
+    with pytest.raises(ValueError, match="was made with other settings"):
         gankd.generated(other, 12, directory=tmp_path)
 
 

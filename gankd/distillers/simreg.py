@@ -45,7 +45,9 @@ class SimRegConfig(LabelFreeConfig):
         if self.teacher_augmentation is not None and self.teacher_view == "shared":
             raise ValueError("teacher_augmentation is for teacher_view: independent; a shared view is the student's.")
         if self.head_layers > 1 and self.head_layers % 2:
-            raise ValueError(f"head_layers: {self.head_layers} is no number of whole perceptrons; take 1 or an even number.")
+            raise ValueError(
+                f"head_layers: {self.head_layers} is no number of whole perceptrons; take 1 or an even number."
+            )
         return self
 
 
