@@ -198,8 +198,8 @@ def check_views(config: MethodConfig, views: int | None) -> None:
 
 def check_two_views(config: MethodConfig, augmentation: AugmentationConfig, *, has_real: bool) -> None:
     """Raise a ValueError when a method without labels compares two views that would be the same."""
-    compares = config.name in ("vicreg", "simsiam") or (config.name == "squeeze_and_span" and has_real)
-    if compares and augmentation == AugmentationConfig():
+    compared = METHODS[config.name].compared_views if config.name in METHODS else None
+    if augmentation == AugmentationConfig() and (compared == "all" or (compared == "real" and has_real)):
         raise ValueError(
             f"{config.name} learns from two views of an image, and without augmentation they are the same; set "
             "augmentation, e.g. {resized_crop: [0.2, 1], brightness: 0.4}."

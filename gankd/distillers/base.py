@@ -41,6 +41,8 @@ class Method:
     heads: ClassVar[frozenset[str]] = frozenset({"scalar", "bins", "gaussian"})
     """For regression: the kinds of output that it is defined for."""
     needs_teacher: ClassVar[bool] = True
+    compared_views: ClassVar[str | None] = None
+    """Of which images it compares two views with each other: `all`, `real` ones, or none."""
     instead: ClassVar[str] = ""
     """A sentence for the user of a task or head that it is not defined for: what to do instead."""
 

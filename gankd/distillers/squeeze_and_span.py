@@ -68,6 +68,7 @@ class SqueezeAndSpan(LabelFree):
     """
 
     Config = SqueezeAndSpanConfig
+    compared_views = "real"
 
     def __init__(self, student, teacher, task, config, **others):
         super().__init__(student, teacher, task, config, **others)

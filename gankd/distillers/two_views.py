@@ -36,6 +36,7 @@ class VICReg(LabelFree):
     losses.span_loss. Reads the pooled feature."""
 
     Config = VICRegConfig
+    compared_views = "all"
 
     def __init__(self, student, teacher, task, config, **others):
         super().__init__(student, teacher, task, config, **others)
@@ -70,6 +71,7 @@ class SimSiam(LabelFree):
     """
 
     Config = SimSiamConfig
+    compared_views = "all"
 
     def __init__(self, student, teacher, task, config, **others):
         super().__init__(student, teacher, task, config, **others)
