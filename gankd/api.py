@@ -30,6 +30,7 @@ from gankd.data.sets import ImageSet, as_image_set, as_unlabelled
 from gankd.data.splits import Splits
 from gankd.data.views import Views
 from gankd.distillers import (
+    Distiller,
     MethodConfig,
     build_distiller,
     check_method,
@@ -114,6 +115,52 @@ def distill(
     normalize = (normalize or Normalize.of(reference.images)).to(accelerator.device)
     config = method_config(method)
     check_views(config, training.views)
+    check_outputs(student, task, normalize, reference)
+    with borrowed(teacher) if isinstance(teacher, nn.Module) else contextlib.nullcontext():
+        distiller = _train(
+            student,
+            as_teacher(teacher, normalize, accelerator.device, task),
+            real,
+            synthetic,
+            synthetic_fraction,
+            task=task,
+            config=config,
+            training=training,
+            normalize=normalize,
+            seed=seed,
+            directory=directory,
+            accelerator=accelerator,
+            memory_budget=memory_budget,
+            workers=workers,
+            name=name,
+            log=log,
+        )
+    trained = distiller.deployable()
+    trained.input_normalization = (normalize.mean.flatten().tolist(), normalize.std.flatten().tolist())
+    trained.output_task = task
+    return trained.eval()
+
+
+def _train(
+    student: nn.Module,
+    teacher: Teacher | list[Teacher] | None,
+    real: ImageSet | None,
+    synthetic: ImageSet | None,
+    synthetic_fraction: float | None,
+    *,
+    task: Task,
+    config: MethodConfig,
+    training: TrainingConfig,
+    normalize: Normalize,
+    seed: int,
+    directory: str | Path | None,
+    accelerator: Accelerator,
+    memory_budget: int,
+    workers: int,
+    name: str,
+    log: Log,
+) -> Distiller:
+    """What `distill` and `pretrain` share: batches, views and a distiller are made, and it is trained."""
     source = BatchSource(
         real,
         synthetic,
@@ -127,36 +174,23 @@ def distill(
         world_size=accelerator.num_processes,
         sampling=sampling_of(config, task.kind),
     )
-    check_outputs(student, task, normalize, reference)
-    with borrowed(teacher) if isinstance(teacher, nn.Module) else contextlib.nullcontext():
-        speaker = as_teacher(teacher, normalize, accelerator.device, task)
-        augment = Augment(training.augmentation)
-        if training.views:
-            augment = Views(augment, training.views, source, teacher=speaker, seed=seed)
-        distiller = build_distiller(
-            student,
-            speaker,
-            task,
-            config,
-            augment=augment,
-            normalize=normalize,
-            data=source,
-            seed=seed,
-        )
-        fit(
-            distiller,
-            source,
-            training,
-            accelerator=accelerator,
-            seed=seed,
-            name=name,
-            directory=Path(directory) if directory else None,
-            log=log,
-        )
-    trained = distiller.deployable()
-    trained.input_normalization = (normalize.mean.flatten().tolist(), normalize.std.flatten().tolist())
-    trained.output_task = task
-    return trained.eval()
+    augment = Augment(training.augmentation)
+    if training.views:
+        augment = Views(augment, training.views, source, teacher=teacher, seed=seed)
+    distiller = build_distiller(
+        student, teacher, task, config, augment=augment, normalize=normalize, data=source, seed=seed
+    )
+    fit(
+        distiller,
+        source,
+        training,
+        accelerator=accelerator,
+        seed=seed,
+        name=name,
+        directory=Path(directory) if directory else None,
+        log=log,
+    )
+    return distiller
 
 
 @torch.no_grad()
@@ -233,46 +267,27 @@ def pretrain(
     check_method(config, task.kind, has_teacher=teacher is not None)
     check_views(config, training.views)
     check_two_views(config, training.augmentation, has_real=real is not None)
-    source = BatchSource(
-        real,
-        synthetic,
-        batch_size=training.batch_size,
-        synthetic_fraction=synthetic_fraction,
-        seed=seed,
-        device=accelerator.device,
-        memory_budget=memory_budget,
-        workers=workers,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-    )
     teachers = teacher if isinstance(teacher, list) else [] if teacher is None else [teacher]
     with contextlib.ExitStack() as lent:
-        lent.enter_context(borrowed(student))
-        for each in teachers:
-            if isinstance(each, nn.Module):
-                lent.enter_context(borrowed(each))
-        student.train()
-        augment = Augment(training.augmentation)
-        if training.views:
-            augment = Views(augment, training.views, source, seed=seed)
-        distiller = build_distiller(
-            student.to(accelerator.device),
+        for module in (student, *teachers):
+            if isinstance(module, nn.Module):
+                lent.enter_context(borrowed(module))
+        _train(
+            student.to(accelerator.device).train(),
             [as_teacher(each, normalize, accelerator.device, None) for each in teachers] or None,
-            task,
-            config,
-            augment=augment,
+            real,
+            synthetic,
+            synthetic_fraction,
+            task=task,
+            config=config,
+            training=training,
             normalize=normalize,
-            data=source,
             seed=seed,
-        )
-        fit(
-            distiller,
-            source,
-            training,
+            directory=directory,
             accelerator=accelerator,
-            seed=seed,
+            memory_budget=memory_budget,
+            workers=workers,
             name=name,
-            directory=Path(directory) if directory else None,
             log=log,
         )
     student.input_normalization = (normalize.mean.flatten().tolist(), normalize.std.flatten().tolist())

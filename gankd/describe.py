@@ -62,7 +62,7 @@ def plan(experiment: Experiment) -> list[str]:
 
 
 def representation_line(experiment: Experiment) -> str:
-    config, backbone, real = experiment.config.representation, experiment.backbone, experiment.images_without_labels()
+    config, backbone, real = experiment.config.representation, experiment.backbone, experiment.unlabelled
     images = f"{len(real)} real images"
     if any(arm.synthetic for arm in config.arms.values()):
         images += f", {config.num_generated} generated ones {'drawn live' if config.live else 'stored'}"

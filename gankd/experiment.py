@@ -18,7 +18,7 @@ from gankd.data.loader import BatchSource
 from gankd.data.readers import load_data, read_images
 from gankd.data.sets import ImageSet
 from gankd.distillers import build_distiller, sampling_of
-from gankd.distillers.simreg import SimRegConfig
+from gankd.distillers.simreg import SimRegConfig, load_teacher
 from gankd.evaluation import ProbeResult, labelled_features, measure
 from gankd.models import ModelConfig, build_model, load_checkpoint
 from gankd.tasks import BINS, Classification, Task, task_of
@@ -57,6 +57,9 @@ class Experiment:
         self.normalize = Normalize.of(self.data.train.images).to(accelerator.device)
         self.check_networks()
         self.check_arms()
+        self.unlabelled = self.images_without_labels()
+        """The real images that backbones are trained on."""
+        self.check_teachers_of_backbones()
 
     def task_with(self, head: str) -> Task:
         """The task that the training data and the configuration pose, its networks answering with `head`."""
@@ -91,7 +94,7 @@ class Experiment:
         return self.data.pool if name == "pool" else self.data.train
 
     def images_without_labels(self) -> ImageSet:
-        """The real images that backbones are trained on."""
+        """Those of the folder that `representation.unlabelled` names, or of the data."""
         config = self.config.representation
         if config.unlabelled is None:
             return self.part(config.train_on)
@@ -157,6 +160,16 @@ class Experiment:
                 )
             except ValueError as error:
                 raise ValueError(f"student.arms.{name}: {error}") from error
+
+    def check_teachers_of_backbones(self) -> None:
+        """Load the networks that simreg names once, so that a file that is missing or does not fit stops here."""
+        for name, arm in self.config.representation.arms.items():
+            if isinstance(arm.method, SimRegConfig):
+                for model in arm.method.teachers:
+                    try:
+                        load_teacher(model, self.task.num_outputs, self.image_shape[0])
+                    except ValueError as error:
+                        raise ValueError(f"representation.arms.{name}: {error}") from error
 
     # --- what determines each stage -----------------------------------------------------------------------------------
 

@@ -165,7 +165,7 @@ class Run(Experiment):
 
     def representations(self, generator: ConditionalGenerator, teacher: Teacher) -> None:
         """Train every backbone without labels, once a seed; what probes find on the validation split is kept with each."""
-        config, real = self.config.representation, self.images_without_labels()
+        config, real = self.config.representation, self.unlabelled
         generated = self.generated(generator) if any(arm.synthetic for arm in config.arms.values()) else None
         for seed in config.seeds:
             for name, arm in config.arms.items():

@@ -96,7 +96,7 @@ def test_a_truncated_shard(tiny, complaint, write_config, monkeypatch, tmp_path)
     shard = tmp_path / "runs" / "tiny" / "synthetic" / "shard-00001.safetensors"
     shard.write_bytes(shard.read_bytes()[:-100])
     message = complaint(tiny)
-    assert str(shard) in message and "cut off" in message and "run the synthesis again" in message
+    assert str(shard) in message and "cut off" in message and "run the same command again" in message
 
 
 @pytest.mark.parametrize("file", ["teacher/stage.json", "teacher/model.json", "synthetic/manifest.json"])

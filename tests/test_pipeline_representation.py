@@ -110,3 +110,15 @@ def test_an_initial_backbone_that_is_not_there_is_refused(backbones, write_confi
     backbones["student"]["arms"]["started"]["initial"] = "squeez"
     refused = run(SCRIPT, "--config", write_config(backbones), status=2)
     assert "student.arms.started.initial: 'squeez' is no arm of representation; did you mean 'squeeze'?" in refused
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("unlabelled=nowhere", "representation.unlabelled: nowhere holds no images"),
+        ("arms.simreg.method.teachers=[{checkpoint: nothing.pt}]", "arms.simreg: there is no file nothing.pt"),
+    ],
+)
+def test_what_is_missing_is_said_before_anything_is_trained(setting, sentence, backbones, write_config, tmp_path):
+    refused = run(SCRIPT, "--config", write_config(backbones), f"representation.{setting}", status=2)
+    assert sentence in refused and not (tmp_path / "runs").exists()

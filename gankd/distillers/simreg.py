@@ -63,12 +63,9 @@ class SimReg(LabelFree):
         super().__init__(student, teacher, task, config, **others)
         image_shape, device = others["data"].image_shape, others["data"].device
         self.teachers: list[Teacher] = [] if teacher is None else [*teacher] if isinstance(teacher, list) else [teacher]
+        outputs = student.get_submodule(self.feature_path.removesuffix(INPUT)).out_features
         for model in config.teachers:
-            if model.checkpoint is None:
-                raise ValueError(f"simreg: teacher {model.name} of `teachers` has no checkpoint; name its weights.")
-            outputs = student.get_submodule(self.feature_path.removesuffix(INPUT)).out_features
-            options = {"num_classes": outputs, "in_channels": image_shape[0], **model.options}
-            network = load_checkpoint(build_model(model.name, **options), model.checkpoint)
+            network = load_teacher(model, outputs, image_shape[0])
             self.teachers.append(Teacher(network, self.normalize, device=device))
         if not self.teachers:
             raise ValueError("simreg needs a teacher; give one, or name some in `teachers`.")
@@ -110,6 +107,18 @@ class SimReg(LabelFree):
         if len(terms) > 1:
             losses |= {f"teacher_{index}": term for index, term in enumerate(terms)}
         return losses, outputs, pooled
+
+
+def load_teacher(model: ModelConfig, num_outputs: int, in_channels: int) -> nn.Module:
+    """A network that `teachers` names, with its weights; outputs and channels where its options do not say them.
+
+    Raises:
+        ValueError: no checkpoint, or one that is missing or does not fit the network.
+    """
+    if model.checkpoint is None:
+        raise ValueError(f"simreg: teacher {model.name} of `teachers` has no checkpoint; name its weights.")
+    options = {"num_classes": num_outputs, "in_channels": in_channels, **model.options}
+    return load_checkpoint(build_model(model.name, **options), model.checkpoint)
 
 
 def regression_head(in_width: int, out_width: int, layers: int) -> nn.Module:

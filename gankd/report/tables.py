@@ -126,7 +126,7 @@ def summarize_backbones(experiment: Experiment, recorded: dict[str, dict]) -> di
             "seconds": [recorded[path]["seconds"] for path in paths],
         }
     untrained = _collect([on_test(experiment.build(experiment.backbone, seed)) for seed in config.seeds])
-    real = experiment.images_without_labels()
+    real = experiment.unlabelled
     return {
         "arms": arms,
         "untrained": untrained,

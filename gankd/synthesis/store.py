@@ -41,7 +41,9 @@ def read_tensors(path: Path, *, without: str | None = None) -> dict[str, Tensor]
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys() if name != without}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} is missing or cut off; delete {path.parent} and run the synthesis again.") from error
+        raise ValueError(
+            f"{path} is missing or cut off; delete {path.parent} and run the same command again."
+        ) from error
 
 
 def write_store(directory: Path, samples: dict[str, Tensor], *, shard_size: int, manifest: dict) -> None:
@@ -88,7 +90,7 @@ def load_store(directory: str | Path) -> ImageSet:
         tensors = read_tensors(path)
         if hashlib.sha256(path.read_bytes()).hexdigest() != shard["sha256"]:
             raise ValueError(
-                f"{path} is not the file that the manifest describes; delete {directory} and run the synthesis again."
+                f"{path} is not the file that the manifest describes; delete {directory} and run the same command again."
             )
         shards.append(tensors)
     columns = [name for name in ("images", "labels", "teacher_outputs", "generator_features") if name in shards[0]]
