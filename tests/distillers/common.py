@@ -168,3 +168,9 @@ def make(
         data=source_of(batch, kind, config, batch_size=len(batch.labels)),
     )
     return distiller, teacher
+
+
+def found_by_two_processes(main, directory) -> list:
+    """What `main(rank, directory)`, run by two processes, has left in `directory`/RANK.pt of each."""
+    torch.multiprocessing.spawn(main, args=(directory,), nprocs=2)
+    return [torch.load(directory / f"{rank}.pt", weights_only=True) for rank in range(2)]

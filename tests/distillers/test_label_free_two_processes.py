@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gankd.data.loader import Batch
 from gankd.distillers import Distiller
-from tests.distillers.common import fixed_batch, make
+from tests.distillers.common import fixed_batch, found_by_two_processes, make
 
 CASES = {
     "squeeze_and_span": ("squeeze_and_span", "representation", {}),
@@ -61,9 +61,7 @@ def main(rank: int, directory: Path) -> None:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> list[dict[str, dict[str, Tensor]]]:
     """What either of two processes found."""
-    directory = tmp_path_factory.mktemp("processes")
-    torch.multiprocessing.spawn(main, args=(directory,), nprocs=2)
-    return [torch.load(directory / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return found_by_two_processes(main, tmp_path_factory.mktemp("processes"))
 
 
 @pytest.mark.parametrize("label", CASES)

@@ -10,6 +10,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gankd.distillers.synchronized import synchronized
+from tests.distillers.common import found_by_two_processes
 
 SPLITS = [(4, 4), (3, 5), (1, 1)]  # rows of the first process and of the second
 STEPS = 2
@@ -121,9 +122,7 @@ def main(rank: int, directory: Path) -> None:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> list[dict[str, dict[str, Tensor]]]:
     """What either of two processes found."""
-    directory = tmp_path_factory.mktemp("processes")
-    torch.multiprocessing.spawn(main, args=(directory,), nprocs=2)
-    return [torch.load(directory / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return found_by_two_processes(main, tmp_path_factory.mktemp("processes"))
 
 
 @pytest.mark.parametrize(("first", "second"), SPLITS)

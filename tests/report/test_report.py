@@ -20,13 +20,11 @@ from PIL import Image
 from gankd.data.sets import ImageSet
 from gankd.data.splits import Splits
 from gankd.report import write_report
+from gankd.report.images import LABEL_BINS, MOST_ROWS, label_rows
 from gankd.report.page import (
-    LABEL_BINS,
-    MOST_ROWS,
     backbone_result,
     duration,
     key_result,
-    label_rows,
     mean_curve,
     num_decimals,
     read_log,
