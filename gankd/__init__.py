@@ -15,15 +15,15 @@ import importlib
 
 _HOMES = {
     "ImageSet": "gankd.data.sets",
-    "Normalize": "gankd.teacher",
-    "Teacher": "gankd.teacher",
+    "Normalize": "gankd.models.teacher",
+    "Teacher": "gankd.models.teacher",
     "build_model": "gankd.models",
     "distill": "gankd.api",
     "distill_chain": "gankd.teacher_assistant",
     "evaluate": "gankd.api",
     "generated": "gankd.api",
     "load_data": "gankd.api",
-    "load_model": "gankd.model_store",
+    "load_model": "gankd.models.store",
     "load_store": "gankd.synthesis.store",
     "pretrain": "gankd.api",
     "probe": "gankd.api",

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from gankd import evaluation
-from gankd.artifacts import Stage, fingerprint
 from gankd.data import readers
 from gankd.data.augment import SELF_SUPERVISED, Augment
 from gankd.data.config import DataConfig
@@ -29,7 +28,8 @@ from gankd.data.loader import BatchSource
 from gankd.data.sets import ImageSet, as_image_set, as_unlabelled
 from gankd.data.splits import Splits
 from gankd.data.views import Views
-from gankd.distillers import (
+from gankd.experiment.artifacts import Stage, fingerprint
+from gankd.methods import (
     Distiller,
     MethodConfig,
     build_distiller,
@@ -39,12 +39,12 @@ from gankd.distillers import (
     method_config,
     sampling_of,
 )
+from gankd.models.teacher import Normalize, Teacher, borrowed
 from gankd.synthesis.config import SynthesisConfig
 from gankd.synthesis.generated import write_generated
 from gankd.synthesis.stage import Synthesis, check_generator
 from gankd.synthesis.store import load_store
 from gankd.tasks import Representation, Task, task_of
-from gankd.teacher import Normalize, Teacher, borrowed
 from gankd.training import TrainingConfig, fit
 from generators.images import to_unit_range
 from generators.interface import ConditionalGenerator

@@ -43,15 +43,15 @@ def main(description: str, *, until: str = "report", default_config: str = "conf
 
 
 def _run(args: argparse.Namespace, until: str) -> int:
-    from gankd.config import load_config
+    from gankd.experiment.config import load_config
 
     config = load_config(
         args.config, args.overrides
     )  # before anything heavy is imported: a misspelt key answers at once
     from accelerate import Accelerator
 
-    from gankd.describe import plan
     from gankd.pipeline import Run
+    from gankd.pipeline.describe import plan
 
     accelerator = Accelerator(
         mixed_precision=config.runtime.mixed_precision,

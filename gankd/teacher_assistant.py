@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import nn
 
 from gankd.api import distill
-from gankd.teacher import Teacher
+from gankd.models.teacher import Teacher
 
 
 def distill_chain(

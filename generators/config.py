@@ -8,11 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from generators.conditioning import LabelInput
-from generators.settings import Settings
-
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+from generators.settings import Count, Positive, Settings, Share, Weight
 
 NETWORK_SETTINGS = {
     "sngan": ("widths", "discriminator_widths", "latent_dim", "label_dim", "label_input"),
@@ -64,13 +60,13 @@ class GeneratorConfig(Settings):
     kappa: Positive | None = None
     """Scalar labels: half-width of the vicinity in label units (soft: the weight is exp(-(distance/kappa)^2)). Null: five
     times the largest gap between neighbouring labels."""
-    mode_seeking: Annotated[float, Field(ge=0)] = 0.0
+    mode_seeking: Weight = 0.0
     """Weight of the mode-seeking term, which rewards images that differ when their latents do. Few images need it."""
-    r1: Annotated[float, Field(ge=0)] = 0.0
+    r1: Weight = 0.0
     """Weight gamma of the gradient penalty on real images, gamma / 2 |grad D|^2 (R1)."""
     r1_every: Count = 16
     """Discriminator updates between two penalties; each counts that many times (lazy regularisation)."""
-    orthogonal: Annotated[float, Field(ge=0)] = 0.0
+    orthogonal: Weight = 0.0
     """Strength of BigGAN's orthogonal regularisation of the generator's weights (its authors: 1e-4)."""
     augment: str = "translation,cutout"
     """DiffAugment: a comma-separated choice of color, translation, cutout; empty for none."""

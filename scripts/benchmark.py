@@ -23,12 +23,12 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from benchmarks.games import measure_generator
+from benchmarks.methods import NUM_SAMPLES, kinds, measure_distiller, noise
+from benchmarks.timing import NUM_IMAGES, Measurement, machine
 
-from gankd.benchmark.games import measure_generator
-from gankd.benchmark.methods import NUM_SAMPLES, kinds, measure_distiller, noise
-from gankd.benchmark.timing import NUM_IMAGES, Measurement, machine
-from gankd.config import apply_override
-from gankd.distillers import METHODS
+from gankd.experiment.config import apply_override
+from gankd.methods import METHODS
 from gankd.models import ModelConfig
 from generators.checkpoints import replace_whole
 from generators.config import GeneratorConfig

@@ -7,7 +7,7 @@ With the YAML language server, put `# yaml-language-server: $schema=schema.json`
 
 import json
 
-from gankd.config import ExperimentConfig
+from gankd.experiment.config import ExperimentConfig
 
 if __name__ == "__main__":
     print(json.dumps(ExperimentConfig.model_json_schema(), indent=2))

@@ -38,18 +38,18 @@ def main() -> int:
 def evaluate(args: argparse.Namespace) -> int:
     if (args.generator is None) != (args.config is None):
         raise ValueError("give --run alone, or --generator together with --config.")
-    from gankd.config import load_config
+    from gankd.experiment.config import load_config
 
     config = load_config(args.config or args.run / "config.yaml")
     from accelerate import Accelerator
 
-    from gankd import provenance
-    from gankd.artifacts import fingerprint
+    from gankd.experiment import provenance
+    from gankd.experiment.artifacts import fingerprint
     from gankd.fidelity import extractors, scores
-    from gankd.model_store import load_model
+    from gankd.models.store import load_model
+    from gankd.models.teacher import Teacher
     from gankd.pipeline import Run
     from gankd.synthesis.stage import check_generator
-    from gankd.teacher import Teacher
     from gankd.training import TrainingConfig
     from generators.checkpoints import replace_whole
     from generators.pretrained import load_generator

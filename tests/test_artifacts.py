@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from gankd.artifacts import STAGE_FILE, Stage, describe_difference, fingerprint
 from gankd.data.sets import ImageSet, LazyImages
+from gankd.experiment.artifacts import STAGE_FILE, Stage, describe_difference, fingerprint
 from generators.checkpoints import read_checkpoint, replace_whole, save_checkpoint
 from generators.networks.sngan import SNGANGenerator
 

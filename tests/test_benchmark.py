@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 
+import benchmark
 import pytest
 import torch
 from accelerate import Accelerator
+from benchmarks import games, methods, timing
 from torch import Tensor, nn
 
-from gankd.benchmark import games, methods, timing
 from gankd.data.loader import BatchSource
 from gankd.data.sets import ImageSet
-from gankd.distillers import METHODS, Distiller, method_config, sampling_of
+from gankd.methods import METHODS, Distiller, method_config, sampling_of
 from gankd.models import ModelConfig
 from gankd.training import TrainingConfig
 from generators.config import GeneratorConfig
 from generators.game import Game
 from generators.labels import ClassLabels
 from generators.networks import build_networks
-from scripts import benchmark
 from tests.conftest import run
 
 TINY = {"widths": (4, 4), "discriminator_widths": (4,), "latent_dim": 4, "label_dim": 8, "batch_size": 4}

@@ -11,10 +11,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gankd.config import ExperimentConfig, apply_override, dump_config, load_config
 from gankd.data.config import DataConfig
 from gankd.data.readers import load_data
-from gankd.distillers import METHODS, method_config
+from gankd.experiment.config import ExperimentConfig, apply_override, dump_config, load_config
+from gankd.methods import METHODS, method_config
 from gankd.synthesis.config import SynthesisConfig
 from gankd.training import TrainingConfig
 from generators.config import GeneratorConfig

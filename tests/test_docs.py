@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from gankd.distillers import METHODS
+from gankd.methods import METHODS
 
 DOCS = Path(__file__).parent.parent / "docs"
 

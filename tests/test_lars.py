@@ -7,9 +7,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from gankd.lars import LARS
 from gankd.training import TrainingConfig, build_optimizer, fit
-from tests.distillers.common import fixed_batch, make, source_of
+from gankd.training.lars import LARS
+from tests.methods.common import fixed_batch, make, source_of
 
 RATE, MOMENTUM, DECAY, TRUST, EPS = 0.3, 0.8, 0.05, 0.02, 1e-3
 

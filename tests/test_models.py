@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from gankd.model_store import load_model, save_model
 from gankd.models import MODELS, ModelConfig, SmallResNet, build_model, load_checkpoint
+from gankd.models.store import load_model, save_model
+from gankd.models.teacher import Normalize
 from gankd.tasks import Classification, Regression
-from gankd.teacher import Normalize
 
 
 def network(seed: int = 0, **keywords) -> SmallResNet:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from accelerate import Accelerator
 
-from gankd.config import load_config
+from gankd.experiment.config import load_config
 from gankd.pipeline import Run
 from gankd.synthesis.store import load_store, read_manifest
 from tests.conftest import run, start

@@ -9,8 +9,8 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from gankd.config import load_config
-from gankd.model_store import load_model
+from gankd.experiment.config import load_config
+from gankd.models.store import load_model
 from gankd.pipeline import Run
 from tests.conftest import run
 

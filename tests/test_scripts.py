@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from gankd.config import load_config
+from gankd.experiment.config import load_config
 from tests.conftest import ROOT, run
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 import gankd
-from gankd.config import ExperimentConfig, TeacherConfig
 from gankd.data.sets import ImageSet
-from gankd.model_store import save_model
+from gankd.experiment.config import ExperimentConfig, TeacherConfig
 from gankd.models import build_model
 from gankd.models.config import ModelConfig
+from gankd.models.store import save_model
+from gankd.models.teacher import Normalize, Teacher
 from gankd.tasks import (
     HEADS,
     Classification,
@@ -30,7 +31,6 @@ from gankd.tasks import (
     teacher_error,
     uniform_bins,
 )
-from gankd.teacher import Normalize, Teacher
 
 DEGREES = Regression(label_min=-60, label_max=60, mean=10, std=20, unit="degrees")
 BINS, GAUSSIAN = (dataclasses.replace(DEGREES, head=head) for head in ("bins", "gaussian"))

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from gankd.data.sets import LazyImages
 from gankd.models import SmallResNet, build_model
+from gankd.models.teacher import Normalize, Teacher
 from gankd.tasks import Regression
-from gankd.teacher import Normalize, Teacher
 
 
 def images(count: int = 5, channels: int = 1, size: int = 8) -> Tensor:

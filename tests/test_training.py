@@ -18,9 +18,9 @@ import gankd
 from gankd.data.augment import Augment, AugmentationConfig
 from gankd.data.loader import BatchSource
 from gankd.data.sets import ImageSet, LazyImages
-from gankd.distillers import build_distiller, method_config
+from gankd.methods import build_distiller, method_config
+from gankd.models.teacher import Normalize, Teacher
 from gankd.tasks import task_of
-from gankd.teacher import Normalize, Teacher
 from gankd.training import TrainingConfig, build_optimizer, fit, rate_factor
 
 AUGMENTATION = AugmentationConfig(

@@ -20,9 +20,9 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from generators.images import to_unit_range
-from generators.settings import Settings
+from generators.settings import Settings, Share
 
-Share = Annotated[float, Field(gt=0, le=1)]
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
 Sigma = Annotated[float, Field(gt=0, le=100)]
 
 
@@ -31,7 +31,7 @@ class AugmentationConfig(Settings):
 
     crop_padding: Annotated[int, Field(ge=0, le=1024)] = 0
     """Pixels of black border added on each side before a random crop back to the original size (4 on CIFAR)."""
-    resized_crop: tuple[Share, Share] | None = None
+    resized_crop: tuple[PositiveShare, PositiveShare] | None = None
     """Smallest and largest share of the image's area, [0.2, 1] or [0.08, 1] for self-supervision: a box of a random share
     and place, its width over its height between 3/4 and 4/3, is enlarged to the image's size. In place of
     crop_padding."""
@@ -40,30 +40,30 @@ class AugmentationConfig(Settings):
     rotation: Annotated[float, Field(ge=0, le=180)] = 0
     """Degrees: the angle is uniform in [-rotation, rotation]."""
     translation: Annotated[float, Field(ge=0, lt=1)] = 0
-    """Share of the width and of the height: both shifts are uniform in [-translation, translation]."""
+    """PositiveShare of the width and of the height: both shifts are uniform in [-translation, translation]."""
     scale: Annotated[float, Field(ge=0, lt=1)] = 0
     """The magnification is uniform in [1 - scale, 1 + scale]."""
-    cutout: Annotated[float, Field(ge=0, le=1)] = 0
+    cutout: Share = 0
     """Side of a black square at a random place, as a share of the shorter side of the image."""
-    brightness: Annotated[float, Field(ge=0, le=1)] = 0
+    brightness: Share = 0
     """The factor on all pixels is uniform in [1 - brightness, 1 + brightness]."""
-    contrast: Annotated[float, Field(ge=0, le=1)] = 0
+    contrast: Share = 0
     """The factor on the distance from the image's mean grey is uniform in [1 - contrast, 1 + contrast]."""
-    saturation: Annotated[float, Field(ge=0, le=1)] = 0
+    saturation: Share = 0
     """The factor on the distance from the pixel's own grey is uniform in [1 - saturation, 1 + saturation]; grey images
     do not change."""
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0
-    """Share of the colour circle: the shift of all colours along it is uniform in [-hue, hue]; grey images do not
+    """PositiveShare of the colour circle: the shift of all colours along it is uniform in [-hue, hue]; grey images do not
     change."""
-    jitter_probability: Annotated[float, Field(ge=0, le=1)] = 1.0
+    jitter_probability: Share = 1.0
     """Brightness, contrast, saturation and hue change an image together with this probability, else none of them does
     (SimCLR: 0.8)."""
-    greyscale: Annotated[float, Field(ge=0, le=1)] = 0
+    greyscale: Share = 0
     """Probability that an image loses its colours (SimCLR: 0.2)."""
     blur: tuple[Sigma, Sigma] | None = None
     """Smallest and largest standard deviation of a Gaussian blur, in pixels (SimCLR: [0.1, 2] at 224 pixels, no blur on
     CIFAR)."""
-    blur_probability: Annotated[float, Field(ge=0, le=1)] = 0.5
+    blur_probability: Share = 0.5
     """Probability that an image is blurred, where `blur` is set."""
 
     @field_validator("resized_crop", "blur")

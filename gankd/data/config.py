@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from generators.settings import Settings
+from generators.settings import Count, Positive, Settings
 
 
 class DataConfig(Settings):
@@ -24,11 +24,11 @@ class DataConfig(Settings):
     """Height and width in pixels; images of another size are resized. Null keeps the source's size."""
     channels: Literal[1, 3] | None = None
     """Grey (1) or colour (3); null keeps the source's."""
-    labelled: Annotated[int, Field(gt=0)] | None = None
+    labelled: Count | None = None
     """Few-shot: keep this many training samples (the same number of every class); null keeps all."""
-    validation: Annotated[float, Field(gt=0)] = 0.1
+    validation: Positive = 0.1
     """Cut from train, before `labelled` is applied: a share below 1, a number of samples from 1."""
-    test: Annotated[float, Field(gt=0)] = 0.2
+    test: Positive = 0.2
     """Cut from the whole where the source has no test split of its own: a share below 1, a number from 1."""
     label: str | None = None
     """Which label of the source: a CSV column (default `label`), or the array `SPLIT_<label>` of an .npz pack."""

@@ -20,7 +20,7 @@ from gankd.losses.precision import full_precision
 from generators.randomness import seeded
 
 if TYPE_CHECKING:
-    from gankd.teacher import Teacher
+    from gankd.models.teacher import Teacher
 
 
 class Views(nn.Module):

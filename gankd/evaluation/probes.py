@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from gankd.data.splits import stratified_indices
 from gankd.evaluation.neighbours import knn_accuracy, knn_regress, standardize_features
 from gankd.losses.precision import full_precision
-from gankd.teacher import Teacher, borrowed
+from gankd.models.teacher import Teacher, borrowed
 
 VALIDATION_SHARE = 0.2
 LOGISTIC_STRENGTHS = tuple(10.0**exponent for exponent in range(0, -7, -1))

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch_fidelity import FeatureExtractorBase, FeatureExtractorInceptionV3, register_feature_extractor
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-from gankd.artifacts import digest, fingerprint
 from gankd.data.sets import LazyImages
-from gankd.teacher import Teacher
+from gankd.experiment.artifacts import digest, fingerprint
+from gankd.models.teacher import Teacher
 from generators.checkpoints import replace_whole
 from generators.images import to_unit_range
 

@@ -27,8 +27,8 @@ from gankd.api import distill
 from gankd.data.sets import ImageSet
 from gankd.evaluation import evaluate
 from gankd.fidelity.extractors import embed, teacher_extractor
+from gankd.models.teacher import Normalize, Teacher
 from gankd.tasks import Classification, Regression, Task
-from gankd.teacher import Normalize, Teacher
 from gankd.training import TrainingConfig
 from generators.interface import ConditionalGenerator
 from generators.metrics import (

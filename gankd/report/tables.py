@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from gankd import provenance
-from gankd.describe import num_parameters
 from gankd.evaluation import PROBES, evaluate
-from gankd.experiment import Experiment
-from gankd.model_store import load_model
+from gankd.experiment import provenance
+from gankd.experiment.experiment import Experiment
+from gankd.models.store import load_model
+from gankd.pipeline.describe import num_parameters
 from gankd.synthesis.store import read_manifest
 
 METRICS = {"top1": "top-1", "mae": "MAE", "rmse": "RMSE", "r2": "R2", "top5": "top-5"}

@@ -13,11 +13,11 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
+from gankd.models.teacher import Teacher
 from gankd.synthesis.ratio import RatioModel
 from gankd.synthesis.selection import Scores
 from gankd.synthesis.store import read_tensors, write_tensors
 from gankd.tasks import Classification, Task
-from gankd.teacher import Teacher
 from generators.images import from_generator_range, to_unit_range
 from generators.interface import ConditionalGenerator
 from generators.randomness import seeded

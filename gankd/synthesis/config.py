@@ -6,10 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from generators.settings import Settings
-
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(gt=0)]
+from generators.settings import Count, Positive, Settings, Weight
 
 
 class SubsamplingConfig(Settings):
@@ -32,7 +29,7 @@ class SubsamplingConfig(Settings):
     """Real and as many generated images a step."""
     learning_rate: Positive = 1e-4
     """Adam's (betas .5, .999, weight decay 1e-4)."""
-    penalty: Annotated[float, Field(ge=0)] = 1.0
+    penalty: Weight = 1.0
     """Weight of (mean ratio of generated images - 1)^2, which the true ratio leaves at 0 (the paper: 0.01). When few real
     images can be told from all generated ones, a weight below about 0.1 lets the ratio die at 0."""
     burn_in: Count = 500

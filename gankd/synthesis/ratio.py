@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from gankd.data.sets import ImageSet
+from gankd.models.teacher import Teacher
 from gankd.synthesis.config import SubsamplingConfig
 from gankd.synthesis.density_ratio import DensityRatio, train_density_ratio
 from gankd.synthesis.extractors import SparseAutoencoder, WideClassifier, train_extractor
 from gankd.synthesis.store import read_tensors, write_tensors
 from gankd.tasks import Classification, Task
-from gankd.teacher import Teacher
 from generators.images import from_generator_range, to_generator_range
 from generators.interface import ConditionalGenerator
 

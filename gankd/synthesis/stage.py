@@ -19,13 +19,13 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from gankd.data.sets import ImageSet
+from gankd.models.teacher import Teacher
 from gankd.synthesis.candidates import Candidates, Labels
 from gankd.synthesis.config import SynthesisConfig
 from gankd.synthesis.ratio import RatioModel
 from gankd.synthesis.selection import Scores, ratio_bounds, select_rho, subsample, take, teacher_filter
 from gankd.synthesis.store import write_store, write_tensors
 from gankd.tasks import CLASSIFICATION, Task
-from gankd.teacher import Teacher
 from generators.interface import ConditionalGenerator
 from generators.randomness import mix
 

@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 from torch import Tensor, distributed, nn
 
 import gankd
-from gankd.config import ExperimentConfig
 from gankd.data.augment import Augment, AugmentationConfig
 from gankd.data.loader import BatchSource
 from gankd.data.sets import ImageSet, LazyImages
 from gankd.data.views import Views
-from gankd.distillers import METHODS, Distiller, Term, build_distiller, check_views, method_config
-from gankd.distillers.simreg import SimReg
-from gankd.distillers.supervised import Supervised
+from gankd.experiment.config import ExperimentConfig
+from gankd.methods import METHODS, Distiller, Term, build_distiller, check_views, method_config
+from gankd.methods.alone.supervised import Supervised
+from gankd.methods.label_free.simreg import SimReg
 from gankd.models import SmallResNet
+from gankd.models.teacher import Normalize, Teacher
 from gankd.tasks import task_of
-from gankd.teacher import Normalize, Teacher
 from gankd.training import TrainingConfig, fit
 from generators.images import to_unit_range
 from tests.conftest import run

@@ -20,7 +20,7 @@ from gankd.evaluation import (
     standardize_features,
 )
 from gankd.models import SmallResNet
-from gankd.teacher import Normalize
+from gankd.models.teacher import Normalize
 
 Split = tuple[Tensor, Tensor, Tensor, Tensor]
 

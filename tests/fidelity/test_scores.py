@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from gankd.config import load_config
 from gankd.data.sets import ImageSet, LazyImages
+from gankd.experiment.config import load_config
 from gankd.fidelity.extractors import embed, inception_extractor, teacher_extractor
 from gankd.fidelity.scores import (
     classification_accuracy_score,
@@ -34,9 +34,9 @@ from gankd.fidelity.scores import (
     scalar_scores,
     score_rows,
 )
+from gankd.models.teacher import Normalize, Teacher
 from gankd.pipeline import Run
 from gankd.tasks import Classification, Regression
-from gankd.teacher import Normalize, Teacher
 from generators.images import to_unit_range
 from generators.metrics import density_coverage, draw_images, evenly_spread, frechet_distance, frechet_score
 from generators.wrapping import WrappedGenerator, wrap

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from gankd.models import SmallResNet, Taps, build_model, default_taps
-from gankd.models.stages import Remainder, redraw
+from gankd.models.tail import Remainder, redraw
 
 NAMES = ["small_resnet", "resnet8", "wrn_16_1", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2", "torchvision:resnet18"]
 

@@ -17,12 +17,12 @@ from torch import Tensor
 import gankd
 from gankd.data.sets import ImageSet, LazyImages
 from gankd.models import SmallResNet
+from gankd.models.teacher import Normalize, Teacher
 from gankd.synthesis.config import SynthesisConfig
 from gankd.synthesis.selection import Scores, subsample
 from gankd.synthesis.stage import Synthesis
 from gankd.synthesis.store import load_store, read_manifest, read_tensors, write_tensors
 from gankd.tasks import Regression, task_of
-from gankd.teacher import Normalize, Teacher
 from generators.images import to_unit_range
 from generators.interface import ConditionalGenerator
 from generators.networks.sngan import SNGANGenerator

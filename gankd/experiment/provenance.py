@@ -1,0 +1,82 @@
+"""Where a number comes from: commit, configuration, versions, machine, processes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from gankd.experiment.artifacts import digest
+
+
+def commit() -> str:
+    """The short commit of the code (with `+` when it was changed since), or "unknown" outside a repository."""
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        )
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def config_hash(config) -> str:
+    """Short hash of a resolved configuration."""
+    return digest(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode())
+
+
+def file_hash(path: Path | None) -> str | None:
+    """Short hash of a file's bytes; None when there is no such file."""
+    if path is None or not path.exists():
+        return None
+    with open(path, "rb") as file:
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest()[:12]
+            if hasattr(hashlib, "file_digest")
+            else digest(file.read())
+        )
+
+
+def versions() -> dict[str, str]:
+    """What the numbers were computed with."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    return {"python": platform.python_version(), "torch": torch.__version__, "device": device, "commit": commit()}
+
+
+def requested_processes() -> int | None:
+    """The --num_processes of the `accelerate launch` that started this process, or None.
+
+    With `--cpu` that flag is ignored without a word, which is worth a warning.
+    """
+    import psutil
+
+    try:
+        words = psutil.Process().parent().cmdline()
+    except (psutil.Error, AttributeError):
+        return None
+    for flag, value in zip(words, words[1:], strict=False):
+        if flag in ("--num_processes", "--num-processes") and value.isdigit():
+            return int(value)
+    return None
+
+
+def describe_processes(accelerator: Accelerator, wanted: int | None) -> str:
+    """One line on device, processes and precision; with a warning when it is not the number that was asked for."""
+    started, wanted = accelerator.num_processes, wanted or requested_processes()
+    processes = f"{started} process{'es' if started > 1 else ''}"
+    line = f"{accelerator.device.type}, {processes}, mixed precision {accelerator.mixed_precision}"
+    if wanted and wanted != started:
+        line += (
+            f"\n  [yellow]warning: {wanted} processes were asked for, {started} started; on the CPU use "
+            f"ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {wanted} SCRIPT[/yellow]"
+        )
+    return line

@@ -1,0 +1,83 @@
+"""CS-KD: images of one class are predicted alike.
+
+Yun, Park, Lee, Shin, "Regularizing Class-wise Predictions via Self-knowledge Distillation", CVPR 2020, arXiv 2003.13964.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gankd.losses import cs_kd_loss
+from gankd.methods.terms import Passes, Term, TermConfig
+from generators.settings import Positive, Weight
+
+
+class CSKDConfig(TermConfig):
+    """CE + weight * T^2 KL to the prediction on another image of the class."""
+
+    name: Literal["cs_kd"] = "cs_kd"
+    """The method."""
+    weight: Weight = 1.0
+    """Of the term; 3 on fine-grained data sets."""
+    temperature: Positive = 4.0
+    """Softens both distributions."""
+    learners: Literal["first", "both"] = "first"
+    """Who of a pair learns, from its label and from the other: the first, as in the paper, whose batches are twice as large
+    for that, or both."""
+
+    @property
+    def sampling(self) -> str:
+        return "class_pairs"
+
+
+class CSKD(Term):
+    """L = mean_n T^2 KL(softmax([s_partner(n)] / T) || softmax(s_n / T)), [.] without gradient, n over those who learn.
+
+    Batches are drawn in pairs of a class, and both images of a pair go through one forward pass: they share the statistics
+    of batch norm. The authors give the partners a pass of their own.
+    """
+
+    Config = CSKDConfig
+    tasks = frozenset({"classification"})
+    needs_teacher = False
+    own_label_loss = True
+    instead = "cs_kd pairs images of a class; this task has a scalar target. Use ps_kd, or a classification task."
+
+    def forward(self, passes: Passes) -> Tensor:
+        logits, labels = passes.student_outputs, passes.batch.labels
+        learners, partners = self.pairs(labels)
+        _, _, rest = cs_kd_loss(
+            student_logits=logits[learners],
+            paired_logits=logits[partners],
+            labels=labels[learners],
+            temperature=self.config.temperature,
+        )
+        return rest
+
+    def label_loss(self, passes: Passes) -> Tensor:
+        learners, _ = self.pairs(passes.batch.labels)
+        return self.task.loss(passes.student_outputs[learners], passes.batch.labels[learners])
+
+    def pairs(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of those who learn, and of whom they follow: themselves where the batch has nobody else of the class."""
+        if self.config.learners == "both":
+            return torch.arange(len(labels), device=labels.device), next_of_class(labels)
+        count = max(1, len(labels) // 2)
+        first = torch.arange(count, device=labels.device)
+        second = (first + count) % len(labels)  # where `BatchSource` puts the partners
+        return first, torch.where(labels[first] == labels[second], second, first)
+
+
+def next_of_class(labels: Tensor) -> Tensor:
+    """For every sample of a batch the next one of its class, the first after the last; itself if it is alone. [N] to [N].
+
+    Whatever is alone in its class follows itself, which has no gradient.
+    """
+    ordered, order = labels.sort(stable=True)
+    place = torch.arange(len(labels), device=labels.device)
+    first, end = torch.searchsorted(ordered, ordered), torch.searchsorted(ordered, ordered, right=True)
+    following = torch.where(place + 1 == end, first, place + 1)
+    return torch.empty_like(order).scatter_(0, order, order[following])

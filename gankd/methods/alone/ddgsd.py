@@ -1,0 +1,79 @@
+"""DDGSD: two distortions of an image are predicted alike.
+
+Xu, Liu, "Data-Distortion Guided Self-Distillation for Deep Neural Networks", AAAI 2019.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gankd.data.loader import Batch
+from gankd.losses import ddgsd_loss
+from gankd.losses.precision import full_precision
+from gankd.methods.base import EVERY_TASK, Distiller
+from gankd.methods.branches import imitation
+from gankd.methods.terms import TermConfig
+from gankd.models.taps import Taps, default_taps
+from gankd.tasks import CLASSIFICATION
+from generators.settings import Positive, Weight
+
+
+class DDGSDConfig(TermConfig):
+    """task_weight * (mean task loss of the two views) / 2 + weight * (mutual divergence + mmd_weight MMD^2)."""
+
+    name: Literal["ddgsd"] = "ddgsd"
+    """The method."""
+    temperature: Positive = 4.0
+    """Classes: softens both distributions."""
+    mmd_weight: Weight = 5e-4
+    """Of the squared distance of the views' mean features."""
+    mmd: Literal["vector", "scalar"] = "vector"
+    """Mean feature vectors, as in the paper, or the means over all their entries, as some libraries have it."""
+
+
+class DDGSD(Distiller):
+    """rest = KL(s_a, s_b) + KL(s_b, s_a) + mmd_weight |mean f_a - mean f_b|^2, f the pooled features.
+
+    Both views, drawn by the training's augmentation, go through one forward pass. Scalars: squares for the divergences.
+    """
+
+    Config = DDGSDConfig
+    tasks = EVERY_TASK
+    heads = frozenset({"scalar"})
+    instead = "ddgsd compares predictions of two views. Use task.head: scalar."
+    needs_teacher = False
+
+    def __init__(self, student, teacher, task, config, **others):
+        super().__init__(student, teacher, task, config, **others)
+        self.taps = default_taps(student, image_shape=others["data"].image_shape)[-1:]
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        views = torch.cat([self.augment(batch.images), self.augment(batch.images)])  # [2 N, C, H, W]
+        outputs, (features,) = Taps(self.student, self.taps)(self.normalize(views))
+        outputs, features = outputs.chunk(2), features.flatten(1).chunk(2)
+        task, rest = self.losses(outputs, features, batch.labels)
+        return {"loss": self.config.task_weight * task + self.config.weight * rest, "task": task, "ddgsd": rest}
+
+    def losses(self, outputs: tuple[Tensor, Tensor], features: tuple[Tensor, Tensor], labels: Tensor):
+        """(the labels' loss, the rest), of two views each."""
+        config = self.config
+        if self.task.kind == CLASSIFICATION:
+            _, task, rest = ddgsd_loss(
+                student_logits=outputs,
+                embeddings=features,
+                labels=labels,
+                temperature=config.temperature,
+                mmd_weight=config.mmd_weight,
+                mmd=config.mmd,
+            )
+            return task, rest
+        first, second = outputs
+        task = (self.task.loss(first, labels) + self.task.loss(second, labels)) / 4
+        difference = full_precision(features[0]) - full_precision(features[1])
+        gap = difference.mean(dim=0) if config.mmd == "vector" else difference.mean()
+        mutual = imitation(self.task, first, second, config.temperature)
+        mutual = mutual + imitation(self.task, second, first, config.temperature)
+        return task, mutual + config.mmd_weight * gap.square().sum()

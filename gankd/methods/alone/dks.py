@@ -1,0 +1,54 @@
+"""DKS: classifiers on several stages learn from each other.
+
+Sun, Yao, Zhou, Zhao, "Deeply-supervised Knowledge Synergy", CVPR 2019.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from gankd.losses import dks_loss
+from gankd.methods.branches import Branch, StagesTermConfig, stage_taps
+from gankd.methods.terms import Passes, Setup, Term
+from gankd.models.small_resnet import ResidualBlock
+from generators.settings import Positive
+
+
+class DKSConfig(StagesTermConfig):
+    """CE + weight * (CE of the branches + T^2 KL of every ordered pair of heads)."""
+
+    name: Literal["dks"] = "dks"
+    """The method."""
+    temperature: Positive = 4.0
+    """Softens both distributions."""
+
+
+class DKS(Term):
+    """sum_b CE(z_b, y) + sum over i != j of KL(z_i, [z_j]), the network's own head among them. A branch of residual blocks
+    on each stage but the last, for training only.
+    """
+
+    Config = DKSConfig
+    tasks = frozenset({"classification"})
+    needs_teacher = False
+    instead = (
+        "dks' heads exchange class probabilities; this task has a scalar target. Use byot, or a classification task."
+    )
+
+    def __init__(self, config: DKSConfig, setup: Setup):
+        super().__init__(config, setup)
+        self.student_taps, shapes = stage_taps(setup, config.name, config.student_taps, at_least=2)
+        self.branches = nn.ModuleList(
+            Branch(shapes[stage:], setup.task.num_outputs, ResidualBlock) for stage in range(len(shapes) - 1)
+        )
+
+    def forward(self, passes: Passes) -> Tensor:
+        labels = passes.batch.labels
+        features = [passes.student_features[path] for path in self.student_taps[:-1]]
+        logits = [branch(feature)[0] for branch, feature in zip(self.branches, features, strict=True)]
+        _, _, rest = dks_loss(
+            logits=[passes.student_outputs, *logits], labels=labels, temperature=self.config.temperature
+        )
+        return sum(self.task.loss(head, labels) for head in logits) + rest

@@ -1,0 +1,193 @@
+"""MixSKD: what a network says about a mixed image equals the mixture of what it says about the images.
+
+Yang, An, Zhou, Cai, Zhi, Wu, Xu, Zhang, "MixSKD: Self-Knowledge Distillation from Mixup for Image Recognition",
+ECCV 2022, arXiv 2208.05768.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from gankd.data.loader import Batch
+from gankd.losses import (
+    gradient_reversal,
+    mixskd_discriminator_loss,
+    mixskd_discriminator_scores,
+    mixskd_loss,
+    mixskd_regression_loss,
+    mixup_batch,
+)
+from gankd.losses.precision import full_precision
+from gankd.methods.alone.mixing import draw_mixing, mixed_loss
+from gankd.methods.base import EVERY_TASK, Distiller, MethodConfig
+from gankd.methods.branches import Branch, imitation, stage_taps
+from gankd.methods.terms import Setup
+from gankd.models.small_resnet import ResidualBlock
+from gankd.models.taps import Taps
+from gankd.tasks import CLASSIFICATION
+from generators.settings import Positive, Weight
+
+DISCRIMINATOR_WIDTH = 128
+
+
+class MixSKDConfig(MethodConfig):
+    """Clean loss + mixed_weight mixed loss + kd_weight KL + feature_weight MSE + adversarial_weight BCE."""
+
+    name: Literal["mixskd"] = "mixskd"
+    """The method."""
+    alpha: Weight = 0.4
+    """The images' shares are drawn from Beta(alpha, alpha), one a batch; 0.4 on CIFAR-100, 0.2 on ImageNet; 0 does not
+    mix."""
+    temperature: Positive = 3.0
+    """Classes: softens both distributions."""
+    mixed_weight: Weight = 1.0
+    """Of the labels' loss on mixtures, which alone trains the self-teacher."""
+    kd_weight: Weight = 1.0
+    """Of the divergences between mixtures of predictions and predictions on mixtures."""
+    feature_weight: Weight = 1.0
+    """Of the distances between mixtures of maps and maps of mixtures."""
+    adversarial_weight: Weight = 1.0
+    """Of the discriminators that tell the two apart, and of the network's effort to deceive them."""
+    as_released: bool = False
+    """As the authors' CIFAR script: no labels' loss on mixtures, so that the self-teacher stays as it is initialised, and
+    discriminators that are never trained and that the network helps instead of deceiving them."""
+    student_taps: tuple[str, ...] | None = None
+    """Module paths of the stages' maps, shallow to deep. Null: every stage."""
+
+
+class MixSKD(Distiller):
+    """One forward pass of N images x and of their N mixtures, lambda x + (1 - lambda) x[perm]. Of any output o,
+    I(o) = lambda o(x) + (1 - lambda) o(x)[perm] and M(o) = o(mixture). Heads z_1..z_B: a branch of residual blocks on each
+    stage but the last, and the network's own; F_b the maps before pooling; h the self-teacher on all maps together.
+
+        clean     sum_b CE(z_b, y)
+        mixed     sum_b mixup CE(M(z_b)) + mixup CE(h(I(F))) + mixup CE(h(M(F)))
+        kd        sum_{b<B} [ KL(I(z_b), [M(z_b)]) + KL(M(z_b), [I(z_b)]) ] + KL(I(z_B), [h(M(F))]) + KL(M(z_B), [h(I(F))])
+        features  sum_b mean (I(F_b) - M(F_b))^2
+        adversarial  BCE of a discriminator a stage between I(F_b) and M(F_b), its gradient reversed for the network
+
+    Scalars: squared errors to blended labels, squared differences for the KL. All but the network is for training only.
+    """
+
+    Config = MixSKDConfig
+    tasks = EVERY_TASK
+    heads = frozenset({"scalar"})
+    instead = "mixskd mixes predictions. Use task.head: scalar."
+    needs_teacher = False
+
+    def __init__(self, student, teacher, task, config, **others):
+        super().__init__(student, teacher, task, config, **others)
+        setup = Setup(student, None, task, others["data"])
+        self.taps, shapes = stage_taps(setup, config.name, config.student_taps)
+        channels = shapes[-1][0]
+        self.branches = nn.ModuleList(
+            Branch(shapes[stage:], task.num_outputs, ResidualBlock) for stage in range(len(shapes) - 1)
+        )
+        self.fusion = nn.Conv2d(len(shapes) * channels, channels, 1, bias=False)
+        self.self_teacher_head = nn.Linear(channels, task.num_outputs)
+        self.discriminators = nn.ModuleList()
+        if config.adversarial_weight > 0:
+            self.discriminators.extend(Discriminator(channels) for _ in shapes)
+        self.mixed_weight = 0.0 if config.as_released else config.mixed_weight
+        if config.as_released:
+            self.discriminators.requires_grad_(False)
+        if self.mixed_weight == 0:  # without it nothing trains the self-teacher
+            self.fusion.requires_grad_(False)
+            self.self_teacher_head.requires_grad_(False)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        config, labels = self.config, batch.labels
+        view = self.augment(batch.images)  # [N, C, H, W]
+        permutation, mixing = draw_mixing(view, config.alpha if self.training else 0)
+        mixture = mixup_batch(images=view, permutation=permutation, mixing=mixing)
+        outputs, features = Taps(self.student, self.taps)(self.normalize(torch.cat([view, mixture])))
+        pairs = [branch(feature) for branch, feature in zip(self.branches, features[:-1], strict=True)]
+        outputs, maps = zip(*pairs, (outputs, features[-1]), strict=True)  # B of [2 N, K], of [2 N, C, H, W]
+
+        interpolated_maps, mixture_maps = self.interpolated_and_mixture(maps, permutation, mixing)
+        teachers = self.self_teacher(interpolated_maps), self.self_teacher(mixture_maps)
+        losses = self.losses(outputs, maps, teachers, labels, permutation, mixing)
+        weights = {"clean": 1.0, "mixed": self.mixed_weight, "kd": config.kd_weight, "features": config.feature_weight}
+        if self.discriminators:
+            losses["adversarial"] = self.adversarial_loss(interpolated_maps, mixture_maps)
+            weights["adversarial"] = config.adversarial_weight
+        return {"loss": sum(weights[name] * loss for name, loss in losses.items() if weights[name] > 0), **losses}
+
+    def interpolated_and_mixture(self, maps, permutation: Tensor, mixing: float) -> tuple[list[Tensor], list[Tensor]]:
+        """I(F_b) and M(F_b) of B maps [2 N, C, H, W], B of [N, C, H, W] each."""
+        halves = [full_precision(feature).chunk(2) for feature in maps]
+        interpolated = [mixup_batch(images=clean, permutation=permutation, mixing=mixing) for clean, _ in halves]
+        return interpolated, [mixture for _, mixture in halves]
+
+    def self_teacher(self, maps: list[Tensor]) -> Tensor:
+        """B maps [N, C, H, W] to outputs [N, K]."""
+        return self.self_teacher_head(self.fusion(torch.cat(maps, dim=1)).mean(dim=(2, 3)))
+
+    def losses(self, outputs, maps, teachers, labels: Tensor, permutation: Tensor, mixing: float) -> dict[str, Tensor]:
+        """What needs no discriminator; outputs and maps of B stages on images and mixtures, the self-teacher's I and M."""
+        of_interpolation, of_mixture = teachers
+        if self.task.kind == CLASSIFICATION:
+            _, clean, mixed, kd, features = mixskd_loss(
+                logits=outputs,
+                features=maps,
+                interpolated_teacher_logits=of_interpolation,
+                mixup_teacher_logits=of_mixture,
+                labels=labels,
+                permutation=permutation,
+                mixing=mixing,
+                temperature=self.config.temperature,
+            )
+            return {"clean": clean, "mixed": mixed, "kd": kd, "features": features}
+        halves = [full_precision(output).chunk(2) for output in outputs]
+        mixed = sum(
+            mixed_loss(self.task, output, labels, permutation, mixing)
+            for output in (*(mixture for _, mixture in halves), *teachers)
+        )
+        *branches, (clean, mixture) = halves
+        interpolated = mixup_batch(images=clean, permutation=permutation, mixing=mixing)
+        kd = imitation(self.task, interpolated, of_mixture, self.config.temperature)
+        kd = kd + imitation(self.task, mixture, of_interpolation, self.config.temperature)
+        for branch_clean, branch_mixture in branches:
+            kd = (
+                kd
+                + mixskd_regression_loss(
+                    predictions=branch_clean, mixed_predictions=branch_mixture, permutation=permutation, mixing=mixing
+                )[0]
+            )
+        pairs = zip(*self.interpolated_and_mixture(maps, permutation, mixing), strict=True)
+        return {
+            "clean": sum(self.task.loss(output, labels) for output, _ in halves),
+            "mixed": mixed,
+            "kd": kd,
+            "features": sum((one - other).square().mean() for one, other in pairs),
+        }
+
+    def adversarial_loss(self, interpolated: list[Tensor], mixture: list[Tensor]) -> Tensor:
+        """How badly the discriminators tell I(F_b) from M(F_b); what is in front of them climbs it."""
+
+        def scores(maps: list[Tensor]) -> list[Tensor]:
+            if not self.config.as_released:
+                maps = [gradient_reversal(input=feature, strength=1.0) for feature in maps]
+            return [judge(feature) for judge, feature in zip(self.discriminators, maps, strict=True)]
+
+        return mixskd_discriminator_loss(interpolated_scores=scores(interpolated), mixup_scores=scores(mixture))
+
+
+class Discriminator(nn.Module):
+    """A map [N, C, H, W] to scores [N, 2] of being interpolated and of being of a mixture."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.hidden, self.output = nn.Linear(channels, DISCRIMINATOR_WIDTH), nn.Linear(DISCRIMINATOR_WIDTH, 2)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        return mixskd_discriminator_scores(
+            feature=feature,
+            hidden_weight=self.hidden.weight,
+            hidden_bias=self.hidden.bias,
+            output_weight=self.output.weight,
+            output_bias=self.output.bias,
+        )

@@ -1,0 +1,90 @@
+"""PS-KD: labels are refined by what the network itself said of the sample in the last epoch.
+
+Kim, Ji, Yoon, Hwang, "Self-Knowledge Distillation with Progressive Refinement of Targets", ICCV 2021, arXiv 2006.12000.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gankd.distributed.processes import gather
+from gankd.losses import ps_kd_loss
+from gankd.losses.precision import full_precision
+from gankd.methods.base import MethodConfig
+from gankd.methods.terms import Passes, Setup, Term
+from gankd.tasks import CLASSIFICATION
+from generators.settings import Share
+
+
+class PSKDConfig(MethodConfig):
+    """Loss to (1 - a) label + a last prediction, with a = alpha (e + 1) / E in epoch e = 0, 1, .. of E."""
+
+    name: Literal["ps_kd"] = "ps_kd"
+    """The method."""
+    alpha: Share = 0.8
+    """Weight of the last predictions at the end; 0 is training on the labels."""
+
+    @property
+    def weight(self) -> float:
+        """Of the term."""
+        return 1.0
+
+    @property
+    def task_weight(self) -> float:
+        """Of the labels' loss, which is in the term."""
+        return 0.0
+
+
+class PSKD(Term):
+    """Classes: CE to (1 - a) one_hot(y) + a p_last. Scalars: mean (s - ((1 - a) y + a s_last))^2.
+
+    The last prediction on a sample is that of the view then seen, in training mode; before the first one it is the label.
+    One row a sample, real and synthetic: 2 bytes times the number of classes, and it goes into the checkpoint.
+    """
+
+    Config = PSKDConfig
+    heads = frozenset({"scalar"})
+    instead = "ps_kd blends a label with a prediction. Use task.head: scalar."
+    needs_teacher = False
+
+    def __init__(self, config: PSKDConfig, setup: Setup):
+        super().__init__(config, setup)
+        labels = setup.data.labels
+        if setup.task.kind == CLASSIFICATION:
+            # Half precision: probabilities below 6e-8 are as good as 0, and the table is half as large.
+            history = labels.new_zeros(len(labels), setup.task.num_outputs, dtype=torch.float16)
+            history.scatter_(1, labels[:, None], 1.0)
+        else:
+            history = setup.task.standardize(labels.float())
+        self.register_buffer("history", history)
+        self.share = 0.0
+        """Of the last prediction in the target, now."""
+
+    def start_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:
+        num_epochs = -(-num_steps // steps_per_epoch)
+        self.share = self.config.alpha * (step // steps_per_epoch + 1) / num_epochs
+
+    def forward(self, passes: Passes) -> Tensor:
+        outputs, batch = passes.student_outputs, passes.batch
+        previous = self.history[batch.indices]
+        if self.task.kind == CLASSIFICATION:
+            now = full_precision(outputs.detach()).softmax(dim=1)
+            loss = ps_kd_loss(
+                student_logits=outputs, labels=batch.labels, previous_probabilities=previous.float(), alpha=self.share
+            )
+        else:
+            now = full_precision(outputs.detach().flatten())
+            labels = self.task.standardize(batch.labels.float())
+            loss = F.mse_loss(full_precision(outputs.flatten()), (1 - self.share) * labels + self.share * previous)
+        if self.training:
+            self.remember(batch.indices, now)
+        return loss
+
+    @torch.no_grad()
+    def remember(self, indices: Tensor, predictions: Tensor) -> None:
+        """Store the predictions on samples, those of all processes in each of them."""
+        self.history[gather(indices)] = gather(predictions).to(self.history.dtype)

@@ -1,0 +1,138 @@
+"""Regularisers of the predicted distribution, which distillation without a teacher is compared with.
+
+label_smoothing: Szegedy, Vanhoucke, Ioffe, Shlens, Wojna, CVPR 2016, arXiv 1512.00567
+focal: Lin, Goyal, Girshick, He, Dollar, ICCV 2017, arXiv 1708.02002
+max_entropy: Pereyra, Tucker, Chorowski, Kaiser, Hinton, ICLR workshop 2017, arXiv 1701.06548
+virtual_softmax: Chen, Deng, Shen, NeurIPS 2018, arXiv 1811.12611
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from gankd.losses import confidence_penalty, focal_loss, label_smoothing_loss, virtual_softmax_logits
+from gankd.methods.branches import output_layer
+from gankd.methods.terms import Passes, Setup, Term, TermConfig
+from gankd.models.taps import INPUT
+from generators.settings import Weight
+
+CLASSES = frozenset({"classification"})
+
+
+class ReplacingConfig(TermConfig):
+    """A loss in place of the cross-entropy."""
+
+    task_weight: Weight = 0.0
+    """Weight of the cross-entropy, in whose place the term is."""
+
+
+class LabelSmoothingConfig(ReplacingConfig):
+    """Cross-entropy to 1 - smoothing on the label and smoothing / (K - 1) on every other class."""
+
+    name: Literal["label_smoothing"] = "label_smoothing"
+    """The method."""
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Probability taken from the label; 0 is the cross-entropy."""
+
+
+class LabelSmoothing(Term):
+    """L = -1/N sum_n sum_k q_nk log softmax(s_n)_k, q_y = 1 - smoothing."""
+
+    Config = LabelSmoothingConfig
+    tasks = CLASSES
+    needs_teacher = False
+    instead = (
+        "label_smoothing spreads probability over wrong classes; this task has a scalar target. Use supervised with "
+        "task.head: bins, whose labels are smoothed to distributions, or a classification task."
+    )
+
+    def forward(self, passes: Passes) -> Tensor:
+        return label_smoothing_loss(
+            student_logits=passes.student_outputs, labels=passes.batch.labels, smoothing=self.config.smoothing
+        )
+
+
+class FocalConfig(ReplacingConfig):
+    """Cross-entropy in which a sample counts less the better it is classified."""
+
+    name: Literal["focal"] = "focal"
+    """The method."""
+    gamma: Weight = 2.0
+    """Power of the error; 0 is the cross-entropy."""
+
+
+class Focal(Term):
+    """L = -1/N sum_n (1 - p_n)^gamma log p_n, p the label's probability."""
+
+    Config = FocalConfig
+    tasks = CLASSES
+    needs_teacher = False
+    instead = "focal weighs samples by the probability of their class; this task has a scalar target. Use supervised."
+
+    def forward(self, passes: Passes) -> Tensor:
+        return focal_loss(student_logits=passes.student_outputs, labels=passes.batch.labels, gamma=self.config.gamma)
+
+
+class MaxEntropyConfig(TermConfig):
+    """CE + weight * mean of p log p."""
+
+    name: Literal["max_entropy"] = "max_entropy"
+    """The method."""
+    weight: Weight = 0.5
+    """Of the term, whose mean is over samples and classes: with more classes the same weight does less."""
+
+
+class MaxEntropy(Term):
+    """The negative entropy of the predictions, 1/(N K) sum_n sum_k p_nk log p_nk."""
+
+    Config = MaxEntropyConfig
+    tasks = CLASSES
+    needs_teacher = False
+    instead = "max_entropy is about class probabilities; this task has a scalar target. Use supervised."
+
+    def forward(self, passes: Passes) -> Tensor:
+        return confidence_penalty(student_logits=passes.student_outputs)
+
+
+class VirtualSoftmaxConfig(ReplacingConfig):
+    """Cross-entropy with one more class, which every embedding fits perfectly."""
+
+    name: Literal["virtual_softmax"] = "virtual_softmax"
+    """The method."""
+
+
+class VirtualSoftmax(Term):
+    """L = CE of [s, |w_y| |x|], x the input of the last layer and w_y its row of the label.
+
+    The paper's layer has no bias. One that has is the same on embeddings with a 1 behind them.
+    """
+
+    Config = VirtualSoftmaxConfig
+    tasks = CLASSES
+    needs_teacher = False
+    instead = "virtual_softmax adds a class; this task has a scalar target. Use supervised."
+
+    def __init__(self, config: VirtualSoftmaxConfig, setup: Setup):
+        super().__init__(config, setup)
+        self.setup = setup
+        self.student_taps = [output_layer(setup, config.name)[0]]
+
+    def forward(self, passes: Passes) -> Tensor:
+        (path,) = self.student_taps
+        classifier = self.setup.student.get_submodule(path.removesuffix(INPUT))
+        embeddings, weight = passes.student_features[path], classifier.weight
+        if classifier.bias is not None:
+            embeddings = F.pad(embeddings, (0, 1), value=1.0)  # [N, D + 1]
+            weight = torch.cat([weight, classifier.bias[:, None]], dim=1)  # [K, D + 1]
+        logits = virtual_softmax_logits(
+            logits=passes.student_outputs,
+            embeddings=embeddings,
+            classifier_weight=weight,
+            labels=passes.batch.labels,
+        )
+        return self.task.loss(logits, passes.batch.labels)

@@ -1,0 +1,31 @@
+"""No distillation: the task's own loss on the labels. On real + synthetic data this is plain cGAN-KD."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from gankd.data.loader import Batch
+from gankd.data.views import view_of
+from gankd.methods.base import Distiller, MethodConfig
+
+
+class SupervisedConfig(MethodConfig):
+    """Cross-entropy, or squared error on standardised labels."""
+
+    name: Literal["supervised"] = "supervised"
+    """The method."""
+
+
+class Supervised(Distiller):
+    """loss = task loss(student(view), labels)."""
+
+    Config = SupervisedConfig
+    tasks = frozenset({"classification", "regression"})
+    needs_teacher = False
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        view = view_of(self.augment, batch)  # [N, C, H, W]
+        loss = self.task.loss(self.student(self.normalize(view)), batch.labels)
+        return {"loss": loss, "task": loss}

@@ -1,0 +1,167 @@
+"""Collaborative learning: students that each see their own augmentation follow one target made of their outputs.
+
+Guo et al., "Online Knowledge Distillation via Collaborative Learning", CVPR 2020.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from gankd.data.loader import Batch, BatchSource
+from gankd.losses import kdcl_general_weights, kdcl_loss, regression_ensemble_weights
+from gankd.losses.precision import full_precision
+from gankd.methods.peers.base import Online, PeersConfig
+from gankd.tasks import CLASSIFICATION
+from generators.images import to_unit_range
+from generators.settings import Positive, Weight
+
+
+class KDCLConfig(PeersConfig):
+    """task_weight * sum over students of the task's loss + weight * how far they are from the common target."""
+
+    name: Literal["kdcl"] = "kdcl"
+    """The method."""
+    task_weight: Weight = 1.0
+    """Of the labels' loss."""
+    weight: Weight = 1.0
+    """Of the common target."""
+    temperature: Positive = 2.0
+    """Classes: softens both distributions."""
+    ensemble: Literal["mean", "best", "min_logit", "linear", "general"] = "mean"
+    """The target of a sample: the students' mean, the student that is least wrong on its label, the least of every logit
+    relative to the label's, the average of the batch with the lowest cross-entropy (both of classes only), or the mixture
+    whose errors cancel best on held-out samples."""
+    held_out: Annotated[float, Field(gt=0, le=0.5)] = 0.1
+    """general: share of the real samples that the losses leave out and the mixture is computed from, 1,000 at most."""
+
+    def check_task(self, task_kind: str, head: str = "scalar") -> None:
+        if self.ensemble in ("min_logit", "linear") and task_kind != CLASSIFICATION:
+            raise ValueError(
+                f"kdcl's {self.ensemble} needs the label's logit; a scalar target has none: set ensemble: best."
+            )
+
+
+class KDCL(Online):
+    """L = task_weight sum_i CE(z_i) + weight sum_i KL_T([z_t] -> z_i), student i on its own view of the images
+
+    mean       z_t = 1/m sum_i z_i                     best   that of the student with the lowest error on the sample
+    min_logit  z_tk = min_i (z_ik - z_iy)              general  z_t = sum_i a_i z_i,  a = C^-1 1 / (1' C^-1 1)
+    linear     z_t = sum_i a_i z_i,  a >= 0 of sum 1 with the lowest CE(z_t) in the batch
+
+    C_ij is the mean product of the errors of students i and j on held-out samples, renewed every epoch. Scalars: squared
+    differences for KL.
+    """
+
+    Config = KDCLConfig
+
+    def __init__(self, student, teacher, task, config, **others):
+        super().__init__(student, teacher, task, config, **others)
+        self.data: BatchSource = others["data"]
+        self.register_buffer("mixture", None)
+        if config.ensemble == "general":
+            pool = self.data.num_real or self.data.num_samples  # generated labels say too little about errors
+            count = min(1000, round(config.held_out * pool))
+            if count < 2:
+                raise ValueError(f"kdcl's general ensemble has {pool} samples, too few to hold any out; use best.")
+            self.register_buffer("held_out", torch.randperm(pool, device="cpu")[:count])
+            self.mixture = torch.full((config.peers,), 1 / config.peers)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        config = self.config
+        views, batch = self.views_of(batch, config.peers)
+        outputs, labels = self.answer(views).outputs, batch.labels
+        if config.ensemble == "general":
+            used = ~torch.isin(batch.indices, self.held_out)
+            if not used.any():
+                zero = sum(output.sum() for output in outputs) * 0
+                return {"loss": zero, "task": zero, "kdcl": zero}
+            outputs, labels = [output[used] for output in outputs], labels[used]
+        self.keep_score(outputs, labels)
+        if self.task.kind == CLASSIFICATION:
+            weights = linear_weights(torch.stack(outputs), labels) if config.ensemble == "linear" else self.mixture
+            loss, label_loss, divergence = kdcl_loss(
+                student_logits=outputs,
+                labels=labels,
+                temperature=config.temperature,
+                ce_weight=config.task_weight,
+                kd_weight=config.weight,
+                ensemble=config.ensemble if weights is None else "weighted",
+                weights=weights,
+            )
+            return {"loss": loss, "task": label_loss, "kdcl": divergence}
+        target = self.target(torch.stack(outputs).detach().float(), labels)
+        divergence = sum(self.follow(output, target, temperature=config.temperature) for output in outputs)
+        label_loss = self.label_loss(outputs, labels)
+        loss = config.task_weight * label_loss + config.weight * divergence
+        return {"loss": loss, "task": label_loss, "kdcl": divergence}
+
+    def target(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Scalar targets: the common target of outputs [m, N, ...]."""
+        if self.config.ensemble == "mean":
+            return outputs.mean(0)
+        if self.config.ensemble == "best":
+            best = torch.stack([self.task.error(output, labels) for output in outputs]).argmin(0)  # [N]
+            return outputs[best, torch.arange(len(labels), device=labels.device)]
+        return torch.tensordot(self.mixture, outputs, dims=1)
+
+    def start_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:
+        super().start_step(step, num_steps, steps_per_epoch)
+        if self.config.ensemble == "general" and step > 0 and step % steps_per_epoch == 0:
+            self.renew_mixture()
+
+    @torch.no_grad()
+    def renew_mixture(self) -> None:
+        """The mixture of the students as they are, from their answers to the held-out samples; every process alike."""
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        answers: list[list[Tensor]] = [[] for _ in self.networks]
+        for indices in self.held_out.cpu().split(512):
+            images = self.data.images[indices.to(self.held_out.device)] if self.data.resident else None
+            if images is None:
+                images = self.data.images[indices.tolist()][1].to(self.held_out.device)
+            for rows, output in zip(answers, self.answer([to_unit_range(images)]).outputs, strict=True):
+                rows.append(output.float())
+        for module, mode in modes:
+            module.training = mode
+        outputs, labels = [torch.cat(rows) for rows in answers], self.data.labels[self.held_out]
+        if self.task.kind == CLASSIFICATION:
+            weights = kdcl_general_weights(predictions=[F.softmax(output, 1) for output in outputs], labels=labels)
+        else:
+            targets = (labels.float() - self.task.label_min) / (self.task.label_max - self.task.label_min)
+            scaled = [self.task.normalize(output) for output in outputs]
+            weights = regression_ensemble_weights(predictions=scaled, labels=targets)
+        self.mixture.copy_(weights)
+
+
+@torch.no_grad()
+def linear_weights(logits: Tensor, labels: Tensor, num_rounds: int = 12) -> Tensor:
+    """The shares a >= 0 of sum 1 that minimise CE(sum_i a_i z_i), a convex problem: logits [m, N, K] to [m].
+
+    Of 12 rounds each takes the best of many steps or none: multiplicative ones, a_i ~ a_i exp(-rate * slope_i), and from
+    each student to each other, which get on where the loss is stiff. The cross-entropy never rises, and nothing waits for
+    the device.
+    """
+    logits, device = full_precision(logits), logits.device
+    one_hot, vertices = F.one_hot(labels, logits.shape[2]), torch.eye(len(logits), dtype=logits.dtype, device=device)
+    others = (vertices[:, None] - vertices).flatten(0, 1)  # [m m, m], to student i from student j
+    givers = vertices.repeat(len(logits), 1)  # [m m, m], student j
+    amounts, rates = 2.0 ** -torch.arange(10, device=device), 2.0 ** torch.arange(-8, 8, device=device)
+    shares = logits.new_full((len(logits),), 1 / len(logits))
+    with torch.autocast(device.type, enabled=False):
+        for _ in range(num_rounds):
+            mixed = torch.tensordot(shares, logits, dims=1)  # [N, K]
+            slopes = torch.tensordot(logits, mixed.softmax(1) - one_hot, dims=2)  # [m], of the sum
+            slopes = slopes - slopes.mean()
+            steps = rates[:, None] * slopes / slopes.abs().max().clamp(min=1e-12)
+            multiplied = (shares.clamp(min=1e-30).log() - steps).softmax(1)
+            exchanged = shares + amounts[:, None, None] * (givers @ shares)[:, None] * others
+            candidates = torch.cat([shares[None], multiplied, exchanged.flatten(0, 1)])  # [17 + 10 m m, m]
+            mixtures = torch.tensordot(candidates, logits, dims=1)
+            losses = F.cross_entropy(mixtures.flatten(0, 1), labels.repeat(len(candidates)), reduction="none")
+            shares = candidates[losses.view(len(candidates), -1).mean(1).argmin()]
+    return shares

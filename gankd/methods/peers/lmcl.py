@@ -1,0 +1,223 @@
+"""Layer-wise mutual contrastive learning: every stage of a peer learns from every stage of the others.
+
+Yang, An, Zhou, Zhuang, Xu, Zhang, "Online Knowledge Distillation via Mutual Contrastive Learning for Visual Recognition",
+TPAMI 2023, arXiv 2207.11518.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from gankd.data.loader import Batch
+from gankd.distributed.processes import gather
+from gankd.losses import layer_matching_weights, layerwise_mcl_loss
+from gankd.losses.precision import full_precision
+from gankd.methods.peers.base import Online, PeersConfig
+from gankd.methods.peers.mcl import EmbeddingHead
+from gankd.models.tail import Remainder, redraw
+from gankd.models.taps import Taps, default_taps, feature_shapes
+from generators.settings import Count, Positive, Weight
+
+
+class LMCLConfig(PeersConfig):
+    """sum over peers, stages and their aggregate of the task's loss + weight * contrastive terms + logit_weight * KL."""
+
+    name: Literal["lmcl"] = "lmcl"
+    """The method."""
+    weight: Weight = 1.0
+    """Of the sum of the four contrastive terms."""
+    vcl_weight: Weight = 0.1
+    """Of the contrast within a peer."""
+    soft_vcl_weight: Weight = 1.0
+    """Of following the other peers' similarities."""
+    icl_weight: Weight = 0.1
+    """Of the contrast between peers."""
+    soft_icl_weight: Weight = 1.0
+    """Of following the other peers' similarities between peers."""
+    contrastive_temperature: Positive = 0.1
+    """Of the similarities."""
+    temperature: Positive = 3.0
+    """Softens similarities (already over the contrastive temperature) and logits where peers follow one another."""
+    logit_weight: Weight = 1.0
+    """Of every peer following every peer's aggregate, its own too."""
+    embedding_width: Count = 128
+    """Of the embedding heads and of the meta network."""
+    meta_every: Annotated[int, Field(ge=0)] = 50
+    """Steps between two meta steps (500 on ImageNet); 0: none, and the matching of stages stays as it begins."""
+    meta_rate: Positive = 0.1
+    """Learning rate of the meta network and of the inner steps (SGD)."""
+    meta_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of the meta network."""
+
+    @property
+    def sampling(self) -> str:
+        return "class_pairs"
+
+    cannot_spread: ClassVar[str] = "its meta step differentiates steps of all peers together; use mcl"
+
+
+class Stages(NamedTuple):
+    """What one peer makes of a batch."""
+
+    outputs: list[Tensor]
+    """[N, K] of every stage; the last is the network's own."""
+    embeddings: list[Tensor]
+    """[N, D], unit rows."""
+    pooled: list[Tensor]
+    """[N, D_in]."""
+    aggregate: Tensor
+    """[N, K]."""
+
+
+class Peer(nn.Module):
+    """What a peer has besides its network: for every stage but the last a copy of what follows it, an embedding head for
+    every stage, and the weights by which their outputs are aggregated."""
+
+    def __init__(self, network: nn.Module, image_shape: tuple[int, int, int], width: int):
+        super().__init__()
+        taps = default_taps(network, image_shape=image_shape)
+        self.stages, self.pooled = taps[1:-2], taps[-1]
+        self.branches = nn.ModuleList(Remainder(network, path, image_shape) for path in self.stages)
+        redraw(self.branches)
+        ((inputs,),) = feature_shapes(network, image_shape, [self.pooled])
+        count = len(self.stages) + 1
+        self.inputs = inputs
+        self.heads = nn.ModuleList(EmbeddingHead(inputs, width) for _ in range(count))
+        self.gate = nn.Sequential(nn.Linear(count * inputs, inputs), nn.ReLU(), nn.Linear(inputs, count))
+
+    def forward(self, network: nn.Module, images: Tensor) -> Stages:
+        last, (*maps, last_pooled) = Taps(network, [*self.stages, self.pooled])(images)
+        outputs, pooled = [], []
+        for branch, feature in zip(self.branches, maps, strict=True):
+            output, (vector,) = Taps(branch, [f"network.{self.pooled}"])(feature, images)
+            outputs.append(output)
+            pooled.append(vector)
+        outputs, pooled = [*outputs, last], [*pooled, last_pooled]
+        embeddings = [head(vector) for head, vector in zip(self.heads, pooled, strict=True)]
+        shares = full_precision(self.gate(torch.cat(pooled, dim=1))).softmax(dim=1)  # [N, S]
+        aggregate = sum(share[:, None] * output for share, output in zip(shares.T, outputs, strict=True))
+        return Stages(outputs, embeddings, pooled, aggregate)
+
+
+class Together(nn.Module):
+    """All peers in one module, for a pass with other weights than their own."""
+
+    def __init__(self, networks: list[nn.Module], peers: nn.ModuleList):
+        super().__init__()
+        self.networks, self.peers = nn.ModuleList(networks), peers
+
+    def forward(self, images: Tensor) -> list[Stages]:
+        return [peer(network, images) for network, peer in zip(self.networks, self.peers, strict=True)]
+
+
+class LMCL(Online):
+    """L = sum over peers of CE of every stage and of their aggregate + weight * layerwise_mcl_loss
+        + logit_weight sum over peers i, j of KL_T([aggregate_j] -> z_i)
+
+    Stage k of a peer is its network up to there and a copy of what follows. Pair weights are sigmoid(cos(A f, B g)) of
+    pooled features, with a linear map for every peer and stage: the meta network. Every `meta_every` steps it is trained
+    so that peers who take two SGD steps on the contrastive terms and one on the labels are right about the labels: the
+    gradient passes through these steps, which are then forgotten. It sees each process's own batch, as the terms do.
+    """
+
+    Config = LMCLConfig
+    tasks = frozenset({"classification"})
+    instead = "It finds positives by class; for a scalar target use method mcl (form: queue, or positives: vicinal)."
+
+    def __init__(self, student, teacher, task, config, **others):
+        super().__init__(student, teacher, task, config, **others)
+        self.peers = nn.ModuleList(Peer(network, self.image_shape, config.embedding_width) for network in self.networks)
+        self.meta = nn.ModuleList(
+            nn.ModuleList(nn.Linear(peer.inputs, config.embedding_width) for _ in peer.heads) for peer in self.peers
+        ).requires_grad_(False)  # it has steps of its own
+        self.register_buffer("meta_velocity", torch.zeros(sum(part.numel() for part in self.meta.parameters())))
+        self.is_meta_step = False
+
+    def start_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:
+        self.is_meta_step = self.config.meta_every > 0 and (step + 1) % self.config.meta_every == 0
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        config = self.config
+        images = self.normalize(self.augment(batch.images))
+        if self.is_meta_step and self.training:
+            self.step_meta_network(images, batch.labels)
+        stages = Together(self.networks, self.peers)(images)
+        self.keep_score([peer.outputs[-1] for peer in stages], batch.labels)
+        labels = self.label_losses_of(stages, batch.labels)
+        contrast, *terms = self.contrast(stages, batch.labels, dict(self.meta.named_parameters()))
+        logits = sum(
+            self.follow(learner.outputs[-1], guide.aggregate, temperature=config.temperature)
+            for learner in stages
+            for guide in stages
+        )
+        losses = {"task": labels, "logits": logits}
+        losses |= dict(zip(("vcl", "soft_vcl", "icl", "soft_icl"), terms, strict=True))
+        return {"loss": labels + config.weight * contrast + config.logit_weight * logits, **losses}
+
+    def label_losses_of(self, stages: list[Stages], labels: Tensor) -> Tensor:
+        outputs = [output for peer in stages for output in (*peer.outputs, peer.aggregate)]
+        return self.label_loss(outputs, labels)
+
+    def contrast(self, stages: list[Stages], labels: Tensor, meta: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """The contrastive terms, each pair of stages weighted by the meta network with the parameters `meta`."""
+        config = self.config
+        projected = [[full_precision(vector.detach()) for vector in peer.pooled] for peer in stages]
+        with torch.autocast(labels.device.type, enabled=False):
+            projected = [
+                [
+                    F.linear(vector, meta[f"{index}.{stage}.weight"], meta[f"{index}.{stage}.bias"])
+                    for stage, vector in enumerate(vectors)
+                ]
+                for index, vectors in enumerate(projected)
+            ]
+        return layerwise_mcl_loss(
+            embeddings=[peer.embeddings for peer in stages],
+            labels=labels,
+            matching_weights=layer_matching_weights(projected_features=projected),
+            contrastive_temperature=config.contrastive_temperature,
+            temperature=config.temperature,
+            vcl_weight=config.vcl_weight,
+            soft_vcl_weight=config.soft_vcl_weight,
+            icl_weight=config.icl_weight,
+            soft_icl_weight=config.soft_icl_weight,
+        )
+
+    def step_meta_network(self, images: Tensor, labels: Tensor) -> None:
+        """One SGD step of the meta network, on the label loss of peers that have taken the inner steps."""
+        meta = {name: parameter.detach().clone().requires_grad_() for name, parameter in self.meta.named_parameters()}
+        with torch.enable_grad():
+            gradients = torch.autograd.grad(self.loss_after_inner_steps(images, labels, meta), list(meta.values()))
+        gradient = torch.cat([part.flatten() for part in gradients])
+        with torch.no_grad():
+            self.meta_velocity.mul_(self.config.meta_momentum).add_(gather(gradient[None]).mean(0))
+            parameters = list(self.meta.parameters())
+            parts = self.meta_velocity.split([parameter.numel() for parameter in parameters])
+            for parameter, part in zip(parameters, parts, strict=True):
+                parameter.sub_(self.config.meta_rate * part.view_as(parameter))
+
+    def loss_after_inner_steps(self, images: Tensor, labels: Tensor, meta: dict[str, Tensor]) -> Tensor:
+        """The label loss of peers after two SGD steps on the contrastive terms and one on the labels, as a function of
+        the meta network's parameters. The peers themselves stay as they are."""
+        peers = Together(self.networks, self.peers)
+        weights = {name: parameter for name, parameter in peers.named_parameters() if parameter.requires_grad}
+        buffers = {
+            name: buffer.clone() for name, buffer in peers.named_buffers()
+        }  # batch norm's move, and are forgotten
+        for objective in ("contrast", "contrast", "labels"):
+            stages = functional_call(peers, {**weights, **buffers}, (images,))
+            if objective == "labels":
+                loss = self.label_losses_of(stages, labels)
+            else:
+                loss = self.contrast(stages, labels, meta)[0]
+            gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=True, allow_unused=True)
+            weights = {
+                name: weight if gradient is None else weight - self.config.meta_rate * gradient
+                for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
+            }
+        return self.label_losses_of(functional_call(peers, {**weights, **buffers}, (images,)), labels)

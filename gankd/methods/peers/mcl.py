@@ -1,0 +1,270 @@
+"""Mutual contrastive learning: peers embed images alike, and share what they find similar.
+
+Yang, An, Cai, Xu, "Mutual Contrastive Learning for Visual Representation Learning", AAAI 2022, arXiv 2104.12565.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from gankd.data.loader import Batch
+from gankd.distributed.processes import gather, gather_with_gradient
+from gankd.losses import (
+    crd_initial_bank,
+    crd_update_bank,
+    ensemble_logit_loss,
+    mcl_loss,
+    mcl_memory_loss,
+    mcl_queue_loss,
+)
+from gankd.losses.precision import full_precision
+from gankd.methods.peers.base import Online, PeersConfig
+from gankd.methods.peers.dml import mutual_loss
+from gankd.methods.teacher.crd import Alike, draw_contrast
+from gankd.models.taps import Taps
+from gankd.tasks import CLASSIFICATION
+from generators.settings import Count, Positive, Weight
+
+
+class MCLConfig(PeersConfig):
+    """sum over peers of the task's loss + weight * the four contrastive terms + logit_weight * following the mean output."""
+
+    name: Literal["mcl"] = "mcl"
+    """The method."""
+    form: Literal["batch", "memory", "queue"] | None = None
+    """What an image is contrasted with: the batch, memory banks (many classes), or queues of earlier images without their
+    labels. Null: batch for classes, queue for a scalar target."""
+    positives: Literal["class", "vicinal"] = "class"
+    """batch, memory: images of one class, or (scalar target) whose labels differ by at most `kappa`."""
+    kappa: Positive | None = None
+    """vicinal: in the labels' units."""
+    weight: Weight = 1.0
+    """Of the sum of the four terms."""
+    vcl_weight: Weight | None = None
+    """Of the contrast within a peer. Null: 0.1, and 1 for queues."""
+    soft_vcl_weight: Weight = 1.0
+    """Of following the other peers' similarities."""
+    icl_weight: Weight | None = None
+    """Of the contrast between peers. Null: 0.1, and 1 for queues."""
+    soft_icl_weight: Weight = 1.0
+    """Of following the other peers' similarities between peers."""
+    contrastive_temperature: Positive | None = None
+    """Of the similarities. Null: 0.1 within the batch, else 0.07."""
+    temperature: Positive = 3.0
+    """Softens similarities (already over the contrastive temperature) and logits where peers follow one another."""
+    include_self: bool = True
+    """batch: whether following also covers an image's similarity to itself, the same for every peer."""
+    embedding_width: Count = 128
+    """Of the embedding heads."""
+    logit_weight: Weight = 0.0
+    """Of following the peers' mean output: both of two peers, the student alone of more. The paper's variant has 1."""
+    negatives: Count = 8192
+    """memory: negatives of an image; no more than every image finds without meeting one twice."""
+    bank_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """memory: what a sample's row keeps of itself."""
+    queue_length: Count = 65536
+    """queue: keys of a peer; no more are kept than there are samples."""
+    encoder_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """queue: of the key encoders."""
+
+    def form_for(self, task_kind: str) -> str:
+        """batch, memory or queue."""
+        return self.form or ("batch" if task_kind == CLASSIFICATION else "queue")
+
+    @property
+    def sampling(self) -> str:
+        return "class_pairs" if self.form_for(CLASSIFICATION) == "batch" else "uniform"
+
+    def check_task(self, task_kind: str, head: str = "scalar") -> None:
+        if self.form_for(task_kind) == "queue":
+            if self.spread_peers:
+                raise ValueError(
+                    "mcl's queues cannot have spread_peers: every process needs the keys of all peers' encoders, which "
+                    "would be run as often as before; set form: batch or memory."
+                )
+            return
+        if task_kind != CLASSIFICATION and self.positives == "class":
+            raise ValueError("mcl finds positives by class; set positives: vicinal or use the queue form.")
+        if task_kind == CLASSIFICATION and self.positives == "vicinal":
+            raise ValueError("mcl's vicinal positives are for scalar labels; classes have positives: class.")
+        if self.positives == "vicinal" and self.kappa is None:
+            raise ValueError(
+                "mcl with positives: vicinal needs kappa, how far apart labels of one vicinity may be, in their units."
+            )
+
+
+class MCL(Online):
+    """L = sum_i CE_i + weight (a VCL + b softVCL + c ICL + d softICL) + logit_weight KL([mean z] -> z), see losses.mcl_loss
+
+    v_i = normalised Linear(ReLU(Linear(pooled feature))) of peer i. All peers see one view; with queues the keys are
+    momentum encoders' embeddings of a second one. Sums run over peers and ordered pairs: with P peers the terms grow like
+    P (P - 1). Peers are always whole networks (the authors share the first stage from three peers on). Heads, banks, key
+    encoders and queues are stored with the run.
+    """
+
+    Config = MCLConfig
+    reads = ("pooled",)
+
+    def __init__(self, student, teacher, task, config, **others):
+        super().__init__(student, teacher, task, config, **others)
+        self.form = config.form_for(task.kind)
+        vicinal = self.form != "queue" and config.positives == "vicinal"
+        self.kappa = config.kappa if vicinal else None  # None: alike are those of one class
+        self.heads_of_peers = nn.ModuleList(
+            EmbeddingHead(shape[0], config.embedding_width) for shape in self.shapes("pooled")
+        )
+        data, width = others["data"], config.embedding_width
+        if self.form == "memory":
+            alike = Alike.of(data.labels.cpu(), self.kappa)
+            self.largest = int(alike.count.max())
+            if self.largest == data.num_samples:
+                raise ValueError("mcl has a sample that every other is alike to, and so no negatives; use form: queue.")
+            for name, values in alike._asdict().items():
+                self.register_buffer(name, values, persistent=False)
+            banks = [crd_initial_bank(n_data=data.num_samples, dimension=width) for _ in range(config.peers)]
+            self.register_buffer("banks", torch.stack(banks))  # [P, num_samples, D]
+        if self.form == "queue":
+            self.key_encoders = copy.deepcopy(nn.ModuleList(self.networks)).requires_grad_(False)
+            self.key_heads = copy.deepcopy(self.heads_of_peers).requires_grad_(False)
+            length = min(config.queue_length, data.num_samples)
+            self.register_buffer("queues", F.normalize(torch.randn(config.peers, width, length), dim=1))
+            self.register_buffer("queue_end", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        config = self.config
+        views, batch = self.views_of(batch)
+        answers = self.answer(views)
+        outputs = answers.outputs
+        self.keep_score(outputs, batch.labels)
+        embeddings = [head(pooled) for head, pooled in zip(self.heads_of_peers, answers.pooled, strict=True)]
+        if self.form == "batch":
+            contrast, *terms = self.in_batch(embeddings, batch)
+        elif self.form == "memory":
+            contrast, *terms = self.against_banks(embeddings, batch)
+        else:
+            contrast, *terms = self.against_queues(embeddings, batch)
+        losses = {"task": self.label_loss(outputs, batch.labels)}
+        losses |= dict(zip(("vcl", "soft_vcl", "icl", "soft_icl"), terms, strict=True))
+        loss = losses["task"] + config.weight * contrast
+        if config.logit_weight > 0:
+            losses["logits"] = self.logit_loss(outputs)
+            loss = loss + config.logit_weight * losses["logits"]
+        return {"loss": loss, **losses}
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """What `DistributedDataParallel` need not send before each step: every process writes the same."""
+        own = [name for name in ("banks", "order", "first", "count", "queues", "queue_end") if hasattr(self, name)]
+        return [*super()._ddp_params_and_buffers_to_ignore, *own]
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of the four terms, and the two temperatures."""
+        config, queue = self.config, self.form == "queue"
+        contrast = 1.0 if queue else 0.1
+        return {
+            "contrastive_temperature": config.contrastive_temperature or (0.1 if self.form == "batch" else 0.07),
+            "temperature": config.temperature,
+            "vcl_weight": contrast if config.vcl_weight is None else config.vcl_weight,
+            "soft_vcl_weight": config.soft_vcl_weight,
+            "icl_weight": contrast if config.icl_weight is None else config.icl_weight,
+            "soft_icl_weight": config.soft_icl_weight,
+        }
+
+    def in_batch(self, embeddings: list[Tensor], batch: Batch) -> tuple[Tensor, ...]:
+        """Against the images of the whole batch, over all processes."""
+        labels = batch.labels
+        if not self.is_spread:
+            embeddings, labels = [gather_with_gradient(embedding) for embedding in embeddings], gather(labels)
+        return mcl_loss(
+            embeddings=embeddings,
+            labels=labels,
+            kappa=self.kappa,
+            include_self=self.config.include_self,
+            **self.weights,
+        )
+
+    def against_banks(self, embeddings: list[Tensor], batch: Batch) -> tuple[Tensor, ...]:
+        """Against one image alike (maybe itself) and images unlike it, drawn from all samples."""
+        num_negatives = min(self.config.negatives, len(self.order) - self.largest)
+        drawn = draw_contrast(
+            Alike(self.order, self.first, self.count),
+            batch.indices,
+            num_negatives=num_negatives,
+            largest=self.largest,
+            mode="relax",
+        )
+        terms = mcl_memory_loss(
+            embeddings=embeddings,
+            banks=list(self.banks),
+            positive_indices=torch.stack([batch.indices, drawn[:, 0]], dim=1),
+            negative_indices=drawn[:, 1:],
+            **self.weights,
+        )
+        if self.training:
+            indices, momentum, rows = batch.indices, self.config.bank_momentum, embeddings
+            if not self.is_spread:
+                indices, rows = gather(indices), [gather(embedding) for embedding in embeddings]
+            self.banks = torch.stack(
+                [
+                    crd_update_bank(bank=bank, embedding=row, indices=indices, momentum=momentum)
+                    for bank, row in zip(self.banks, rows, strict=True)
+                ]
+            )
+        return terms
+
+    def against_queues(self, queries: list[Tensor], batch: Batch) -> tuple[Tensor, ...]:
+        """The second view's key is the positive, the keys of earlier batches are the negatives."""
+        with torch.no_grad():
+            if self.training:
+                self.move_key_encoders()
+            images = self.normalize(self.augment(batch.images))
+            keys = [
+                head(Taps(encoder, self.taps_of(encoder))(images)[1][0])
+                for encoder, head in zip(self.key_encoders, self.key_heads, strict=True)
+            ]
+        terms = mcl_queue_loss(queries=queries, keys=keys, queues=self.queues, **self.weights)
+        if self.training:
+            length = self.queues.shape[2]
+            columns = torch.stack([gather(key) for key in keys])[:, -length:].transpose(1, 2)  # [P, D, N]
+            places = (self.queue_end + torch.arange(columns.shape[2], device=columns.device)) % length
+            self.queues = self.queues.index_copy(2, places, columns.to(self.queues))
+            self.queue_end = (self.queue_end + columns.shape[2]) % length
+        return terms
+
+    def move_key_encoders(self) -> None:
+        """theta_k = m theta_k + (1 - m) theta_q; batch-norm statistics are the key encoders' own."""
+        pairs = zip(
+            [*self.key_encoders.parameters(), *self.key_heads.parameters()],
+            [*nn.ModuleList(self.networks).parameters(), *self.heads_of_peers.parameters()],
+            strict=True,
+        )
+        for key, query in pairs:
+            key.lerp_(query.detach(), 1 - self.config.encoder_momentum)
+
+    def logit_loss(self, outputs: list[Tensor]) -> Tensor:
+        """The taught peers follow the mean of all; the peers of a scalar target follow one another."""
+        if self.task.kind != CLASSIFICATION:
+            return mutual_loss(self, outputs, self.config.temperature)
+        taught = outputs if len(outputs) == 2 else outputs[:1]
+        return ensemble_logit_loss(
+            student_logits=taught, ensemble_logits=outputs, temperature=self.config.temperature
+        )  # fmt: skip
+
+
+class EmbeddingHead(nn.Module):
+    """A pooled feature [N, D_in] to a unit vector [N, D], in full precision."""
+
+    def __init__(self, inputs: int, width: int):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width))
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        with torch.autocast(pooled.device.type, enabled=False):
+            return F.normalize(self.layers(full_precision(pooled)), dim=1)

@@ -1,0 +1,115 @@
+"""Multi-scale feature extraction and fusion: feature fusion on maps that see several scales, weighted by attention.
+
+Zou, Teng, Niu, "Multi-scale Feature Extraction and Fusion for Online Knowledge Distillation", 2022, arXiv 2206.08224.
+A reconstruction from the published description: no code of the authors is known. The details are those of its
+relatives: Kim et al., arXiv 1904.09058 (fusion, losses, branches), Gao et al., "Res2Net", arXiv 1904.01169 (the recursion
+between channel groups), Woo et al., "CBAM", arXiv 1807.06521 (the attention).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gankd.losses import dual_attention, multi_scale_features
+from gankd.methods.peers.ffl import FFL, FusionConfig
+from generators.settings import Count
+
+
+class MFEFConfig(FusionConfig):
+    """sum over students and fused classifier of the task's loss + weight * w(step) * how far they are from their targets."""
+
+    name: Literal["mfef"] = "mfef"
+    """The method."""
+    peers: Annotated[int, Field(ge=2)] = 3
+    """Students that learn together, the one to be deployed among them."""
+    scales: Annotated[int, Field(ge=2)] = 4
+    """Channel groups of the multi-scale extraction; must divide the last map's channels."""
+    reduction: Count = 16
+    """How many times narrower the channel attention's hidden layer is than the map; it has at least 4 units."""
+    extraction: bool = True
+    """Whether maps are made multi-scale. False, as the two below, is for ablation; without this and the attention it is
+    ffl."""
+    attention: bool = True
+    """Whether channels and positions are weighted."""
+    fusion: bool = True
+    """Whether the maps are fused by convolutions. False: a linear classifier on their mean."""
+
+
+class MultiScale(nn.Module):
+    """A student's map [N, C, H, W] -> ReLU(BatchNorm(multi-scale features))."""
+
+    def __init__(self, channels: int, scales: int):
+        super().__init__()
+        if channels % scales:
+            raise ValueError(
+                f"mfef splits the last map's {channels} channels into {scales} equal groups; set scales to a divisor."
+            )
+        width = channels // scales
+        self.kernels = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in range(scales - 1))
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        kernels = [kernel.weight for kernel in self.kernels]
+        return F.relu(self.norm(multi_scale_features(feature_map=feature_map, kernels=kernels)))
+
+
+class DualAttention(nn.Module):
+    """A map [N, C, H, W] times its channel, then times its spatial attention."""
+
+    def __init__(self, channels: int, height: int, reduction: int):
+        super().__init__()
+        hidden = max(4, channels // reduction)
+        self.reduce, self.expand = nn.Linear(channels, hidden, bias=False), nn.Linear(hidden, channels, bias=False)
+        self.spatial = nn.Conv2d(2, 1, 3 if height < 7 else 7, bias=False)
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        return dual_attention(
+            feature_map=feature_map,
+            reduce_weight=self.reduce.weight,
+            expand_weight=self.expand.weight,
+            spatial_kernel=self.spatial.weight,
+        )
+
+
+class MeanFusion(nn.Module):
+    """m maps [N, C, H, W] -> logits [N, K]: their mean, averaged over positions, through a linear layer."""
+
+    def __init__(self, channels: int, num_outputs: int):
+        super().__init__()
+        self.classifier = nn.Linear(channels, num_outputs)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        return self.classifier(torch.stack(maps).mean(dim=(0, 3, 4)))
+
+
+class MFEF(FFL):
+    """A_i = attention(multi-scale features(F_i)) of the students' last maps,  z_f = Fusion(A_1, ..., A_m)
+    L = sum_i CE(z_i) + CE(z_f) + weight w(step) { sum_i KL_T([z_f] -> z_i) + KL_T([mean_i z_i] -> z_f) }
+
+    Scalars: squared differences for KL. The students' own outputs z_i do not go through the extra modules.
+    """
+
+    Config = MFEFConfig
+
+    def __init__(self, student, teacher, task, config, **others):
+        super().__init__(student, teacher, task, config, **others)
+        channels, height = self.align.channels, min(self.align.size)
+        self.extractions = nn.ModuleList()
+        for _ in range(config.peers):
+            steps = [MultiScale(channels, config.scales)] if config.extraction else []
+            steps += [DualAttention(channels, height, config.reduction)] if config.attention else []
+            self.extractions.append(nn.Sequential(*steps))
+        if not config.fusion:
+            self.fusion = MeanFusion(channels, task.num_outputs)
+
+    def fuse(self, maps: list[Tensor]) -> Tensor:
+        aligned = self.align(maps)
+        return self.fusion([extract(each) for extract, each in zip(self.extractions, aligned, strict=True)])
+
+    def fusion_modules(self) -> list[nn.Module]:
+        return [*super().fusion_modules(), self.extractions]

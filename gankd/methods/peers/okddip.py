@@ -1,0 +1,92 @@
+"""Diverse peers: each follows its own attention-weighted mixture of the peers, and a leader follows their mean.
+
+Chen, Mei, Wang, Feng, Chen, "Online Knowledge Distillation with Diverse Peers", AAAI 2020, arXiv 1912.00350.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from gankd.data.loader import Batch
+from gankd.losses import okddip_loss
+from gankd.methods.peers.base import RAMP, BranchesConfig, Online, spread
+from gankd.tasks import CLASSIFICATION
+from generators.settings import Count, Positive, Share, Weight
+
+
+class OKDDipConfig(BranchesConfig):
+    """sum over peers and leader of the task's loss + weight * w(step) * how far each is from its own target."""
+
+    name: Literal["okddip"] = "okddip"
+    """The method."""
+    peers: Annotated[int, Field(ge=3)] = 4
+    """Students, the leader among them."""
+    weight: Weight = 1.0
+    """Of what the students learn from one another."""
+    temperature: Positive = 3.0
+    """Classes: softens both distributions."""
+    ramp: Share = RAMP
+    """Share of the run in which that weight rises to `weight` (80 of 300 epochs)."""
+    reduction: Count = 8
+    """How many times narrower queries and keys are than the pooled feature."""
+
+
+class OKDDip(Online):
+    """A = softmax over b of (W_q h_a) . (W_k h_b),  t_a = sum_b A_ab z_b, h the pooled features of the peers
+    L = sum_a CE(z_a) + CE(z_L) + weight w(step) { sum_a KL_T(t_a -> z_a) + KL_T(mean_a z_a -> z_L) }
+
+    Scalars: squared differences for KL. Targets are attached: nothing else trains the attention. The leader is the
+    student. `self_attention` in the log is the mean of A's diagonal: at 1 the peers teach each other nothing.
+    """
+
+    Config = OKDDipConfig
+    reads = ("pooled",)
+
+    def __init__(self, student, teacher, task, config, **others):
+        super().__init__(student, teacher, task, config, **others)
+        widths = {shape[0] for shape in self.shapes("pooled")[1:]}
+        if len(widths) > 1:
+            raise ValueError(
+                f"okddip compares the peers' pooled features, which are {' and '.join(map(str, sorted(widths)))} wide; "
+                "give peer_models of one width, or use dml."
+            )
+        width = widths.pop()
+        self.query = nn.Linear(width, max(1, width // config.reduction), bias=False)
+        self.key = nn.Linear(width, max(1, width // config.reduction), bias=False)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        config, weight = self.config, self.config.weight * self.ramp
+        views, batch = self.views_of(batch)
+        answers = self.answer(views)
+        leader, *peers = answers.outputs
+        self.keep_score(answers.outputs, batch.labels)
+        features = torch.stack(answers.pooled[1:], dim=1)  # [N, m - 1, D]
+        queries, keys = self.query(features).float(), self.key(features).float()
+        with torch.autocast(features.device.type, enabled=False):
+            attention = torch.einsum("nad,nbd->nab", queries, keys).softmax(dim=2)
+        log = {
+            "self_attention": attention.detach().diagonal(dim1=1, dim2=2).mean(),
+            "spread": spread(answers.outputs, self.task),
+        }
+        if self.task.kind == CLASSIFICATION:
+            loss, labels, weighted = okddip_loss(
+                peer_logits=peers,
+                leader_logits=leader,
+                queries=queries,
+                keys=keys,
+                labels=batch.labels,
+                temperature=config.temperature,
+                kd_weight=weight,
+            )
+            return {"loss": loss, "task": labels, "okddip": weighted, **log}
+        stacked = torch.stack([output.float().reshape(len(output), -1) for output in peers], dim=1)  # [N, m - 1, K]
+        targets = (attention[..., None] * stacked[:, None]).sum(2)  # [N, m - 1, K]
+        options = {"temperature": config.temperature, "attached": True}
+        terms = [self.follow(stacked[:, a], targets[:, a], **options) for a in range(stacked.shape[1])]
+        weighted = weight * (sum(terms) + self.follow(leader, stacked.mean(1), **options))
+        labels = self.label_loss(answers.outputs, batch.labels)
+        return {"loss": labels + weighted, "task": labels, "okddip": weighted, **log}

@@ -1,0 +1,86 @@
+"""On-the-fly native ensemble: the branches of one network follow their gated sum.
+
+Lan, Zhu, Gong, "Knowledge Distillation by On-the-Fly Native Ensemble", NeurIPS 2018, arXiv 1806.04606.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from gankd.data.loader import Batch
+from gankd.losses import one_gates, one_loss
+from gankd.methods.peers.base import RAMP, BranchesConfig, Online
+from gankd.models.taps import feature_shapes
+from gankd.tasks import CLASSIFICATION
+from generators.settings import Positive, Share, Weight
+
+
+class ONEConfig(BranchesConfig):
+    """sum over branches and ensemble of the task's loss + weight * w(step) * how far branches are from the ensemble."""
+
+    name: Literal["one"] = "one"
+    """The method."""
+    peers: Annotated[int, Field(ge=2)] = 3
+    """Branches, the student's own last stage among them."""
+    share: Literal["trunk"] = "trunk"
+    """The gate reads the trunk that the branches share."""
+    weight: Weight = 1.0
+    """Of what branches learn from the ensemble."""
+    temperature: Positive = 3.0
+    """Classes: softens both distributions."""
+    ramp: Share = RAMP
+    """Share of the run in which the ensemble's weight rises to `weight` (80 of 300 epochs)."""
+
+    cannot_spread: ClassVar[str] = "its branches share a trunk; use okddip or ffl with share: nothing"
+
+
+class ONE(Online):
+    """g = softmax(ReLU(BatchNorm(Linear(global average of the trunk's map)))),  z_e = sum_i g_i z_i
+    L = sum_i CE(z_i) + CE(z_e) + weight w(step) sum_i KL_T([z_e] -> z_i); scalars: squared differences for KL.
+
+    The trunk is everything up to the last stage but one. The first branch is the student's own and is deployed.
+    """
+
+    Config = ONEConfig
+
+    def __init__(self, student, teacher, task, config, **others):
+        super().__init__(student, teacher, task, config, **others)
+        (shape,) = feature_shapes(student, self.image_shape, [self.trunk_path])
+        self.gate = nn.Linear(shape[0], config.peers)
+        self.gate_norm = nn.BatchNorm1d(config.peers, track_running_stats=False)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        config, weight = self.config, self.config.weight * self.ramp
+        answers = self.answer([self.augment(batch.images)])
+        outputs = answers.outputs
+        self.keep_score(outputs, batch.labels)
+        gates = one_gates(
+            feature_map=answers.trunk,
+            weight=self.gate.weight,
+            bias=self.gate.bias,
+            norm_weight=self.gate_norm.weight,
+            norm_bias=self.gate_norm.bias,
+        )  # [N, m]
+        if self.task.kind == CLASSIFICATION:
+            loss, labels, weighted = one_loss(
+                branch_logits=outputs,
+                gates=gates,
+                labels=batch.labels,
+                temperature=config.temperature,
+                kd_weight=weight,
+            )
+            return {"loss": loss, "task": labels, "one": weighted}
+        ensemble = sum(
+            gate[:, None] * output.flatten(1) for gate, output in zip(gates.T, columns(outputs), strict=True)
+        )
+        labels = self.label_loss([*columns(outputs), ensemble], batch.labels)
+        weighted = weight * sum(self.follow(output, ensemble, temperature=config.temperature) for output in outputs)
+        return {"loss": labels + weighted, "task": labels, "one": weighted}
+
+
+def columns(outputs: list[Tensor]) -> list[Tensor]:
+    """[N, K] also of a network that answers with [N]."""
+    return [output if output.ndim > 1 else output[:, None] for output in outputs]

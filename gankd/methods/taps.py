@@ -1,0 +1,108 @@
+"""What the methods on feature maps share: which maps they read, and a convolution that fits one map to another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from gankd.methods.terms import FeatureTermConfig, Setup
+
+Shape = tuple[int, ...]  # of a feature without the batch dimension: (C, H, W) or (D,)
+
+
+def stages(taps: list[str]) -> list[str]:
+    """Of [f0, f1, ..., fL, pooled] the stages f1 .. fL; of a network with a single map, that map."""
+    return taps[1:-1] or taps[:-1]
+
+
+def map_taps(
+    setup: Setup,
+    config: FeatureTermConfig,
+    choose: Callable[[list[str]], list[str]] = stages,
+    *,
+    preact: bool = False,
+) -> tuple[list[str], list[str], list[Shape], list[Shape]]:
+    """Taps of the student and of the teacher, and the shapes (C, H, W) of what they give; arguments as `Setup.taps`.
+
+    Raises:
+        ValueError: a tap that gives no map; as `Setup.taps`.
+    """
+    student_taps, teacher_taps = setup.taps(config, choose, preact=preact)
+    student_shapes, teacher_shapes = setup.shapes(student_taps, teacher_taps)
+    for key, paths, shapes in (
+        ("student_taps", student_taps, student_shapes),
+        ("teacher_taps", teacher_taps, teacher_shapes),
+    ):
+        for path, shape in zip(paths, shapes, strict=True):
+            if len(shape) != 3:
+                raise ValueError(
+                    f"{config.name} compares maps [C, H, W], but '{path}' of {key} gives features of shape "
+                    f"{list(shape)}; name a module before the pooling."
+                )
+    return student_taps, teacher_taps, student_shapes, teacher_shapes
+
+
+def relation_taps(
+    setup: Setup, config: FeatureTermConfig, choose: Callable[[list[str]], list[str]]
+) -> tuple[list[str], list[str], list[Shape], list[Shape]]:
+    """Taps of the student and of the teacher for a method that compares relations between samples, and their shapes.
+
+    Raises:
+        ValueError: features of one number, whose cosines are signs and whose angles are all alike; as `Setup.taps`.
+    """
+    student_taps, teacher_taps = setup.taps(config, choose)
+    student_shapes, teacher_shapes = setup.shapes(student_taps, teacher_taps)
+    for path, shape in zip((*student_taps, *teacher_taps), (*student_shapes, *teacher_shapes), strict=True):
+        if shape in ((), (1,)):
+            raise ValueError(
+                f"{config.name} needs features of at least 2 dimensions, but '{path}' gives one number; name another "
+                "module in student_taps and teacher_taps."
+            )
+    return student_taps, teacher_taps, student_shapes, teacher_shapes
+
+
+class ConvRegressor(nn.Module):
+    """One convolution from a student's map to the shape of a teacher's, batch norm, ReLU: [N, C_s, H_s, W_s] to
+    [N, C_t, H_t, W_t].
+
+    An axis twice the teacher's is halved with stride 2 and any other longer one is shrunk by a kernel without padding, as
+    FitNets do (Romero et al., ICLR 2015, arXiv 1412.6550); a shorter one grows by a transposed convolution (half the
+    teacher's: kernel 4, stride 2).
+
+    Raises:
+        ValueError: a map that is taller than the teacher's and narrower, or the other way round.
+    """
+
+    def __init__(self, student_shape: Shape, teacher_shape: Shape, *, relu: bool = True):
+        super().__init__()
+        (in_channels, *sizes), (out_channels, *targets) = student_shape, teacher_shape
+        pairs = list(zip(sizes, targets, strict=True))
+        if all(size >= target for size, target in pairs):
+            kind, axes = nn.Conv2d, [_shrink(*pair) for pair in pairs]
+        elif all(size <= target for size, target in pairs):
+            kind, axes = nn.ConvTranspose2d, [_grow(*pair) for pair in pairs]
+        else:
+            raise ValueError(
+                f"no single convolution takes a student's map of {sizes[0]}x{sizes[1]} to a teacher's of "
+                f"{targets[0]}x{targets[1]}; name student_taps and teacher_taps of like proportions."
+            )
+        kernel, stride, padding = zip(*axes, strict=True)
+        self.convolution = kind(in_channels, out_channels, kernel, stride=stride, padding=padding, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels)
+        self.activation = nn.ReLU() if relu else nn.Identity()
+
+    def forward(self, feature: Tensor) -> Tensor:
+        return self.activation(self.norm(self.convolution(feature)))
+
+
+def _shrink(size: int, target: int) -> tuple[int, int, int]:
+    """(kernel, stride, padding) of a convolution."""
+    return (3, 2, 1) if size == 2 * target else (1 + size - target, 1, 0)
+
+
+def _grow(size: int, target: int) -> tuple[int, int, int]:
+    """(kernel, stride, padding) of a transposed convolution, its kernel never shorter than its stride."""
+    stride = target // size
+    padding = stride // 2
+    return target - (size - 1) * stride + 2 * padding, stride, padding

@@ -1,0 +1,40 @@
+"""Attention transfer: the student looks where the teacher looks.
+
+Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017, arXiv 1612.03928.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from gankd.losses import attention_transfer_loss
+from gankd.methods.taps import map_taps
+from gankd.methods.terms import FeatureTermConfig, Passes, Setup, Term
+from generators.settings import Count, Weight
+
+
+class ATConfig(FeatureTermConfig):
+    """task loss + weight * (sum over stages of the mean squared difference of attention maps)."""
+
+    name: Literal["at"] = "at"
+    """The method."""
+    weight: Weight = 1000.0
+    """Of the term."""
+    power: Count = 2
+    """Of a map's entries before the mean over its channels; 4 stresses the strongest ones more."""
+
+
+class AT(Term):
+    """Q = flatten(mean_c f^p) to norm 1; mean (Q_s - Q_t)^2, summed over the stages. No heads: widths may differ."""
+
+    Config = ATConfig
+
+    def __init__(self, config: ATConfig, setup: Setup):
+        super().__init__(config, setup)
+        self.student_taps, self.teacher_taps, *_ = map_taps(setup, config)
+
+    def forward(self, passes: Passes) -> Tensor:
+        student, teacher = self.features(passes)
+        return attention_transfer_loss(student_features=student, teacher_features=teacher, p=self.config.power)

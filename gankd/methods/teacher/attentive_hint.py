@@ -1,0 +1,55 @@
+"""Attentive hints: a middle layer of the student follows the teacher's where the teacher's prediction can be trusted.
+
+Saputra, de Gusmao, Almalioglu, Markham, Trigoni, "Distilling Knowledge From a Deep Pose Regressor Network", ICCV 2019,
+arXiv 1908.00858.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gankd.losses import attentive_hint_loss, teacher_confidence
+from gankd.methods.teacher.fitnet import FitNet, FitNetConfig
+from gankd.methods.teacher.scalar_regression import error_range
+from gankd.methods.terms import Passes, Setup
+from gankd.tasks import REGRESSION
+
+
+class AttentiveHintConfig(FitNetConfig):
+    """task loss + weight mean c (r(s) - t)^2 on the maps of the second stage."""
+
+    name: Literal["attentive_hint"] = "attentive_hint"
+    """The method."""
+
+
+class AttentiveHint(FitNet):
+    """FitNet's term with each sample weighted by c = clamp(1 - (teacher's prediction - y)^2 / eta, 0, 1).
+
+    eta, the range of the teacher's squared errors over the training set, is measured before the first step.
+    """
+
+    Config = AttentiveHintConfig
+    tasks = frozenset({REGRESSION})
+    instead = "Use method fitnet."
+    reads_teacher_outputs = True
+
+    def __init__(self, config: AttentiveHintConfig, setup: Setup):
+        super().__init__(config, setup)
+        self.register_buffer("error_range", torch.tensor(torch.inf))  # not measured yet: nothing is held against t
+
+    def prepare(self, setup: Setup) -> None:
+        self.error_range.copy_(error_range(setup))
+
+    def forward(self, passes: Passes) -> Tensor:
+        confidences = teacher_confidence(
+            teacher_predictions=self.task.prediction(passes.teacher_outputs),
+            labels=self.task.standardize(passes.batch.labels.float()),
+            error_range=self.error_range,
+        )
+        return sum(
+            attentive_hint_loss(student_feature=regressor(student), teacher_feature=teacher, confidences=confidences)
+            for regressor, student, teacher in zip(self.regressors, *self.features(passes), strict=True)
+        )

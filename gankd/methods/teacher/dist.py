@@ -1,0 +1,47 @@
+"""Distillation by correlation: the student's probabilities relate like the teacher's instead of equalling them.
+
+Huang et al., "Knowledge Distillation from A Stronger Teacher" (DIST), NeurIPS 2022, arXiv 2205.10536.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from gankd.losses import dist_loss
+from gankd.methods.terms import Passes, Term, TermConfig
+from generators.settings import Positive, Weight
+
+
+class DISTConfig(TermConfig):
+    """task loss + weight T^2 (beta inter + gamma intra)."""
+
+    name: Literal["dist"] = "dist"
+    """The method."""
+    weight: Weight = 2.0
+    """Of the term."""
+    beta: Weight = 1.0
+    """Of the relations between the classes of a sample."""
+    gamma: Weight = 1.0
+    """Of the relations between the samples of a class; they take at least three samples a batch."""
+    temperature: Positive = 4.0
+    """Softens both distributions (CIFAR-100: 4, ImageNet: 1). A number: a column of the batch mixes all samples."""
+
+
+class DIST(Term):
+    """inter = 1 - mean over samples, intra = 1 - mean over classes, of Pearson's correlation of the probabilities."""
+
+    Config = DISTConfig
+    heads = frozenset({"bins"})
+    instead = "It correlates probabilities; set task.head: bins."
+    reads_teacher_outputs = True
+
+    def forward(self, passes: Passes) -> Tensor:
+        return dist_loss(
+            student_logits=passes.student_outputs,
+            teacher_logits=passes.teacher_outputs,
+            beta=self.config.beta,
+            gamma=self.config.gamma,
+            temperature=self.config.temperature,
+        )

@@ -1,0 +1,59 @@
+"""Decoupled distillation: how sure of the label, and which of the other classes, follow the teacher separately.
+
+Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, arXiv 2203.08679.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from gankd.losses import dkd_loss
+from gankd.methods.temperature import TemperatureSetting, TemperatureTerm
+from gankd.methods.terms import Passes, TermConfig
+from gankd.tasks import CLASSIFICATION
+from generators.settings import Share, Weight
+
+
+class DKDConfig(TermConfig):
+    """task loss + weight (alpha TCKD + beta NCKD), the weight rising in the warm-up."""
+
+    name: Literal["dkd"] = "dkd"
+    """The method."""
+    alpha: Weight = 1.0
+    """Of the label against all other classes together."""
+    beta: Weight = 8.0
+    """Of the other classes among each other. CIFAR-100: 8; 2 for thin residual networks (resnet56 to resnet20), 6 for vgg13
+    and wrn_40_2 as the teacher of their kind. ImageNet: 0.5."""
+    temperature: TemperatureSetting = 4.0
+    """Softens both distributions (ImageNet: 1). A number, or one that is learned: {learn: global}."""
+    warmup: Share = 20 / 240
+    """Share of the run in which the term's weight rises linearly (ImageNet: 1 / 100)."""
+
+
+class DKD(TemperatureTerm):
+    """alpha T^2 KL(b_t || b_s) + beta T^2 KL(q_t || q_s): b is (label, rest), q the distribution over the rest.
+
+    The labels are those of the batch: of a synthetic image, the class that it was drawn for or given.
+    """
+
+    Config = DKDConfig
+    tasks = frozenset({CLASSIFICATION})
+    instead = "It needs a target class; use method kd, or dist on task.head: bins."
+
+    def forward(self, passes: Passes) -> Tensor:
+        student, teacher = passes.student_outputs, passes.teacher_outputs
+        return dkd_loss(
+            student_logits=student,
+            teacher_logits=teacher,
+            labels=passes.batch.labels,
+            alpha=self.config.alpha,
+            beta=self.config.beta,
+            temperature=self.temperature(student, teacher),
+        )
+
+    def start_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:
+        super().start_step(step, num_steps, steps_per_epoch)
+        # From 1, as the paper counts its epochs: a weight of 0 would leave the term out of the step.
+        self.factor = min((step + 1) / max(self.config.warmup * num_steps, 1), 1.0)

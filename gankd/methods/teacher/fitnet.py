@@ -1,0 +1,41 @@
+"""FitNet: a middle layer of the student, through a regressor, gives what a middle layer of the teacher gives.
+
+Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv 1412.6550.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from gankd.losses import hint_loss
+from gankd.methods.taps import ConvRegressor, map_taps, stages
+from gankd.methods.terms import FeatureTermConfig, Passes, Setup, Term
+from generators.settings import Weight
+
+
+class FitNetConfig(FeatureTermConfig):
+    """task loss + weight mean (r(s) - t)^2 on the maps of the second stage."""
+
+    name: Literal["fitnet"] = "fitnet"
+    """The method."""
+    weight: Weight = 100.0
+    """Of the term."""
+
+
+class FitNet(Term):
+    """mean (r(s) - t)^2, r a convolution with batch norm and ReLU; on the second stage (of one stage: on that)."""
+
+    Config = FitNetConfig
+
+    def __init__(self, config: FitNetConfig, setup: Setup):
+        super().__init__(config, setup)
+        self.student_taps, self.teacher_taps, *shapes = map_taps(setup, config, lambda taps: stages(taps)[:2][-1:])
+        self.regressors = nn.ModuleList(ConvRegressor(s, t) for s, t in zip(*shapes, strict=True))
+
+    def forward(self, passes: Passes) -> Tensor:
+        return sum(
+            hint_loss(student_feature=regressor(student), teacher_feature=teacher)
+            for regressor, student, teacher in zip(self.regressors, *self.features(passes), strict=True)
+        )

@@ -1,0 +1,176 @@
+"""Scalar targets: what a teacher's prediction is good for where it is worse than the label, or the label is wrong.
+
+teacher_bounded: Chen, Choi, Yu, Han, Chandraker, "Learning Efficient Object Detection Models with Knowledge
+    Distillation", NeurIPS 2017
+attentive_imitation: Saputra, de Gusmao, Almalioglu, Markham, Trigoni, "Distilling Knowledge From a Deep Pose Regressor
+    Network", ICCV 2019, arXiv 1908.00858
+outlier_rejection: after Takamoto, Morishita, Imaoka, "An Efficient Method of Training Small Models for Regression Problems
+    with Knowledge Distillation", MIPR 2020, arXiv 2002.12597
+
+s, t, y: the student's and the teacher's predictions and the labels, all standardised. A teacher that knows its training
+images by heart has no errors there: these methods say most on held-out or synthetic samples.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from gankd.losses import attentive_imitation_loss, teacher_bounded_regression_loss, teacher_outlier_rejection_loss
+from gankd.methods.terms import Passes, Setup, Term, TermConfig
+from gankd.models.taps import default_taps, feature_shapes
+from gankd.tasks import REGRESSION
+from generators.images import to_unit_range
+from generators.settings import Positive, Weight
+
+
+@torch.no_grad()
+def teacher_distances(setup: Setup) -> Tensor:
+    """|t - y| of every training sample, [num_samples], from one pass over the images without augmentation."""
+    distances = []
+    for batch in setup.data.in_order():
+        predictions = setup.task.prediction(setup.teacher(to_unit_range(batch.images)))
+        distances.append((predictions - setup.task.standardize(batch.labels.float())).abs())
+    return torch.cat(distances)
+
+
+class ScalarTerm(Term):
+    """A term on scalar predictions and labels."""
+
+    tasks = frozenset({REGRESSION})
+    heads = frozenset({"scalar"})
+    instead = "Use method kd."
+    reads_teacher_outputs = True
+
+    def predictions(self, passes: Passes) -> dict[str, Tensor]:
+        """s, t and y, [N] each, as the losses name them."""
+        return {
+            "student_predictions": self.task.prediction(passes.student_outputs),
+            "teacher_predictions": self.task.prediction(passes.teacher_outputs),
+            "labels": self.task.standardize(passes.batch.labels.float()),
+        }
+
+
+class TeacherBoundedConfig(TermConfig):
+    """task_weight * l(s - y) + weight * b."""
+
+    name: Literal["teacher_bounded"] = "teacher_bounded"
+    """The method."""
+    weight: Weight = 0.5
+    """Of the squared error where the student has not yet passed the teacher."""
+    margin: float = 0.0
+    """By how much, in squared standard deviations of the labels, the student has to beat the teacher."""
+    loss: Literal["l2", "l1", "huber"] = "huber"
+    """Of the labels."""
+    delta: Positive = 1.0
+    """Where `huber` turns linear, in standard deviations of the labels."""
+
+
+class TeacherBounded(ScalarTerm):
+    """b = mean of (s - y)^2 over the samples with (s - y)^2 + margin > (t - y)^2, 0 for the others: the teacher is a bar.
+
+    The labels have their own loss l in place of the task's.
+    """
+
+    Config = TeacherBoundedConfig
+    own_label_loss = True
+
+    def forward(self, passes: Passes) -> Tensor:
+        return self.losses(passes)[2]
+
+    def label_loss(self, passes: Passes) -> Tensor:
+        return self.losses(passes)[1]
+
+    def losses(self, passes: Passes) -> tuple[Tensor, Tensor, Tensor]:
+        return teacher_bounded_regression_loss(
+            **self.predictions(passes), margin=self.config.margin, loss=self.config.loss, delta=self.config.delta
+        )
+
+
+class AttentiveImitationConfig(TermConfig):
+    """task_weight * (s - y)^2 + weight * c (s - t)^2."""
+
+    name: Literal["attentive_imitation"] = "attentive_imitation"
+    """The method."""
+    weight: Weight = 0.5
+    """Of the imitation, the paper's 1 - alpha."""
+    task_weight: Weight = 0.5
+    """Of the labels, the paper's alpha."""
+
+
+class AttentiveImitation(ScalarTerm):
+    """mean of c (s - t)^2, c = clamp(1 - (t - y)^2 / eta, 0, 1): imitate the teacher as far as it can be trusted.
+
+    eta, the range of the teacher's squared errors over the training set, is measured before the first step.
+    """
+
+    Config = AttentiveImitationConfig
+
+    def __init__(self, config: AttentiveImitationConfig, setup: Setup):
+        super().__init__(config, setup)
+        self.register_buffer("error_range", torch.tensor(torch.inf))  # not measured yet: nothing is held against t
+
+    def prepare(self, setup: Setup) -> None:
+        self.error_range.copy_(error_range(setup))
+
+    def forward(self, passes: Passes) -> Tensor:
+        return attentive_imitation_loss(**self.predictions(passes), error_range=self.error_range)[2]
+
+
+def error_range(setup: Setup) -> Tensor:
+    """Largest minus smallest squared error of the teacher over the training set, a scalar."""
+    errors = teacher_distances(setup).square()
+    return errors.max() - errors.min()
+
+
+class OutlierRejectionConfig(TermConfig):
+    """task_weight * (s - y)^2 of the labels that are kept + weight * (s' - t)^2."""
+
+    name: Literal["outlier_rejection"] = "outlier_rejection"
+    """The method."""
+    weight: Weight = 1.0
+    """Of the imitation."""
+    two_heads: bool = True
+    """A second linear head s' imitates the teacher, and only the first is deployed; false: the student itself does."""
+    student_tap: str | None = None
+    """Module path of the feature that the second head reads. Null: the pooled one (the last linear layer's input)."""
+
+
+class OutlierRejection(ScalarTerm):
+    """Labels with |t - y| > threshold are taken for wrong and left out; the teacher is imitated everywhere.
+
+    threshold = 3 * 1.4826 * median |t - y| over the training set, measured before the first step: three standard deviations
+    of errors that are normal but for the wrong ones. The labels that are kept have their mean in place of the task's loss.
+    """
+
+    Config = OutlierRejectionConfig
+    own_label_loss = True
+
+    def __init__(self, config: OutlierRejectionConfig, setup: Setup):
+        super().__init__(config, setup)
+        self.register_buffer("threshold", torch.tensor(torch.inf))  # not measured yet: every label is kept
+        if config.two_heads:
+            image_shape = setup.data.image_shape
+            self.student_taps = [config.student_tap or default_taps(setup.student, image_shape=image_shape)[-1]]
+            (shape,) = feature_shapes(setup.student, image_shape, self.student_taps)
+            self.head = nn.Linear(shape[0], 1)
+
+    def prepare(self, setup: Setup) -> None:
+        distances = teacher_distances(setup).sort().values
+        median = (distances[(len(distances) - 1) // 2] + distances[len(distances) // 2]) / 2
+        self.threshold.copy_(3 * 1.4826 * median)
+
+    def forward(self, passes: Passes) -> Tensor:
+        second = None
+        if self.config.two_heads:
+            feature = passes.student_features[self.student_taps[0]]
+            second = self.head(feature.flatten(2).mean(2) if feature.ndim == 4 else feature).flatten()
+        losses = teacher_outlier_rejection_loss(
+            **self.predictions(passes), threshold=self.threshold, student_teacher_predictions=second
+        )
+        return losses[2]
+
+    def label_loss(self, passes: Passes) -> Tensor:
+        return teacher_outlier_rejection_loss(**self.predictions(passes), threshold=self.threshold)[1]

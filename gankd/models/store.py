@@ -1,0 +1,65 @@
+"""A trained network on disk: weights in safetensors, and what one must know to use it.
+
+model, normalize = load_model("runs/digits/students/synthetic_kd/seed-0")
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import nn
+
+from gankd.models import build_model, load_checkpoint
+from gankd.models.config import ModelConfig
+from gankd.models.teacher import Normalize
+from gankd.tasks import Task, task_from
+from generators.checkpoints import read_json, replace_whole
+
+
+def save_model(
+    directory: Path,
+    model: nn.Module,
+    config: ModelConfig,
+    normalize: Normalize,
+    *,
+    num_outputs: int,
+    image_shape: tuple[int, int, int],
+    task: Task | None = None,
+) -> None:
+    """Write model.safetensors and model.json (network, options, outputs, image shape, input mean and std, task)."""
+    with replace_whole(directory / "model.safetensors") as temporary:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, temporary)
+    card = {
+        "name": config.name,
+        "options": config.options,
+        "num_classes": num_outputs,
+        "image_shape": image_shape,
+        "mean": normalize.mean.flatten().tolist(),
+        "std": normalize.std.flatten().tolist(),
+        "task": None if task is None else {"kind": task.kind, **dataclasses.asdict(task)},
+    }
+    with replace_whole(directory / "model.json") as temporary:
+        temporary.write_text(json.dumps(card, indent=2))
+
+
+def load_model(directory: str | Path) -> tuple[nn.Module, Normalize]:
+    """The network (eval mode) and its input normalisation; it carries `input_normalization` and `output_task` too.
+
+    Raises:
+        ValueError: no trained network there, or a weights file that does not fit it.
+    """
+    import torch
+
+    path = Path(directory) / "model.json"
+    if not path.exists():
+        raise ValueError(f"{directory} holds no trained network (no model.json).")
+    card = read_json(path)
+    model = build_model(card["name"], card["num_classes"], card["image_shape"][0], **card["options"])
+    load_checkpoint(model, Path(directory) / "model.safetensors")
+    model.input_normalization = (card["mean"], card["std"])
+    if card.get("task"):
+        model.output_task = task_from(card["task"])
+    return model.eval(), Normalize(torch.tensor(card["mean"]), torch.tensor(card["std"]))

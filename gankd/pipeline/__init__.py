@@ -1,0 +1,5 @@
+"""The experiment, stage by stage."""
+
+from gankd.pipeline.run import Run
+
+__all__ = ["Run"]
