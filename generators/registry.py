@@ -1,0 +1,86 @@
+"""Things that a configuration calls by name, ours and those of a user's own file.
+
+    NETWORKS = Registry("network")
+
+    @NETWORKS.register("tiny")
+    def tiny(num_outputs: int, in_channels: int, *, width: Count = 8) -> nn.Module: ...
+
+    NETWORKS.find("tinny")               # ValueError: unknown network 'tinny'; did you mean 'tiny'?
+    NETWORKS.options("tiny").of({...})   # the keyword arguments, validated
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from pydantic import create_model
+
+from generators.settings import Settings, nearest
+
+T = TypeVar("T")
+
+
+class Registry(dict[str, T]):
+    """By name, in the order in which they were registered.
+
+    Args:
+        kind: what they are, for sentences: "network".
+    """
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind = kind
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """A decorator that enters a class or function under `name`.
+
+        Raises:
+            ValueError: another one has this name. The same file, imported again, replaces its own.
+        """
+
+        def enter(thing: T) -> T:
+            known = self.get(name)
+            if known is not None and _origin(known) != _origin(thing):
+                raise ValueError(
+                    f"{self.kind} '{name}' of {_origin(thing)} exists already, in {_origin(known)}; take another name."
+                )
+            self[name] = thing
+            return thing
+
+        return enter
+
+    def find(self, name: str) -> T:
+        """Raises a ValueError with the nearest name when there is none of `name`."""
+        if name not in self:
+            raise ValueError(f"unknown {self.kind} '{name}'{nearest(name, self)}")
+        return self[name]
+
+    def options(self, name: str) -> type[Settings]:
+        """The settings of the one called `name`; raises as `find` does."""
+        return options_of(self.find(name))
+
+
+def options_of(function: Callable) -> type[Settings]:
+    """The keyword-only parameters of a function (or of a class's constructor) as settings: validated, in the schema, with a
+    suggestion for a misspelt one.
+
+    Its first paragraph is their help; a parameter without annotation takes anything.
+    """
+    target = function.__init__ if inspect.isclass(function) else function
+    hints = typing.get_type_hints(target, include_extras=True)
+    fields: dict[str, Any] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            default = ... if parameter.default is parameter.empty else parameter.default
+            fields[name] = (hints.get(name, Any), default)
+    model = create_model(f"{function.__name__}Options", __base__=Settings, **fields)
+    model.__doc__ = (inspect.getdoc(function) or "").split("\n\n")[0]
+    return model
+
+
+def _origin(thing: Any) -> str:
+    """Where a class or function was defined; the same after its module is imported again."""
+    return f"{thing.__module__}.{thing.__qualname__}"
