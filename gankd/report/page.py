@@ -62,7 +62,8 @@ def sections_of(directory: Path, data: Splits, metrics: dict) -> Iterator[str]:
         yield backbones_section(metrics)
     yield notes_section(metrics["notes"])
     yield images_section({REAL: data.train, **stored_images(directory)}, rows, task["unit"])
-    yield generator_section(metrics["generator"])
+    if metrics["generator"]:  # what no arm read was not made
+        yield generator_section(metrics["generator"])
     if metrics["synthesis"]:
         store = directory / "synthetic"
         scores, examples = (read_tensors(store / f"{name}.safetensors") for name in ("scores", "examples"))
@@ -79,11 +80,13 @@ def result_section(metrics: dict) -> str:
     metric, better = task["metric"], "higher is better" if task["higher_is_better"] else "lower is better"
     dots = seed_dots(arms, metric)
     axis = f"test {in_unit(METRIC_NAMES[metric], task['unit'])}, {better}"
-    figure = plots.plot_arms(dots, mark=teacher["test"][metric], mark_title="teacher", axis=axis)
+    mark = teacher["test"][metric] if teacher else None
+    figure = plots.plot_arms(dots, mark=mark, mark_title="teacher", axis=axis)
+    and_teacher = f", the teacher ({teacher['network']}) {teacher['parameters']:,}" if teacher else ""
     about = (
         f"Test split of {metrics['data']['test']:,} images; mean ± standard deviation over the seeds. The student "
-        f"({student['network']}) has {student['parameters']:,} parameters, the teacher ({teacher['network']}) "
-        f"{teacher['parameters']:,}. Every arm trains the same student for {student['steps']:,} steps of "
+        f"({student['network']}) has {student['parameters']:,} parameters{and_teacher}. "
+        f"Every arm trains the same student for {student['steps']:,} steps of "
         f"{student['batch_size']:,} images."
     )
     return "\n".join(
@@ -118,6 +121,8 @@ def key_result(metrics: dict) -> str:
     task, metric = metrics["task"], metrics["task"]["metric"]
     decimals = num_decimals(metrics, metric)
     result = compare(metrics["arms"].values(), metric, METRIC_NAMES[metric], task, decimals)
+    if not metrics["teacher"]:
+        return f"{result}."
     return f"{result}; the teacher has {with_unit(metrics['teacher']['test'][metric], decimals, task['unit'])}."
 
 
@@ -145,7 +150,7 @@ def compare(arms: Collection[dict], metric: str, name: str, task: dict, decimals
 
 def arms_table(metrics: dict) -> str:
     task, arms = metrics["task"], list(metrics["arms"].values())
-    metric, teacher = task["metric"], metrics["teacher"]["test"]
+    metric, teacher = task["metric"], (metrics["teacher"] or {}).get("test")
     others = [name for name in arms[0]["test"] if name != metric]
     decimals = {name: num_decimals(metrics, name) for name in (metric, *others)}
     means = [arm["test"][metric]["mean"] for arm in arms]
@@ -158,9 +163,10 @@ def arms_table(metrics: dict) -> str:
         values = [with_spread(arm["test"][name], decimals[name]) for name in (metric, *others)]
         words = [arm["title"], share(arm["synthetic"]), arm["method"]["name"]]
         body.append([*words, str(len(arm["seeds"])), values[0], gain, *values[1:]])
-    values = [with_unit(teacher[name], decimals[name], "") for name in (metric, *others)]
-    body.append(["teacher", "", "", "", values[0], "", *values[1:]])
-    return as_table(head, body, num_text_columns=3, bold=[*(mean == best for mean in means), False])
+    if teacher:
+        values = [with_unit(teacher[name], decimals[name], "") for name in (metric, *others)]
+        body.append(["teacher", "", "", "", values[0], "", *values[1:]])
+    return as_table(head, body, num_text_columns=3, bold=[*(mean == best for mean in means), *[False] * bool(teacher)])
 
 
 # --- backbones --------------------------------------------------------------------------------------------------------

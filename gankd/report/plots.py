@@ -128,8 +128,8 @@ def arm_styles(uses_synthetic: Sequence[bool]) -> list[tuple[str, str | tuple]]:
 
 
 @matplotlib.rc_context(STYLE)
-def plot_arms(arms: Sequence[Arm], *, mark: float, mark_title: str, axis: str) -> Figure:
-    """The test metric of every arm: a dot a seed, a bar at the mean; a dashed line at what they are compared with."""
+def plot_arms(arms: Sequence[Arm], *, mark: float | None, mark_title: str, axis: str) -> Figure:
+    """The test metric of every arm: a dot a seed, a bar at the mean; a dashed line at what they are compared with, if anything."""
     figure, axes = _figure(WIDE, 0.85 + 0.42 * len(arms))
     for row, arm in enumerate(arms):
         axes.axhline(row, color="#EEEEEE", linewidth=0.8, zorder=0)
@@ -138,9 +138,10 @@ def plot_arms(arms: Sequence[Arm], *, mark: float, mark_title: str, axis: str) -
         axes.plot(arm.values, dots, "o", color=arm.colour, markersize=5, alpha=0.6, markeredgewidth=0)
         mean = sum(arm.values) / len(arm.values)
         axes.plot([mean, mean], [row - 0.3, row + 0.3], color=arm.colour, linewidth=2.4, solid_capstyle="butt")
-    axes.axvline(mark, color=BLACK, linewidth=1, linestyle=MARK)
-    top = axes.get_xaxis_transform()
-    axes.annotate(mark_title, (mark, 1), xycoords=top, xytext=(0, 3), textcoords="offset points", ha="center")
+    if mark is not None:
+        axes.axvline(mark, color=BLACK, linewidth=1, linestyle=MARK)
+        top = axes.get_xaxis_transform()
+        axes.annotate(mark_title, (mark, 1), xycoords=top, xytext=(0, 3), textcoords="offset points", ha="center")
     axes.set_yticks(range(len(arms)), [arm.title for arm in arms])
     axes.set_ylim(len(arms) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0, labelcolor=BLACK)
