@@ -160,10 +160,12 @@ class StageDirectory:
     def _damage(self) -> str | None:
         for name, known in self._record()["files"].items():
             path = self.directory / name
-            if not path.is_file():
-                return f"{path} is missing, though this stage was finished; delete {path.parent} and run the same command again."
-            if file_hash(path) != known:
-                return f"{path} is not the file that was written, or cut off; delete {path.parent} and run the same command again."
+            found = file_hash(path)
+            if found != known:
+                what = (
+                    "not the file that was written, or cut off" if found else "missing, though this stage was finished"
+                )
+                return f"{path} is {what}; delete {self.directory} and run the same command again."
         return None
 
     def _made(self) -> dict[str, str]:
@@ -236,8 +238,8 @@ def fingerprint(value: Tensor | ImageSet | Teacher | nn.Module) -> str:
     """A short hash of what a tensor, a data set, a teacher or a network is.
 
     Of a network, weights and buffers and the configuration that a generator carries; of a teacher, also how it reads images
-    and what its outputs mean. Images that are read lazily say themselves what they are (`fingerprint`), or are represented by
-    their number, size and labels: hashing them would read them all.
+    and what its outputs mean. Images that are read lazily say themselves what they are (`fingerprint`), or are represented
+    by their number, size and labels: hashing them would read them all.
     """
     if isinstance(value, Tensor):
         data = value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()

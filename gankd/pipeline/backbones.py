@@ -7,7 +7,8 @@ from typing import Any
 from gankd import api
 from gankd.data.generated import generated_set
 from gankd.data.sets import ImageSet
-from gankd.experiment.artifacts import digest, file_hash
+from gankd.experiment.artifacts import PENDING, digest, file_hash
+from gankd.experiment.experiment import num_parameters
 from gankd.models.store import save_model
 from gankd.pipeline.stage import Stage, normalize_inputs, task_inputs
 from gankd.pipeline.students import teachers_read
@@ -20,6 +21,8 @@ class Generated(Stage):
     """Samples of the generator with its features of them, written once."""
 
     name, kind = "generated", "representation"
+
+    title = name
 
     @property
     def reads(self) -> list[Stage]:
@@ -52,7 +55,7 @@ class LiveGenerated(Generated):
     @property
     def content(self) -> str:
         content = self.run.generator.content
-        return digest(f"{content} {self.inputs()}".encode()) if content != "not made yet" else content
+        return digest(f"{content} {self.inputs()}".encode()) if content != PENDING else content
 
     def refusal(self) -> str | None:
         return None
@@ -72,7 +75,7 @@ class Backbone(Stage):
     def __init__(self, run, arm: str, seed: int):
         super().__init__(run)
         self.arm, self.seed = run.config.representation.arms[arm], seed
-        self.name, self.title = f"representation/{arm}/seed-{seed}", f"backbone {arm} seed {seed}"
+        self.name, self.label = f"representation/{arm}/seed-{seed}", f"backbone {arm} seed {seed}"
 
     @property
     def reads(self) -> list[Stage]:
@@ -98,10 +101,11 @@ class Backbone(Stage):
         }
 
     def plan(self) -> str:
-        config, shares = self.run.config.representation, {0: "real images", 1: "generated images"}
-        steps = config.resolved(len(self.run.unlabelled)).steps
-        images = shares.get(self.arm.synthetic, f"real images and {self.arm.synthetic:.0%} generated ones")
-        return f"{self.arm.method.name} on {images}; {steps} steps of {config.batch_size}"
+        run, config = self.run, self.run.config.representation
+        size = f"{run.backbone.name}, {num_parameters(run.network(run.backbone)):,} parameters"
+        steps, real = config.resolved(len(run.unlabelled)).steps, f"{len(run.unlabelled)} real images"
+        work = f"{len(config.arms)} arms x {len(config.seeds)} seeds, {steps} steps of {config.batch_size} each"
+        return f"{size}; {work}; {real}"
 
     def make(self) -> dict[str, Any]:
         run, config, share = self.run, self.run.config.representation, self.arm.synthetic
@@ -117,7 +121,7 @@ class Backbone(Stage):
             normalize=run.normalize,
             seed=self.seed,
             directory=self.path,
-            name=self.title,
+            name=self.label,
             **run.training_place,
         )
         if run.accelerator.is_main_process:

@@ -12,8 +12,10 @@ runs/NAME/
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +26,7 @@ from rich.markup import escape
 from gankd.experiment import provenance
 from gankd.experiment.config import ExperimentConfig, dump_config
 from gankd.experiment.experiment import Experiment
+from gankd.experiment.lock import locked
 from gankd.pipeline.backbones import Backbone, Generated, LiveGenerated
 from gankd.pipeline.generator import Generator, LoadedGenerator
 from gankd.pipeline.rehearsal import rehearse
@@ -33,7 +36,6 @@ from gankd.pipeline.students import Student
 from gankd.pipeline.synthesis import Synthetic
 from gankd.pipeline.teacher import Teacher
 from generators.checkpoints import replace_whole
-from gankd.experiment.lock import locked
 
 STAGES = ("generator", "teacher", "representation", "synthesis", "students", "report")
 
@@ -99,8 +101,15 @@ class Run(Experiment):
     def plan(self, until: str = STAGES[-1]) -> list[str]:
         """The header, and every stage with its amount of work and what will become of it. Touches nothing."""
         rehearse(self)
-        lines = [f"  {stage.name}: {escape(stage.plan())} ({escape(stage.state())})" for stage in self.stages(until)]
-        return [*header(self), *lines]
+        lines = header(self)
+        for _, group in itertools.groupby(self.stages(until), key=type):
+            stages = list(group)
+            states = Counter(stage.state() for stage in stages)
+            refusals = [state for state in states if state.startswith("will refuse")]
+            counts = [f"{count} {state}" if len(stages) > 1 else state for state, count in states.items()]
+            state = escape(", ".join(counts if not refusals else refusals[:1]))
+            lines.append(f"  [bold]{stages[0].title}[/bold]: {escape(stages[0].plan())} ({state})")
+        return lines
 
     # --- what the stages share ----------------------------------------------------------------------------------------
 

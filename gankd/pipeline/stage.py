@@ -37,8 +37,13 @@ class Stage:
         """Everything else that its work reads, as JSON: settings, and fingerprints of contents."""
         raise NotImplementedError
 
+    @property
+    def title(self) -> str:
+        """What a dry run calls it and those like it."""
+        return self.kind
+
     def plan(self) -> str:
-        """What it is about to do, in half a line."""
+        """What it and those like it are about to do, in half a line."""
         raise NotImplementedError
 
     def make(self) -> dict[str, Any]:

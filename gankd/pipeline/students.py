@@ -12,6 +12,7 @@ from gankd.data.sets import ImageSet
 from gankd.evaluation import evaluate
 from gankd.experiment.artifacts import file_hash
 from gankd.experiment.config import ArmConfig
+from gankd.experiment.experiment import num_parameters
 from gankd.methods import METHODS, MethodConfig
 from gankd.models import load_checkpoint
 from gankd.models.store import save_model
@@ -27,7 +28,7 @@ class Student(Stage):
     def __init__(self, run, arm: str, seed: int):
         super().__init__(run)
         self.arm, self.seed = run.config.student.arms[arm], seed
-        self.name, self.title = f"students/{arm}/seed-{seed}", f"student {arm} seed {seed}"
+        self.name, self.label = f"students/{arm}/seed-{seed}", f"student {arm} seed {seed}"
 
     @property
     def reads(self) -> list[Stage]:
@@ -50,10 +51,11 @@ class Student(Stage):
         }
 
     def plan(self) -> str:
-        run, config, share = self.run, self.run.config.student, self.arm.synthetic
-        images = share if share == "union" else f"{share:.0%} synthetic"
+        run, config = self.run, self.run.config.student
+        size = f"{config.model.name}, {num_parameters(run.network(config.model)):,} parameters"
         steps = config.resolved(len(run.data.train)).steps
-        return f"{self.arm.method.name}, {images}; {steps} steps of {config.batch_size}"
+        work = f"{len(config.arms)} arms x {len(config.seeds)} seeds, {steps} steps of {config.batch_size} each"
+        return f"{size}; {work}"
 
     def make(self) -> dict[str, Any]:
         run, config = self.run, self.run.config.student
@@ -61,7 +63,7 @@ class Student(Stage):
         if self.arm.initial:
             load_checkpoint(model, run.backbone_of(self.arm.initial, self.seed).path / "model.safetensors")
         synthetic = run.synthetic.result if self.arm.synthetic else None
-        model = train_student(run, model, self.arm, self.seed, self.title, synthetic=synthetic, directory=self.path)
+        model = train_student(run, model, self.arm, self.seed, self.label, synthetic=synthetic, directory=self.path)
         metrics = evaluate(model, run.normalize, run.task, run.data.validation, accelerator=run.accelerator)
         if run.accelerator.is_main_process:
             save_model(

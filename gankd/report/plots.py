@@ -129,7 +129,7 @@ def arm_styles(uses_synthetic: Sequence[bool]) -> list[tuple[str, str | tuple]]:
 
 @matplotlib.rc_context(STYLE)
 def plot_arms(arms: Sequence[Arm], *, mark: float | None, mark_title: str, axis: str) -> Figure:
-    """The test metric of every arm: a dot a seed, a bar at the mean; a dashed line at what they are compared with, if anything."""
+    """The test metric of every arm: a dot a seed, a bar at the mean; a dashed line at their `mark`."""
     figure, axes = _figure(WIDE, 0.85 + 0.42 * len(arms))
     for row, arm in enumerate(arms):
         axes.axhline(row, color="#EEEEEE", linewidth=0.8, zorder=0)

@@ -231,10 +231,10 @@ def warn_near_chance(teacher: Teacher, task: Task, real: ImageSet, sample: int =
 
 
 def near_chance(metrics: dict[str, float], task: Task, images: str) -> str | None:
-    """The sentence about a teacher whose metrics on real images are near those of one that knows nothing; None for others."""
+    """The sentence about a teacher whose metrics on real images are near chance; None for others."""
     if task.metric == "top1":
         chance = 100 / task.num_classes
-        found, is_near = f"is right on {metrics['top1']:.1f} % of the {images} images (chance: {chance:.1f} %)", False
+        found = f"is right on {metrics['top1']:.1f} % of the {images} images (chance: {chance:.1f} %)"
         is_near = metrics["top1"] < chance + 0.1 * (100 - chance)
     else:
         found = f"explains hardly any of the {images} labels' variance (R2 {metrics['r2']:.2f})"

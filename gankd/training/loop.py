@@ -196,7 +196,7 @@ def _as_before(thing: object, attribute: str, value: object) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _released(accelerator: Accelerator) -> Iterator[list]:
-    """Yields a list for what is prepared meanwhile, which the accelerator then forgets; what it held before stays with it."""
+    """Yields a list for what is prepared meanwhile, which the accelerator then forgets; what it held before stays."""
     prepared: list = []
     state, synchronizes = accelerator.gradient_state, accelerator.gradient_state.sync_gradients
     state._set_sync_gradients(True)  # a step is a step, wherever the caller's own accumulation stands

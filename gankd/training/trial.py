@@ -1,4 +1,4 @@
-"""One pass through a network as it will be trained, which leaves no trace: what cannot work is known before anything runs."""
+"""One pass through a network as it will be trained, which leaves no trace: what cannot work is known beforehand."""
 
 from __future__ import annotations
 
