@@ -1,12 +1,12 @@
 """Things that a configuration calls by name, ours and those of a user's own file.
 
-    NETWORKS = Registry("network")
+NETWORKS = Registry("network")
 
-    @NETWORKS.register("tiny")
-    def tiny(num_outputs: int, in_channels: int, *, width: Count = 8) -> nn.Module: ...
+@NETWORKS.register("tiny")
+def tiny(num_outputs: int, in_channels: int, *, width: Count = 8) -> nn.Module: ...
 
-    NETWORKS.find("tinny")               # ValueError: unknown network 'tinny'; did you mean 'tiny'?
-    NETWORKS.options("tiny").of({...})   # the keyword arguments, validated
+NETWORKS.find("tinny")               # ValueError: unknown network 'tinny'; did you mean 'tiny'?
+NETWORKS.options("tiny").of({...})   # the keyword arguments, validated
 """
 
 from __future__ import annotations
@@ -69,14 +69,18 @@ def options_of(function: Callable) -> type[Settings]:
 
     Its first paragraph is their help; a parameter without annotation takes anything.
     """
-    target = function.__init__ if inspect.isclass(function) else function
+    target = function
+    if not inspect.isroutine(function):  # a class, or an object that can be called
+        target = function.__init__ if inspect.isclass(function) else type(function).__call__
     hints = typing.get_type_hints(target, include_extras=True)
     fields: dict[str, Any] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is parameter.KEYWORD_ONLY:
             default = ... if parameter.default is parameter.empty else parameter.default
             fields[name] = (hints.get(name, Any), default)
-    model = create_model(f"{function.__name__}Options", __base__=Settings, **fields)
+    model = create_model(
+        f"{getattr(function, '__name__', type(function).__name__)}Options", __base__=Settings, **fields
+    )
     model.__doc__ = (inspect.getdoc(function) or "").split("\n\n")[0]
     return model
 

@@ -204,7 +204,12 @@ def test_an_unknown_method_is_refused_with_the_nearest(tmp_path: Path) -> None:
         method_config({"name": "kdd"})
 
 
-@pytest.mark.parametrize("method", ["kd", {"alpha": 0.5}])
+def test_a_method_of_default_settings_is_its_name(tmp_path: Path) -> None:
+    text = MINIMAL + yaml.safe_dump({"student": {"arms": {"a": {"method": "kd"}}}})
+    assert load_config(write(tmp_path, text)).student.arms["a"].method == method_config("kd")
+
+
+@pytest.mark.parametrize("method", [["kd"], {"alpha": 0.5}])
 def test_a_method_without_a_name_is_refused_with_its_path(tmp_path: Path, method) -> None:
     text = MINIMAL + yaml.safe_dump({"student": {"arms": {"a": {"method": method}}}})
     assert "student.arms.a.method" in refusal(tmp_path, text)

@@ -171,8 +171,8 @@ class RepresentationConfig(TrainingConfig):
         if self.online_probe and self.unlabelled is not None:
             raise ValueError("the images of unlabelled have no labels for an online_probe; set it to false.")
         for name, arm in self.arms.items():
-            if arm.method.name == "squeeze_and_span" and not arm.synthetic:
-                raise ValueError(f"arms.{name}: squeeze_and_span needs generated samples; set synthetic above 0.")
+            if arm.method.method.needs_generator_features and not arm.synthetic:
+                raise ValueError(f"arms.{name}: {arm.method.name} needs generated samples; set synthetic above 0.")
             try:
                 check_method(arm.method, REPRESENTATION, has_teacher=True)
                 check_views(arm.method, self.views)
