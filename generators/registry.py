@@ -16,7 +16,8 @@ import typing
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from pydantic import create_model
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, create_model
+from pydantic_core import core_schema
 
 from generators.settings import Settings, nearest
 
@@ -61,6 +62,36 @@ class Registry(dict[str, T]):
     def options(self, name: str) -> type[Settings]:
         """The settings of the one called `name`; raises as `find` does."""
         return options_of(self.find(name))
+
+
+class NameIn:
+    """`Annotated[str, NameIn(NETWORKS)]`: a setting that is a name in a registry. The schema lists the names."""
+
+    def __init__(self, registry: Registry):
+        self.registry = registry
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        def check(name: str) -> str:
+            self.registry.find(name)
+            return name
+
+        return core_schema.no_info_after_validator_function(check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler) -> dict:
+        return {**handler(schema), "enum": list(self.registry)}
+
+
+class OptionsIn(NameIn):
+    """`Annotated[dict[str, Any], OptionsIn(NETWORKS)]`: the options of a thing that is named beside them. The schema shows
+    those of every thing in the registry that has some; whoever knows the name validates them (`Registry.options`)."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return handler(source)
+
+    def __get_pydantic_json_schema__(self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler) -> dict:
+        options = {name: self.registry.options(name) for name in self.registry}
+        known = [{**of.model_json_schema(), "title": name} for name, of in options.items() if of.model_fields]
+        return {**handler(schema), **({"anyOf": [*known, {"maxProperties": 0}]} if known else {})}
 
 
 def options_of(function: Callable) -> type[Settings]:

@@ -139,6 +139,19 @@ class BackboneArmConfig(Settings):
     """Its name in tables. Null: the arm's key."""
 
 
+class GeneratorStageConfig(GeneratorConfig):
+    """The conditional generator: trained here as these settings say, or loaded (`checkpoint`)."""
+
+    checkpoint: Path | None = None
+    """Use this trained generator (a folder written by `save_pretrained`) instead of training one."""
+    train_on: Literal["train", "pool"] = "train"
+    """The student's training samples, or all that there are when `data.labelled` leaves the student only some."""
+    score_samples: Count = 2000
+    """Images drawn for a score."""
+    score_extractor: Path | None = None
+    """Feature space of the score: a file with torch-fidelity's Inception weights. Null: the teacher's features."""
+
+
 class RepresentationConfig(TrainingConfig):
     """Backbones trained without labels, measured by probes, and where students may start from."""
 
@@ -212,7 +225,7 @@ class ExperimentConfig(Settings):
     """What their labels are."""
     teacher: TeacherConfig = TeacherConfig()
     """The large model."""
-    generator: GeneratorConfig = GeneratorConfig()
+    generator: GeneratorStageConfig = GeneratorStageConfig()
     """The conditional generator."""
     representation: RepresentationConfig = RepresentationConfig()
     """Backbones trained without labels."""
