@@ -1,8 +1,8 @@
 """A network from one of its stages on, as a module of its own: the branches of methods that share the early stages.
 
-rest = Remainder(model, "layer2", image_shape=(3, 32, 32))
+tail = NetworkTail(model, "layer2", image_shape=(3, 32, 32))
 logits, (trunk,) = Taps(model, ["layer2"])(images)
-logits_again = rest(trunk, images)
+logits_again = tail(trunk, images)
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from gankd.models.outputs import outputs_of
 from gankd.models.taps import Taps
 
 
-class Remainder(nn.Module):
+class NetworkTail(nn.Module):
     """A copy of what `model` computes after the module at `path`; [N, ...] at `path` and the images -> outputs [N, K].
 
     The copy runs the network's own forward with the modules before `path` replaced by ones that do nothing, so that
@@ -40,8 +41,8 @@ class Remainder(nn.Module):
             image = torch.linspace(-1, 1, image_shape[0] * image_shape[1] * image_shape[2]).view(1, *image_shape)
             image = image.to(weight)
             outputs, (feature,), before = _watch(whole, path, image)
-            replaced = {id(model.get_submodule(name)): _Nothing() for name in before}
-            replaced[id(model.get_submodule(path))] = _Given()
+            replaced = {id(model.get_submodule(name)): _Skipped() for name in before}
+            replaced[id(model.get_submodule(path))] = _Source()
             self.network = copy.deepcopy(model, replaced)
             modes = [(module, module.training) for module in self.network.modules()]
             self.network.eval()
@@ -59,15 +60,15 @@ class Remainder(nn.Module):
 
     @torch.compiler.disable  # what is handed over goes past the compiled graph
     def forward(self, feature: Tensor, images: Tensor) -> Tensor:
-        given = self.network.get_submodule(self.path)
-        given.value = feature
+        source = self.network.get_submodule(self.path)
+        source.value = feature
         try:
-            return self.network(images)
+            return outputs_of(self.network(images))
         finally:
-            given.value = None
+            source.value = None
 
 
-def redraw(module: nn.Module) -> None:
+def reinitialize(module: nn.Module) -> None:
     """Give a freshly initialised module another initialisation of the same kind, drawn from torch's default generator.
 
     Whatever scheme a network was initialised by, its entries were drawn independently within each tensor: their random
@@ -83,14 +84,14 @@ def redraw(module: nn.Module) -> None:
             part.reset_running_stats()
 
 
-class _Nothing(nn.Module):
+class _Skipped(nn.Module):
     """Passes its first input on."""
 
     def forward(self, x, *others, **named):
         return x
 
 
-class _Given(nn.Module):
+class _Source(nn.Module):
     """Returns what it was given instead of what comes in."""
 
     def __init__(self):
