@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gankd.models.outputs import outputs_of
-from gankd.models.taps import Taps
+from gankd.models.taps import INPUT, Taps, default_taps, feature_shapes
 
 
 class NetworkTail(nn.Module):
@@ -114,3 +114,43 @@ def _watch(model: nn.Module, path: str, image: Tensor) -> tuple[Tensor, list[Ten
     before = [name for name in last if last[name] < last[path] and not name.startswith(f"{path}.")]
     inside = tuple(f"{name}." for name in before)
     return outputs, features, [name for name in before if not name.startswith(inside)]
+
+
+def extra_stage(model: nn.Module, image_shape: tuple[int, int, int]) -> nn.Module:
+    """One more last stage, freshly initialised: from the last stage's output to a map of the same shape.
+
+    A network of this package knows its own (its method `extra_stage`). Of any other convolutional network: the last block of
+    the last stage that keeps its input's shape, as often as the stage has blocks; where there is none, a 3x3 convolution,
+    batch norm and ReLU.
+
+    Args:
+        image_shape: (C, H, W) of the images, to watch a foreign network at work.
+
+    Raises:
+        ValueError: a network that does not take such images, or whose last stage gives no map.
+    """
+    if hasattr(model, "extra_stage"):
+        return model.extra_stage()
+    paths = default_taps(model, image_shape=image_shape)
+    (shape,) = feature_shapes(model, image_shape, paths[-2:-1]) or [()]
+    if len(shape) != 3:
+        raise ValueError(f"{type(model).__name__} has no stage whose output is a map; use another method or network.")
+    stage = model.get_submodule(paths[-2].removesuffix(INPUT))
+    blocks = [name for name, block in stage.named_children() if any(p.ndim == 4 for p in block.parameters())]
+    ends = [f"{paths[-2]}.{name}{end}" for name in blocks for end in (INPUT, "")]
+    try:
+        shapes = feature_shapes(model, image_shape, ends)
+    except ValueError:  # a block that takes or gives no single map
+        shapes = [()] * len(ends)
+    same = [name for name, *pair in zip(blocks, shapes[::2], shapes[1::2], strict=True) if pair == [shape, shape]]
+    if same:
+        copies = [copy.deepcopy(stage.get_submodule(same[-1])) for _ in blocks]
+    else:
+        width = shape[0]
+        layers = (nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        copies = [nn.Sequential(*layers)]
+    extra = nn.Sequential(*copies).requires_grad_(True).train()
+    for module in extra.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    return extra
