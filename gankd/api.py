@@ -39,7 +39,9 @@ from gankd.methods import (
     method_config,
     sampling_of,
 )
-from gankd.models.teacher import Normalize, Teacher, borrowed
+from gankd.models.inputs import normalization_of, remember
+from gankd.models.state import preserve_state
+from gankd.models.teacher import Normalize, Teacher
 from gankd.synthesis.config import SynthesisConfig
 from gankd.synthesis.generated import write_generated
 from gankd.synthesis.stage import Synthesis, check_generator
@@ -116,7 +118,7 @@ def distill(
     config = method_config(method)
     check_views(config, training.views)
     check_outputs(student, task, normalize, reference)
-    with borrowed(teacher) if isinstance(teacher, nn.Module) else contextlib.nullcontext():
+    with preserve_state(teacher) if isinstance(teacher, nn.Module) else contextlib.nullcontext():
         distiller = _train(
             student,
             as_teacher(teacher, normalize, accelerator.device, task),
@@ -136,8 +138,7 @@ def distill(
             log=log,
         )
     trained = distiller.deployable()
-    trained.input_normalization = (normalize.mean.flatten().tolist(), normalize.std.flatten().tolist())
-    trained.output_task = task
+    remember(trained, normalize, task)
     return trained.eval()
 
 
@@ -206,12 +207,6 @@ def check_outputs(student: nn.Module, task: Task, normalize: Normalize, dataset:
         )
 
 
-def normalization_of(model: nn.Module) -> Normalize | None:
-    """The input normalisation that a model trained by gankd carries, or None."""
-    known = getattr(model, "input_normalization", None)
-    return Normalize(*map(torch.tensor, known)) if known else None
-
-
 def pretrain(
     student: nn.Module,
     teacher: nn.Module | Teacher | list[nn.Module | Teacher] | None = None,
@@ -271,7 +266,7 @@ def pretrain(
     with contextlib.ExitStack() as lent:
         for module in (student, *teachers):
             if isinstance(module, nn.Module):
-                lent.enter_context(borrowed(module))
+                lent.enter_context(preserve_state(module))
         _train(
             student.to(accelerator.device).train(),
             [as_teacher(each, normalize, accelerator.device, None) for each in teachers] or None,
@@ -290,7 +285,7 @@ def pretrain(
             name=name,
             log=log,
         )
-    student.input_normalization = (normalize.mean.flatten().tolist(), normalize.std.flatten().tolist())
+    remember(student, normalize)
     return student.eval()
 
 
@@ -357,11 +352,10 @@ def as_teacher(teacher: nn.Module | Teacher | None, normalize: Normalize, device
     A module is normalised as it says itself where it was trained by gankd, else by `normalize`.
     """
     if isinstance(teacher, nn.Module):
-        own = getattr(teacher, "output_task", None)
-        teacher = Teacher(teacher, normalization_of(teacher) or normalize, device=device, task=own)
+        teacher = Teacher(teacher, normalization_of(teacher) or normalize, device=device)
     if teacher is None or task is None:
         return teacher
-    return teacher.speak(task, device)
+    return teacher.for_task(task, device)
 
 
 def synthesize(

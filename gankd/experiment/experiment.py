@@ -151,7 +151,7 @@ class Experiment:
                 )
                 build_distiller(
                     self.network(config.model),
-                    teacher.speak(self.task),
+                    teacher.for_task(self.task),
                     self.task,
                     arm.method,
                     augment=Augment(config.augmentation),

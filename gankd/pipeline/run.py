@@ -148,7 +148,7 @@ class Run(Experiment):
         if isinstance(task, Regression) and task.head == SCALAR != self.task.head:  # as widely as it errs, it teaches
             task = dataclasses.replace(task, sigma=stage.results["validation"]["rmse"] / task.std or None)
         device = self.accelerator.device
-        return Teacher(model, normalize, device=device, feature_path=config.features, task=task).speak(self.task)
+        return Teacher(model, normalize, device=device, feature_path=config.features, task=task).for_task(self.task)
 
     def generated(self, generator: ConditionalGenerator) -> ImageSet:
         """The generator's samples with its features of them: live, or in a store."""
@@ -247,7 +247,7 @@ class Run(Experiment):
         if self.accelerator.is_main_process:
             # against validation: a teacher knows its training images too well to compare others with them
             task = self.task.plain()
-            scores = quick_scores(generator, teacher.speak(task), task, self.data.validation, seed=self.config.seed)
+            scores = quick_scores(generator, teacher.for_task(task), task, self.data.validation, seed=self.config.seed)
             metrics["generator"] |= {"scores": scores, "score_rows": score_rows([scores], task)}
             with replace_whole(self.directory / "metrics.json") as temporary:
                 temporary.write_text(json.dumps(metrics, indent=2))

@@ -86,7 +86,7 @@ class Synthesis:
     ):
         # of a teacher only its predictions count here, which a student's head might not keep
         self.task = task = task.plain()
-        self.teacher = teacher = teacher.speak(task)
+        self.teacher = teacher = teacher.for_task(task)
         self.generator, self.real, self.config = generator, real, config
         self.directory, self.seed, self.accelerator, self.log = directory, seed, accelerator, log
         self.provenance, self.validation_error = provenance or {}, validation_error

@@ -18,7 +18,7 @@ from gankd.methods.branches import output_layer, stage_taps
 from gankd.methods.setup import Outputs, Setup
 from gankd.methods.terms import Term, TermConfig
 from gankd.models.taps import INPUT, Taps
-from gankd.models.teacher import borrowed
+from gankd.models.state import preserve_state
 from generators.randomness import seeded
 from generators.settings import Count, Positive, Weight
 
@@ -140,7 +140,7 @@ def _map_before_pooling(setup: Setup, classifier_input: str) -> str:
             means[path] = (output.mean(dim=(2, 3)), output.shape[2] * output.shape[3])
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(borrowed(student))
+        stack.enter_context(preserve_state(student))
         stack.enter_context(torch.no_grad())
         student.eval()
         for path, module in student.named_modules():

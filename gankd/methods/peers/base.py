@@ -24,7 +24,7 @@ from gankd.losses.precision import full_precision
 from gankd.methods.base import EVERY_TASK, Distiller, MethodConfig
 from gankd.methods.setup import Setup
 from gankd.models import ModelConfig, build_model, load_checkpoint
-from gankd.models.tail import Remainder, redraw
+from gankd.models.tail import NetworkTail, reinitialize
 from gankd.models.taps import Taps, default_taps, feature_shapes
 from gankd.tasks import CLASSIFICATION, Task
 
@@ -151,10 +151,10 @@ class Online(Distiller):
             network = build_model(model.name, self.task.num_outputs, self.image_shape[0], **model.options)
             return load_checkpoint(network, model.checkpoint) if model.checkpoint else network
         if self.trunk_path:
-            peer = Remainder(self.student, self.trunk_path, self.image_shape)
+            peer = NetworkTail(self.student, self.trunk_path, self.image_shape)
         else:
             peer = copy.deepcopy(self.student)
-        redraw(peer)
+        reinitialize(peer)
         return peer
 
     @property
@@ -308,7 +308,7 @@ class Ensemble(nn.Module):
 class _BranchTaps(Taps):
     """Taps of a branch, which is called with the trunk's map and the images."""
 
-    def __init__(self, branch: Remainder, paths: list[str]):
+    def __init__(self, branch: NetworkTail, paths: list[str]):
         super().__init__(branch, [f"network.{path}" for path in paths])
 
 

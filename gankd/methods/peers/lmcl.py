@@ -21,7 +21,7 @@ from gankd.losses.precision import full_precision
 from gankd.methods.peers.base import Online, PeersConfig
 from gankd.methods.peers.mcl import EmbeddingHead
 from gankd.methods.setup import Setup
-from gankd.models.tail import Remainder, redraw
+from gankd.models.tail import NetworkTail, reinitialize
 from gankd.models.taps import Taps, default_taps, feature_shapes
 from generators.settings import Count, Positive, Weight
 
@@ -84,8 +84,8 @@ class Peer(nn.Module):
         super().__init__()
         taps = default_taps(network, image_shape=image_shape)
         self.stages, self.pooled = taps[1:-2], taps[-1]
-        self.branches = nn.ModuleList(Remainder(network, path, image_shape) for path in self.stages)
-        redraw(self.branches)
+        self.branches = nn.ModuleList(NetworkTail(network, path, image_shape) for path in self.stages)
+        reinitialize(self.branches)
         ((inputs,),) = feature_shapes(network, image_shape, [self.pooled])
         count = len(self.stages) + 1
         self.inputs = inputs

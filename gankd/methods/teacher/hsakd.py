@@ -29,7 +29,7 @@ from gankd.models.mobilenet import GROUPS, InvertedResidual, MobileNetV2
 from gankd.models.resnet import BasicBlock, Bottleneck, ResNet, ResNet50, initialize_convolutions
 from gankd.models.shufflenet import ShuffleV1, ShuffleV2, UnitV1, UnitV2
 from gankd.models.small_resnet import ResidualBlock, SmallResNet
-from gankd.models.tail import Remainder
+from gankd.models.tail import NetworkTail
 from gankd.models.taps import Taps
 from gankd.models.teacher import Teacher
 from gankd.models.vgg import VGG
@@ -69,7 +69,7 @@ class HSAKDTeacherConfig(MethodConfig):
 class Branch(nn.Module):
     """What follows a stage, with weights of its own, up to logits of pairs of class and rotation."""
 
-    def __init__(self, before: nn.Module, rest: Remainder):
+    def __init__(self, before: nn.Module, rest: NetworkTail):
         super().__init__()
         self.before, self.rest = before, rest
 
@@ -91,7 +91,7 @@ class Branches(nn.ModuleDict):
         super().__init__()
         self.paths = stage_paths(model)[-num_stages:]
         for path in self.paths:
-            rest = Remainder(model, path, image_shape)
+            rest = NetworkTail(model, path, image_shape)
             linear, name = next((m, name) for name, m in rest.network.named_modules() if isinstance(m, nn.Linear))
             parent, _, name = name.rpartition(".")
             setattr(
