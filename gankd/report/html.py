@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from html import escape
 from string import Template
 
@@ -20,12 +21,14 @@ def as_charts(charts: list[str]) -> str:
     return f'<div class="charts">\n{"".join(charts)}</div>'
 
 
-def as_table(head: list[str], body: list[list[str]], *, num_text_columns: int, bold: list[bool] | None = None) -> str:
-    """A table of numbers; the first `num_text_columns` columns are words and stand to the left."""
-    side = lambda column: ' class="text"' if column < num_text_columns else ""  # noqa: E731
+def as_table(
+    head: list[str], body: list[list[str]], *, text_columns: Collection[int], bold: Collection[int] = ()
+) -> str:
+    """A table of numbers, which scrolls inside its box; `text_columns` hold words, the rows `bold` of `body` stand out."""
+    side = lambda column: ' class="text"' if column in text_columns else ""  # noqa: E731
     rows = ["".join(f'<th scope="col"{side(column)}>{escape(cell)}</th>' for column, cell in enumerate(head))]
     rows += ["".join(f"<td{side(column)}>{escape(cell)}</td>" for column, cell in enumerate(cells)) for cells in body]
-    classes = ["", *(' class="best"' if is_best else "" for is_best in bold or [False] * len(body))]
+    classes = ["", *(' class="best"' if row in bold else "" for row in range(len(body)))]
     lines = "\n".join(f"<tr{kind}>{row}</tr>" for kind, row in zip(classes, rows, strict=True))
     return f'<div class="scroll"><table class="numbers">\n{lines}\n</table></div>'
 
