@@ -77,8 +77,10 @@ def arms_chart(
         for arm, (colour, _) in zip(arms, styles, strict=True)
     ]
     better = "higher is better" if task["higher_is_better"] else "lower is better"
-    figure = plots.plot_arms(dots, mark=mark, axis=f"test {in_unit(name, task['unit'])}, {better}")
-    return as_figure(plots.figure_to_svg(figure, description), caption, "wide")
+    axis = f"test {in_unit(name, task['unit'])}, {better}"
+    broad = plots.figure_to_svg(plots.plot_arms(dots, mark=mark, axis=axis), description)
+    narrow = plots.figure_to_svg(plots.plot_arms(dots, mark=mark, axis=axis, narrow=True), f"{description}, narrow")
+    return as_figure(f'<div class="broad">{broad}</div><div class="narrow">{narrow}</div>', caption, "wide")
 
 
 def key_result(metrics: dict) -> str:
@@ -123,16 +125,16 @@ def arms_table(metrics: dict) -> str:
         for arm in arms
     ]
     title = lambda name: in_unit(SHORT_NAMES[name], "" if name in UNITLESS else task["unit"])  # noqa: E731
-    head = ["", "synthetic", title(metric), "difference to first arm", *map(title, names[1:]), "method", "seeds"]
+    head = ["", title(metric), "difference to first arm", "synthetic", *map(title, names[1:]), "method", "seeds"]
     body = []
     for arm, gain in zip(arms, ["", *gains[1:]], strict=True):
         first, *others = (with_spread(arm["test"][name], decimals[name]) for name in names)
         method, seeds = arm["method"]["name"], str(len(arm["seeds"]))
-        body.append([arm["title"], share(arm["synthetic"]), first, gain, *others, method, seeds])
+        body.append([arm["title"], first, gain, share(arm["synthetic"]), *others, method, seeds])
     if teacher:
         first, *others = (with_unit(teacher["test"][name], decimals[name], "") for name in names)
-        body.append(["teacher", "", first, "", *others, "", ""])
-    return as_table(head, body, text_columns=(0, 1, len(head) - 2), bold=best_rows(arms, metric, task))
+        body.append(["teacher", first, "", "", *others, "", ""])
+    return as_table(head, body, text_columns=(0, len(head) - 2), bold=best_rows(arms, metric, task))
 
 
 def best_rows(arms: Collection[dict], metric: str, task: dict) -> list[int]:

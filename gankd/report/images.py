@@ -91,7 +91,9 @@ def images_table(head: list[str], body: list[list[str]]) -> str:
     """Rows of [title, HTML, HTML, ...]: one strip of images a cell."""
     head_cells = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
     rows = "".join(
-        f'<tr><th scope="row">{escape(title)}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>\n"
+        f'<tr><th scope="row">{escape(title)}</th>'
+        + "".join(f'<td data-title="{escape(name)}">{cell}</td>' for name, cell in zip(head[1:], cells, strict=True))
+        + "</tr>\n"
         for title, *cells in body
     )
     return f'<table class="images">\n<thead><tr>{head_cells}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table>'

@@ -47,7 +47,7 @@ STYLE = {
     "axes.unicode_minus": True,
     "svg.fonttype": "none",
 }
-HALF, WIDE = 4.8, 7.2  # widths in inches: two charts beside each other, or one
+NARROW, HALF, WIDE = 3.6, 4.8, 7.2  # widths in inches: a telephone, two charts beside each other, one chart
 PLAIN = {"parse_math": False}  # of text that holds a user's words, whose dollars are dollars
 TILE = 96  # pixels of an image in a strip: about twice what the page shows, for dense screens
 SMALLEST_ERROR = 1e-7  # float32 cross-entropy below this is rounding
@@ -81,7 +81,7 @@ def figure_to_svg(figure: Figure, description: str) -> str:
     """
     buffer = io.StringIO()
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": description}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]  # HTML wants no XML declaration, no namespaces, no metadata
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
@@ -131,9 +131,12 @@ def arm_styles(uses_synthetic: Sequence[bool]) -> list[tuple[str, str | tuple]]:
 
 
 @matplotlib.rc_context(STYLE)
-def plot_arms(arms: Sequence[Arm], *, mark: tuple[float, str] | None, axis: str) -> Figure:
-    """The test metric of every arm: a dot a seed, a bar at the mean; a dashed line at `mark`, a value with its title."""
-    figure, axes = _figure(WIDE, 0.85 + 0.42 * len(arms))
+def plot_arms(arms: Sequence[Arm], *, mark: tuple[float, str] | None, axis: str, narrow: bool = False) -> Figure:
+    """The test metric of every arm: a dot a seed, a bar at the mean; a dashed line at `mark`, a value with its title.
+
+    narrow: for a telephone, with every title above its row.
+    """
+    figure, axes = _figure(NARROW if narrow else WIDE, 0.85 + (0.55 if narrow else 0.42) * len(arms))
     for row, arm in enumerate(arms):
         axes.axhline(row, color="#EEEEEE", linewidth=0.8, zorder=0)
         heights = torch.linspace(-0.12, 0.12, len(arm.values)) if len(arm.values) > 1 else torch.zeros(1)
@@ -146,8 +149,10 @@ def plot_arms(arms: Sequence[Arm], *, mark: tuple[float, str] | None, axis: str)
         axes.axvline(value, color=BLACK, linewidth=1, linestyle=MARK)
         top = axes.get_xaxis_transform()
         axes.annotate(title, (value, 1), xycoords=top, xytext=(0, 3), textcoords="offset points", ha="center", **PLAIN)
-    axes.set_yticks(range(len(arms)), [arm.title for arm in arms], **PLAIN)
-    axes.set_ylim(len(arms) - 0.5, -0.5)
+    axes.set_yticks(range(len(arms)), [arm.title if not narrow else "" for arm in arms], **PLAIN)
+    axes.set_ylim(len(arms) - 0.5, -0.7 if narrow else -0.5)
+    for row, arm in enumerate(arms if narrow else ()):
+        axes.annotate(arm.title, (0, row - 0.33), xycoords=axes.get_yaxis_transform(), va="bottom", **PLAIN)
     axes.tick_params(axis="y", length=0, labelcolor=BLACK)
     axes.spines["left"].set_visible(False)
     axes.margins(x=0.06)
