@@ -43,7 +43,7 @@ from gankd.models.inputs import normalization_of, remember
 from gankd.models.state import preserve_state
 from gankd.models.teacher import Normalize, Teacher
 from gankd.synthesis.config import SynthesisConfig
-from gankd.synthesis.generated import write_generated
+from gankd.synthesis.feature_store import write_feature_store
 from gankd.synthesis.stage import Synthesis, check_generator
 from gankd.synthesis.store import load_store
 from gankd.tasks import Representation, Task, task_of
@@ -312,7 +312,7 @@ def generated(
         return live
     stage = Stage(Path(directory), {"generated": fingerprint(live)})
     if not stage.open(accelerator):
-        write_generated(live.images, stage.directory, accelerator=accelerator, provenance={"inputs": stage.inputs})
+        write_feature_store(live.images, stage.directory, accelerator=accelerator, provenance={"inputs": stage.inputs})
         stage.finish(accelerator)
     return load_store(stage.directory)
 
@@ -390,31 +390,34 @@ def synthesize(
     task = task or task_of(real)
     config = (config or SynthesisConfig()).replace(num_samples=num_samples, **settings)
     check_generator(generator, task, real)
-    teacher = as_teacher(teacher, Normalize.of(real.images), accelerator.device, task)
-    inputs = {
-        "config": config.model_dump(mode="json"),
-        "seed": seed,
-        "real": fingerprint(real),
-        "generator": fingerprint(generator),
-        "teacher": fingerprint(teacher),
-        "task": str(task),
-    }
-    stage = Stage(directory, inputs)
-    if not stage.open(accelerator):
-        generator = generator.to(accelerator.device).eval()
-        Synthesis(
-            generator,
-            teacher,
-            task,
-            real,
-            config,
-            directory=directory,
-            seed=seed,
-            accelerator=accelerator,
-            provenance={"inputs": inputs},
-            log=log,
-        ).run()
-        stage.finish(accelerator)
+    with contextlib.ExitStack() as lent:
+        for module in (generator, teacher):
+            if isinstance(module, nn.Module):
+                lent.enter_context(borrowed(module))
+        teacher = as_teacher(teacher, Normalize.of(real.images), accelerator.device, task)
+        inputs = {
+            "config": config.model_dump(mode="json", exclude={"force"}),
+            "seed": seed,
+            "real": fingerprint(real),
+            "generator": fingerprint(generator),
+            "teacher": fingerprint(teacher),
+            "task": str(task),
+        }
+        stage = Stage(directory, inputs)
+        if not stage.open(accelerator):
+            Synthesis(
+                generator.to(accelerator.device),
+                teacher,
+                task,
+                real,
+                config,
+                directory=directory,
+                seed=seed,
+                accelerator=accelerator,
+                provenance={"inputs": inputs},
+                log=log,
+            ).run()
+            stage.finish(accelerator)
     return load_store(directory)
 
 

@@ -29,7 +29,7 @@ from generators.interface import ConditionalGenerator
 from generators.networks import build_networks
 
 # settings that change no result
-IRRELEVANT = {"log_every", "checkpoint_every", "sample_every", "workers", "memory_budget", "title"}
+IRRELEVANT = {"log_every", "checkpoint_every", "sample_every", "workers", "memory_budget", "title", "force"}
 
 
 class Experiment:

@@ -33,7 +33,7 @@ from gankd.models import ModelConfig, load_checkpoint
 from gankd.models.store import load_model, save_model
 from gankd.models.teacher import Normalize, Teacher
 from gankd.pipeline.describe import header
-from gankd.synthesis.generated import write_generated
+from gankd.synthesis.feature_store import write_feature_store
 from gankd.synthesis.stage import Synthesis, check_generator
 from gankd.synthesis.store import load_store
 from gankd.tasks import SCALAR, Regression, Task
@@ -159,7 +159,7 @@ class Run(Experiment):
         stage = self.stage("generated", {"generated": fingerprint(live)})
         if not self.open(stage):
             started, inputs = time.perf_counter(), {"inputs": stage.inputs}
-            write_generated(live.images, stage.directory, accelerator=self.accelerator, provenance=inputs)
+            write_feature_store(live.images, stage.directory, accelerator=self.accelerator, provenance=inputs)
             stage.finish(self.accelerator, seconds=time.perf_counter() - started)
         return load_store(stage.directory)
 
