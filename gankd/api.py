@@ -393,7 +393,7 @@ def synthesize(
     with contextlib.ExitStack() as lent:
         for module in (generator, teacher):
             if isinstance(module, nn.Module):
-                lent.enter_context(borrowed(module))
+                lent.enter_context(preserve_state(module))
         teacher = as_teacher(teacher, Normalize.of(real.images), accelerator.device, task)
         inputs = {
             "config": config.model_dump(mode="json", exclude={"force"}),

@@ -339,17 +339,6 @@ def test_importing_costs_no_more_than_torch() -> None:
 
 
 LIGHT = "checkpoints config images interface labels randomness registry settings vicinity wrapping".split()
-    "images",
-    "settings",
-    "registry",
-    "randomness",
-    "labels",
-    "checkpoints",
-    "interface",
-    "vicinity",
-    "wrapping",
-    "config",
-)
 
 
 def test_what_everybody_imports_costs_no_more_than_torch() -> None:

@@ -17,8 +17,8 @@ from gankd.losses import class_votes, zipf_loss, zipf_targets
 from gankd.methods.branches import output_layer, stage_taps
 from gankd.methods.setup import Outputs, Setup
 from gankd.methods.terms import Term, TermConfig
-from gankd.models.taps import INPUT, Taps
 from gankd.models.state import preserve_state
+from gankd.models.taps import INPUT, Taps
 from generators.randomness import seeded
 from generators.settings import Count, Positive, Weight
 
