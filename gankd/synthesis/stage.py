@@ -20,7 +20,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from gankd.data.sets import ImageSet
-from gankd.models.teacher import Teacher, borrowed
+from gankd.models.state import preserve_state
+from gankd.models.teacher import Teacher
 from gankd.synthesis.candidates import Candidates, Labels
 from gankd.synthesis.checks import NUM_SAMPLES, check_generator, check_samples, check_teacher
 from gankd.synthesis.config import SynthesisConfig
@@ -98,7 +99,7 @@ class Synthesis:
         """
         with contextlib.ExitStack() as lent:
             for module in (self.generator, self.teacher.module):
-                lent.enter_context(borrowed(module))
+                lent.enter_context(preserve_state(module))
             self.generator.eval()
             self.make_store()
 
