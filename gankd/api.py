@@ -9,58 +9,35 @@ The stages of `pipeline` call these same functions.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
-from torch.utils.data import Dataset
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import Tensor, nn
+    from torch.utils.data import Dataset
 
-from gankd import evaluation
-from gankd.data import readers
-from gankd.data.augment import SELF_SUPERVISED, Augment
-from gankd.data.config import DataConfig
-from gankd.data.generated import generated_set
-from gankd.data.loader import BatchSource
-from gankd.data.sets import ImageSet, as_image_set, as_unlabelled
-from gankd.data.splits import Splits
-from gankd.data.views import Views
-from gankd.experiment.artifacts import Stage, fingerprint
-from gankd.methods import (
-    Distiller,
-    MethodConfig,
-    build_distiller,
-    check_method,
-    check_two_views,
-    check_views,
-    method_config,
-    sampling_of,
-)
-from gankd.models.inputs import normalization_of, remember
-from gankd.models.state import preserve_state
-from gankd.models.teacher import Normalize, Teacher
-from gankd.synthesis.config import SynthesisConfig
-from gankd.synthesis.feature_store import write_feature_store
-from gankd.synthesis.stage import Synthesis, check_generator
-from gankd.synthesis.store import load_store
-from gankd.tasks import Representation, Task, task_of
-from gankd.training import TrainingConfig, fit
-from generators.images import to_unit_range
-from generators.interface import ConditionalGenerator
+    from gankd.data.sets import ImageSet
+    from gankd.data.splits import Splits
+    from gankd.evaluation import ProbeResult
+    from gankd.methods import MethodConfig
+    from gankd.models.teacher import Normalize, Teacher
+    from gankd.synthesis.config import SynthesisConfig
+    from gankd.tasks import Task
+    from gankd.training import TrainingConfig
+    from generators.interface import ConditionalGenerator
 
 Log = Callable[[dict], None]
+"""Receives one flat dictionary every `log_every` steps; None: nobody does."""
 
 
 def load_data(name: str, *, kind: str = "classification", seed: int = 0, **settings) -> Splits:
     """The splits of a data source by name: load_data("digits", image_size=16, labelled=100). Settings: see `DataConfig`."""
+    from gankd.data import readers
+    from gankd.data.config import DataConfig
+
     return readers.load_data(DataConfig.of({"name": name, **settings}), kind=kind, seed=seed)
-
-
-def ignore(values: dict) -> None:
-    """The log of a caller who wants none."""
 
 
 def distill(
@@ -80,7 +57,7 @@ def distill(
     memory_budget: int = 2 << 30,
     workers: int = 2,
     name: str = "student",
-    log: Log = ignore,
+    log: Log | None = None,
     **settings,
 ) -> nn.Module:
     """Train `student` (in place) on real data, synthetic data or both, and return it in eval mode.
@@ -92,7 +69,8 @@ def distill(
         real, synthetic: map-style data sets of (image, label), `ImageSet`s among them. Images: see `as_image_set`.
         method: a name, or a dictionary of a method's settings with `name`: {"name": "kd", "temperature": 2}.
         synthetic_fraction: share of synthetic samples in every batch; None mixes the union of both sets uniformly.
-        training, **settings: the training's settings, and single ones that replace them (steps=2000, learning_rate=...).
+        training, **settings: the training's settings, and single ones that replace them or the method's (steps=2000,
+            learning_rate=0.01, temperature=2).
         task: None takes what the labels say: class ids or a scalar.
         normalize: of the student's input; None computes mean and standard deviation per channel of the real images.
         directory: where checkpoints go; a run cut off there is resumed.
@@ -103,108 +81,21 @@ def distill(
     Raises:
         ValueError: neither data set, labels out of range, a method that does not fit the task, a diverged loss.
     """
-    accelerator = accelerator or Accelerator()
-    real = as_image_set(real, "real") if real is not None else None
-    synthetic = as_image_set(synthetic, "synthetic") if synthetic is not None else None
-    reference = real if real is not None else synthetic
-    if reference is None:
-        raise ValueError("distill needs data: give real, synthetic or both.")
-    task = task or task_of(reference)
-    for dataset in (real, synthetic):
-        if dataset is not None:
-            task.check(dataset.labels, dataset.name)
-    training = (training or TrainingConfig()).replace(**settings)
-    normalize = (normalize or Normalize.of(reference.images)).to(accelerator.device)
-    config = method_config(method)
-    check_views(config, training.views)
-    check_outputs(student, task, normalize, reference)
-    with preserve_state(teacher) if isinstance(teacher, nn.Module) else contextlib.nullcontext():
-        distiller = _train(
-            student,
-            as_teacher(teacher, normalize, accelerator.device, task),
-            real,
-            synthetic,
-            synthetic_fraction,
-            task=task,
-            config=config,
-            training=training,
-            normalize=normalize,
-            seed=seed,
-            directory=directory,
-            accelerator=accelerator,
-            memory_budget=memory_budget,
-            workers=workers,
-            name=name,
-            log=log,
-        )
-    trained = distiller.deployable()
-    remember(trained, normalize, task)
-    return trained.eval()
+    from gankd.training import distillation
 
-
-def _train(
-    student: nn.Module,
-    teacher: Teacher | list[Teacher] | None,
-    real: ImageSet | None,
-    synthetic: ImageSet | None,
-    synthetic_fraction: float | None,
-    *,
-    task: Task,
-    config: MethodConfig,
-    training: TrainingConfig,
-    normalize: Normalize,
-    seed: int,
-    directory: str | Path | None,
-    accelerator: Accelerator,
-    memory_budget: int,
-    workers: int,
-    name: str,
-    log: Log,
-) -> Distiller:
-    """What `distill` and `pretrain` share: batches, views and a distiller are made, and it is trained."""
-    source = BatchSource(
-        real,
-        synthetic,
-        batch_size=training.batch_size,
+    return distillation.distill(
+        student,
+        teacher,
+        real=real,
+        synthetic=synthetic,
+        method=method,
         synthetic_fraction=synthetic_fraction,
-        seed=seed,
-        device=accelerator.device,
-        memory_budget=memory_budget,
-        workers=workers,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        sampling=sampling_of(config, task.kind),
+        training=training,
+        task=task,
+        normalize=normalize,
+        context=_context(seed, directory, accelerator, memory_budget, workers, name, log),
+        settings=settings,
     )
-    augment = Augment(training.augmentation)
-    if training.views:
-        augment = Views(augment, training.views, source, teacher=teacher, seed=seed)
-    distiller = build_distiller(
-        student, teacher, task, config, augment=augment, normalize=normalize, data=source, seed=seed
-    )
-    fit(
-        distiller,
-        source,
-        training,
-        accelerator=accelerator,
-        seed=seed,
-        name=name,
-        directory=Path(directory) if directory else None,
-        log=log,
-    )
-    return distiller
-
-
-@torch.no_grad()
-def check_outputs(student: nn.Module, task: Task, normalize: Normalize, dataset: ImageSet) -> None:
-    """Raise a ValueError unless the student answers an image with as many numbers as the task has outputs."""
-    image = to_unit_range(dataset.images[torch.arange(1)]).to(normalize.mean.device)
-    training = student.training
-    outputs = student.to(image.device).eval()(normalize(image))
-    student.train(training)
-    if outputs.numel() != task.num_outputs:
-        raise ValueError(
-            f"the student has {outputs.numel()} outputs an image, the task needs {task.num_outputs}: change its last layer."
-        )
 
 
 def pretrain(
@@ -224,7 +115,7 @@ def pretrain(
     memory_budget: int = 2 << 30,
     workers: int = 2,
     name: str = "backbone",
-    log: Log = ignore,
+    log: Log | None = None,
     **settings,
 ) -> nn.Module:
     """Train the backbone of `student` (in place) without labels, and return it in eval mode; its last layer stays as it is.
@@ -244,49 +135,31 @@ def pretrain(
     Raises:
         ValueError: neither data set, a method that learns from labels, two views that are the same, a diverged loss.
     """
-    accelerator = accelerator or Accelerator()
-    config = method_config(method)
-    if online_probe and (real is None or isinstance(real, Tensor)):
-        raise ValueError("online_probe reads the labels of real images; give real as a data set of (image, label).")
-    if real is not None:
-        real = as_image_set(real, "real") if online_probe else as_unlabelled(real, "real").without_labels()
-    synthetic = as_unlabelled(synthetic, "synthetic") if synthetic is not None else None
-    reference = real if real is not None else synthetic
-    if reference is None:
-        raise ValueError("pretrain needs images: give real, synthetic or both.")
-    task = Representation(task_of(real) if online_probe else None)
-    if synthetic is not None:
-        synthetic = synthetic.without_labels(torch.int64 if real is None else real.labels.dtype)
-    training = (training or TrainingConfig(augmentation=SELF_SUPERVISED)).replace(**settings)
-    normalize = (normalize or Normalize.of(reference.images)).to(accelerator.device)
-    check_method(config, task.kind, has_teacher=teacher is not None)
-    check_views(config, training.views)
-    check_two_views(config, training.augmentation, has_real=real is not None)
-    teachers = teacher if isinstance(teacher, list) else [] if teacher is None else [teacher]
-    with contextlib.ExitStack() as lent:
-        for module in (student, *teachers):
-            if isinstance(module, nn.Module):
-                lent.enter_context(preserve_state(module))
-        _train(
-            student.to(accelerator.device).train(),
-            [as_teacher(each, normalize, accelerator.device, None) for each in teachers] or None,
-            real,
-            synthetic,
-            synthetic_fraction,
-            task=task,
-            config=config,
-            training=training,
-            normalize=normalize,
-            seed=seed,
-            directory=directory,
-            accelerator=accelerator,
-            memory_budget=memory_budget,
-            workers=workers,
-            name=name,
-            log=log,
-        )
-    remember(student, normalize)
-    return student.eval()
+    from gankd.training import distillation
+
+    return distillation.pretrain(
+        student,
+        teacher,
+        real=real,
+        synthetic=synthetic,
+        method=method,
+        synthetic_fraction=synthetic_fraction,
+        online_probe=online_probe,
+        training=training,
+        normalize=normalize,
+        context=_context(seed, directory, accelerator, memory_budget, workers, name, log),
+        settings=settings,
+    )
+
+
+def _context(seed, directory, accelerator, memory_budget, workers, name, log):
+    """The `RunContext` of what a caller said about where and how to train."""
+    from accelerate import Accelerator
+
+    from gankd.training.context import RunContext, no_log
+
+    directory = Path(directory) if directory else None
+    return RunContext(accelerator or Accelerator(), seed, directory, memory_budget, workers, name, log or no_log)
 
 
 def generated(
@@ -306,14 +179,22 @@ def generated(
     Raises:
         ValueError: a generator without known features, or a `directory` that holds something else.
     """
+    from accelerate import Accelerator
+
+    from gankd.data.generated import generated_set
+    from gankd.experiment.artifacts import StageDirectory, fingerprint
+    from gankd.synthesis.feature_store import write_feature_store
+    from gankd.synthesis.store import load_store
+
     accelerator = accelerator or Accelerator()
     live = generated_set(generator.to(accelerator.device), num_samples, seed=seed)
     if directory is None:
         return live
-    stage = Stage(Path(directory), {"generated": fingerprint(live)})
-    if not stage.open(accelerator):
-        write_feature_store(live.images, stage.directory, accelerator=accelerator, provenance={"inputs": stage.inputs})
-        stage.finish(accelerator)
+    stage = StageDirectory(Path(directory), {"generated": fingerprint(live)})
+    with stage.once(accelerator) as results:
+        if results is not None:
+            provenance = {"inputs": stage.inputs}
+            write_feature_store(live.images, stage.directory, accelerator=accelerator, provenance=provenance)
     return load_store(stage.directory)
 
 
@@ -325,7 +206,7 @@ def probe(
     normalize: Normalize | None = None,
     seed: int = 0,
     accelerator: Accelerator | None = None,
-) -> dict[str, evaluation.ProbeResult]:
+) -> dict[str, ProbeResult]:
     """How much the frozen features of `model` know of the labels of `train` and `test`: linear probe and nearest neighbours
     (classes), ridge regression and nearest neighbours (scalars); printing a result says how it was measured.
 
@@ -336,6 +217,13 @@ def probe(
         normalize: of the model's input; None takes what a model trained by gankd carries, else that of `train`.
         seed: of the part of `train` on which the probes' regularisation is chosen.
     """
+    from accelerate import Accelerator
+
+    from gankd import evaluation
+    from gankd.data.sets import as_image_set
+    from gankd.models.inputs import normalization_of
+    from gankd.models.teacher import Normalize
+
     accelerator = accelerator or Accelerator()
     train, test = as_image_set(train, "train"), as_image_set(test, "test")
     normalize = normalize or normalization_of(model) or Normalize.of(train.images)
@@ -344,18 +232,6 @@ def probe(
         for part in (train, test)
     ]
     return evaluation.measure(*features, seed=seed)
-
-
-def as_teacher(teacher: nn.Module | Teacher | None, normalize: Normalize, device, task: Task | None) -> Teacher | None:
-    """A `Teacher` that answers in the units of `task` (None: those of its own, only its features matter).
-
-    A module is normalised as it says itself where it was trained by gankd, else by `normalize`.
-    """
-    if isinstance(teacher, nn.Module):
-        teacher = Teacher(teacher, normalization_of(teacher) or normalize, device=device)
-    if teacher is None or task is None:
-        return teacher
-    return teacher.for_task(task, device)
 
 
 def synthesize(
@@ -369,7 +245,7 @@ def synthesize(
     seed: int = 0,
     directory: str | Path,
     accelerator: Accelerator | None = None,
-    log: Log = ignore,
+    log: Log | None = None,
     **settings,
 ) -> ImageSet:
     """Draw labelled images from `generator`, keep those that look real and that the teacher agrees with (cGAN-KD).
@@ -385,6 +261,22 @@ def synthesize(
         ValueError: too few samples survive, the generator's labels or images do not fit the real data, or `directory`
             holds a store made from something else.
     """
+    import contextlib
+
+    from accelerate import Accelerator
+    from torch import nn
+
+    from gankd.data.sets import as_image_set
+    from gankd.experiment.artifacts import StageDirectory, fingerprint
+    from gankd.models.state import preserve_state
+    from gankd.models.teacher import Normalize
+    from gankd.synthesis.config import SynthesisConfig
+    from gankd.synthesis.stage import Synthesis, check_generator
+    from gankd.synthesis.store import load_store
+    from gankd.tasks import task_of
+    from gankd.training.context import no_log
+    from gankd.training.distillation import as_teacher
+
     accelerator = accelerator or Accelerator()
     real, directory = as_image_set(real, "real"), Path(directory)
     task = task or task_of(real)
@@ -403,21 +295,21 @@ def synthesize(
             "teacher": fingerprint(teacher),
             "task": str(task),
         }
-        stage = Stage(directory, inputs)
-        if not stage.open(accelerator):
-            Synthesis(
-                generator.to(accelerator.device),
-                teacher,
-                task,
-                real,
-                config,
-                directory=directory,
-                seed=seed,
-                accelerator=accelerator,
-                provenance={"inputs": inputs},
-                log=log,
-            ).run()
-            stage.finish(accelerator)
+        stage = StageDirectory(directory, inputs)
+        with stage.once(accelerator) as results:
+            if results is not None:
+                Synthesis(
+                    generator.to(accelerator.device),
+                    teacher,
+                    task,
+                    real,
+                    config,
+                    directory=directory,
+                    seed=seed,
+                    accelerator=accelerator,
+                    provenance={"inputs": inputs},
+                    log=log or no_log,
+                ).run()
     return load_store(directory)
 
 
@@ -435,9 +327,19 @@ def evaluate(
         normalize: of the model's input; None takes what a model trained by gankd carries, else that of the data.
         task: what the outputs mean; None takes what a model trained by gankd carries, else what the labels say.
     """
+    from accelerate import Accelerator
+
+    from gankd import evaluation
+    from gankd.data.sets import as_image_set
+    from gankd.models.inputs import normalization_of
+    from gankd.models.state import preserve_state
+    from gankd.models.teacher import Normalize
+    from gankd.tasks import task_of
+
     accelerator = accelerator or Accelerator()
     dataset = as_image_set(dataset)
     normalize = normalize or normalization_of(model) or Normalize.of(dataset.images)
     model, normalize = model.to(accelerator.device), normalize.to(accelerator.device)
     task = task or getattr(model, "output_task", None) or task_of(dataset)
-    return evaluation.evaluate(model, normalize, task, dataset, accelerator=accelerator)
+    with preserve_state(model):
+        return evaluation.evaluate(model, normalize, task, dataset, accelerator=accelerator)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -82,3 +83,12 @@ def _keys(problem: dict, values: Any) -> list[str]:
             continue
         keys.append(str(step))
     return keys
+
+
+UNESSENTIAL = frozenset({"log_every", "checkpoint_every", "sample_every", "workers", "memory_budget", "title", "force"})
+"""Settings that change no result, wherever they stand."""
+
+
+def fingerprint_settings(settings: BaseModel, without: Iterable[str] = ()) -> dict[str, Any]:
+    """Settings as JSON, without those that change no result and those named in `without`."""
+    return settings.model_dump(mode="json", exclude={*UNESSENTIAL, *without})

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gankd.data.sets import ImageSet, LazyImages
-from gankd.experiment.artifacts import STAGE_FILE, Stage, describe_difference, fingerprint
+from gankd.experiment.artifacts import FORMAT, PENDING, STAGE_FILE, describe_difference, fingerprint
+from gankd.experiment.artifacts import StageDirectory as Stage
 from generators.checkpoints import read_checkpoint, replace_whole, save_checkpoint
 from generators.networks.sngan import SNGANGenerator
 
@@ -38,30 +39,31 @@ def test_a_stage_is_new_then_cut_off_then_finished(tmp_path: Path, accelerator: 
     assert not directory.exists(), "looking must not write"
 
     stage = Stage(directory, INPUTS)
-    assert stage.open(accelerator) is False
+    assert stage.begin(accelerator) is False
     assert Stage(directory, INPUTS).state() == "cut off"
-    assert Stage(directory, INPUTS).open(accelerator) is False, "what was cut off is to be continued"
+    assert Stage(directory, INPUTS).begin(accelerator) is False, "what was cut off is to be continued"
 
     stage.finish(accelerator, validation={"top1": 50.0}, seconds=1)
     again = Stage(directory, INPUTS)
     assert again.state() == "finished"
-    assert again.open(accelerator) is True
+    assert again.begin(accelerator) is True
     assert again.results == {"validation": {"top1": 50.0}, "seconds": 1}
 
 
 def test_a_cut_off_stage_keeps_its_files_and_a_finished_one_drops_its_checkpoint(tmp_path, accelerator) -> None:
     stage = Stage(tmp_path / "stage", INPUTS)
-    stage.open(accelerator)
+    stage.begin(accelerator)
     (stage.directory / "checkpoint.pt").write_bytes(b"state")
     (stage.directory / "weights").write_bytes(b"w")
-    Stage(tmp_path / "stage", INPUTS).open(accelerator)
+    Stage(tmp_path / "stage", INPUTS).begin(accelerator)
     assert {"checkpoint.pt", "weights"} <= set(files(stage.directory))
     stage.finish(accelerator)
     assert set(files(stage.directory)) == {"weights", STAGE_FILE}
 
 
 def test_tuples_and_lists_are_the_same_inputs(tmp_path: Path, accelerator: Accelerator) -> None:
-    Stage(tmp_path / "stage", {"widths": (8, 16)}).open(accelerator)
+    Stage(tmp_path / "stage", {"widths": (8, 16)}).begin(accelerator)
+    (tmp_path / "stage" / "weights").write_bytes(b"w")
     assert Stage(tmp_path / "stage", {"widths": [8, 16]}).state() == "cut off"
     assert Stage(tmp_path / "stage", {"widths": [16, 8]}).state() == "other"
 
@@ -69,7 +71,7 @@ def test_tuples_and_lists_are_the_same_inputs(tmp_path: Path, accelerator: Accel
 @pytest.mark.parametrize("finished", [False, True])
 def test_other_inputs_are_refused_and_nothing_is_touched(tmp_path, accelerator, finished: bool) -> None:
     stage = Stage(tmp_path / "stage", INPUTS)
-    stage.open(accelerator)
+    stage.begin(accelerator)
     (stage.directory / "weights").write_bytes(b"w")
     if finished:
         stage.finish(accelerator, seconds=1)
@@ -77,7 +79,7 @@ def test_other_inputs_are_refused_and_nothing_is_touched(tmp_path, accelerator, 
     other = Stage(tmp_path / "stage", {**INPUTS, "config": {"steps": 4, "widths": [8, 16]}, "seed": 1})
     assert other.state() == "other"
     with pytest.raises(ValueError, match=r"config\.steps: 3 there, 4 here; seed: 0 there, 1 here.*--replace"):
-        other.open(accelerator)
+        other.begin(accelerator)
     assert files(tmp_path) == before
 
 
@@ -85,13 +87,13 @@ def test_other_inputs_are_refused_and_nothing_is_touched(tmp_path, accelerator, 
 def test_replace_removes_what_other_inputs_made_and_only_that(tmp_path, accelerator, finished: bool) -> None:
     for name in ("stage", "neighbour"):
         stage = Stage(tmp_path / name, INPUTS)
-        stage.open(accelerator)
+        stage.begin(accelerator)
         (stage.directory / "weights").write_bytes(b"w")
         if finished:
             stage.finish(accelerator, seconds=1)
     neighbour = files(tmp_path / "neighbour")
     replacing = Stage(tmp_path / "stage", {**INPUTS, "seed": 1}, replace=True)
-    assert replacing.open(accelerator) is False
+    assert replacing.begin(accelerator) is False
     assert set(files(tmp_path / "stage")) == {STAGE_FILE}
     assert Stage(tmp_path / "stage", {**INPUTS, "seed": 1}).state() == "cut off"
     assert files(tmp_path / "neighbour") == neighbour
@@ -100,19 +102,19 @@ def test_replace_removes_what_other_inputs_made_and_only_that(tmp_path, accelera
 
 def test_replace_does_not_repeat_a_finished_stage_of_the_same_inputs(tmp_path, accelerator) -> None:
     stage = Stage(tmp_path / "stage", INPUTS, replace=True)
-    stage.open(accelerator)
+    stage.begin(accelerator)
     stage.finish(accelerator, seconds=1)
     before = files(tmp_path)
-    assert Stage(tmp_path / "stage", INPUTS, replace=True).open(accelerator) is True
+    assert Stage(tmp_path / "stage", INPUTS, replace=True).begin(accelerator) is True
     assert files(tmp_path) == before
 
 
 def test_replace_succeeds_where_an_earlier_removal_was_cut_off(tmp_path, accelerator) -> None:
     stage = Stage(tmp_path / "stage", INPUTS)
-    stage.open(accelerator)
+    stage.begin(accelerator)
     (tmp_path / ".stage.replaced" / "deep").mkdir(parents=True)
     (tmp_path / ".stage.replaced" / "deep" / "weights").write_bytes(b"w")
-    assert Stage(tmp_path / "stage", {"seed": 1}, replace=True).open(accelerator) is False
+    assert Stage(tmp_path / "stage", {"seed": 1}, replace=True).begin(accelerator) is False
     assert [path.name for path in tmp_path.iterdir()] == ["stage"]
 
 
@@ -122,14 +124,14 @@ def test_a_directory_of_somebody_else_is_refused_and_untouched(tmp_path, acceler
     (tmp_path / "stage" / "thesis" / "chapter").write_text("1")
     before = files(tmp_path)
     with pytest.raises(ValueError, match="is not empty and was not made by gankd"):
-        Stage(tmp_path / "stage", INPUTS, replace=replace).open(accelerator)
+        Stage(tmp_path / "stage", INPUTS, replace=replace).begin(accelerator)
     assert files(tmp_path) == before
 
 
 def test_a_file_in_the_place_of_the_directory_is_refused(tmp_path, accelerator) -> None:
     (tmp_path / "stage").write_text("mine")
     with pytest.raises(ValueError, match="stage"):
-        Stage(tmp_path / "stage", INPUTS).open(accelerator)
+        Stage(tmp_path / "stage", INPUTS).begin(accelerator)
     assert (tmp_path / "stage").read_text() == "mine"
 
 
@@ -139,15 +141,76 @@ def test_leftovers_of_an_interrupted_write_do_not_block(tmp_path, accelerator, l
     for name in leftovers:
         (tmp_path / "stage" / name).write_text('{"fini')
     stage = Stage(tmp_path / "stage", INPUTS)
-    assert stage.open(accelerator) is False
+    assert stage.begin(accelerator) is False
     stage.finish(accelerator)
     assert Stage(tmp_path / "stage", INPUTS).state() == "finished"
 
 
-def test_the_fingerprint_of_a_stage_is_that_of_its_inputs(tmp_path: Path) -> None:
-    stage = Stage(tmp_path, {"a": 1, "b": [2]})
-    assert stage.fingerprint == Stage(tmp_path / "elsewhere", {"b": (2,), "a": 1}).fingerprint
-    assert stage.fingerprint != Stage(tmp_path, {"a": 1, "b": [3]}).fingerprint
+def test_later_stages_name_a_stage_by_the_files_that_it_made(tmp_path: Path, accelerator: Accelerator) -> None:
+    stage = Stage(tmp_path / "stage", INPUTS)
+    assert stage.content == PENDING
+    stage.begin(accelerator)
+    (stage.directory / "model.safetensors").write_bytes(b"w")
+    assert stage.content == PENDING
+    stage.finish(accelerator, seconds=1)
+    content = stage.content
+    same, other = Stage(tmp_path / "same", INPUTS), Stage(tmp_path / "other", INPUTS)
+    for directory, weights in ((same, b"w"), (other, b"v")):
+        directory.begin(accelerator)
+        (directory.directory / "model.safetensors").write_bytes(weights)
+        directory.finish(accelerator, seconds=2)
+    assert same.content == content != other.content
+
+
+def test_what_an_earlier_stage_has_still_to_make_is_compared_later(tmp_path: Path, accelerator: Accelerator) -> None:
+    stage = Stage(tmp_path / "stage", {"seed": 0, "reads": {"teacher": "abc"}})
+    stage.begin(accelerator)
+    stage.finish(accelerator)
+    assert Stage(stage.directory, {"seed": 0, "reads": {"teacher": PENDING}}).refusal() is None
+    assert "seed: 0 there, 1 here" in Stage(stage.directory, {"seed": 1, "reads": {"teacher": PENDING}}).refusal()
+    assert "reads.teacher" in Stage(stage.directory, {"seed": 0, "reads": {"teacher": "def"}}).refusal()
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing"])
+def test_a_file_that_is_no_longer_what_was_written_is_refused(tmp_path, accelerator, damage: str) -> None:
+    """F30: finished students had no checksum."""
+    stage = Stage(tmp_path / "stage", INPUTS)
+    stage.begin(accelerator)
+    weights = stage.directory / "model.safetensors"
+    weights.write_bytes(b"weights")
+    stage.finish(accelerator)
+    weights.write_bytes(b"weighty") if damage == "changed" else weights.unlink()
+    with pytest.raises(ValueError, match=r"model\.safetensors is .*delete .*stage and run the same command again"):
+        Stage(tmp_path / "stage", INPUTS).begin(accelerator)
+
+
+def test_a_cut_off_stage_that_holds_nothing_does_not_block_a_corrected_command(tmp_path, accelerator) -> None:
+    """F30: nothing was made yet, so nothing would be lost."""
+    Stage(tmp_path / "stage", INPUTS).begin(accelerator)
+    corrected = Stage(tmp_path / "stage", {**INPUTS, "seed": 1})
+    assert corrected.refusal() is None and corrected.begin(accelerator) is False
+    assert json.loads(corrected.file.read_text())["inputs"]["seed"] == 1
+
+
+@pytest.mark.parametrize("record", [{"finished": True, "inputs": INPUTS, "results": {}}, {"format": FORMAT - 1}])
+def test_what_an_earlier_gankd_made_is_refused_with_a_sentence(tmp_path, accelerator, record: dict) -> None:
+    stage = Stage(tmp_path / "stage", INPUTS)
+    stage.begin(accelerator)
+    stage.finish(accelerator)
+    stage.file.write_text(json.dumps({"finished": True, "inputs": {}, "results": {}, **record}))
+    with pytest.raises(ValueError, match="was made by an earlier gankd.*the whole task, the normalisation.*--replace"):
+        Stage(tmp_path / "stage", INPUTS).begin(accelerator)
+    assert Stage(tmp_path / "stage", INPUTS, replace=True).begin(accelerator) is False
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "3", '{"finished": true}'])
+def test_a_record_that_is_json_of_something_else_is_named(tmp_path, accelerator, text: str) -> None:
+    """G: damaged JSON in a run folder."""
+    stage = Stage(tmp_path / "stage", INPUTS)
+    stage.begin(accelerator)
+    stage.file.write_text(text)
+    with pytest.raises(ValueError, match=r"stage\.json is no record of a stage; delete"):
+        Stage(tmp_path / "stage", INPUTS).begin(accelerator)
 
 
 # --- what differs -----------------------------------------------------------------------------------------------------
@@ -286,7 +349,8 @@ def test_two_generators_of_equal_weights_that_read_labels_differently_differ() -
 
 def test_stage_files_are_json_that_a_person_can_read(tmp_path: Path, accelerator: Accelerator) -> None:
     stage = Stage(tmp_path / "stage", INPUTS)
-    stage.open(accelerator)
+    stage.begin(accelerator)
     stage.finish(accelerator, seconds=1.5)
     record = json.loads((tmp_path / "stage" / STAGE_FILE).read_text())
-    assert record == {"finished": True, "inputs": json.loads(json.dumps(INPUTS)), "results": {"seconds": 1.5}}
+    inputs = json.loads(json.dumps(INPUTS))
+    assert record == {"format": FORMAT, "finished": True, "inputs": inputs, "results": {"seconds": 1.5}, "files": {}}

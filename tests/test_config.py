@@ -88,7 +88,7 @@ def test_an_override_reaches_into_a_group_that_the_file_leaves_empty(tmp_path: P
 
 @settings(max_examples=50, deadline=None)
 @given(
-    seed=st.integers(),
+    seed=st.integers(0, 2**32 - 1),
     rate=st.floats(1e-8, 1e3),
     rho=st.one_of(st.none(), st.just("validation"), st.floats(0.01, 1)),
     share=st.one_of(st.just("union"), st.floats(0, 1)),
@@ -164,7 +164,7 @@ def test_a_key_like_nothing_lists_the_valid_ones(tmp_path: Path) -> None:
         ("student.seeds=[0, x]", r"student\.seeds\.1: .*integer.*got 'x'"),
         ("synthesis.rho=1.5", r"synthesis\.rho: "),
         ("synthesis.rho=vaildation", r"synthesis\.rho: .*'validation'"),
-        ("student.optimizer=adam", r"student\.optimizer: .*'sgd', 'adamw' or 'lars'.*got 'adam'"),
+        ("student.optimizer=adam", r"student\.optimizer: unknown optimizer 'adam'; did you mean 'adamw'\?"),
         ("generator.widths=[4, -1]", r"generator\.widths\.1: .*greater than 0"),
         ("generator.batch_size=3", r"generator: batch_size 3 does not split into pairs"),
         ("generator.augment=colour", r"generator: augment names 'colour'; choose from color"),

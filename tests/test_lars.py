@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from gankd.training import TrainingConfig, build_optimizer, fit
+from gankd.training import RunContext, TrainingConfig, build_optimizer, fit
 from gankd.training.lars import LARS
 from tests.methods.common import fixed_batch, make, source_of
 
@@ -125,7 +125,7 @@ def trained(config: TrainingConfig, directory=None, log=None) -> dict[str, Tenso
     distiller, _ = make("supervised", "classification")
     source = source_of(fixed_batch("classification"), "classification", distiller.config, config.batch_size)
     watch = {"log": log} if log else {}
-    fit(distiller, source, config, accelerator=Accelerator(cpu=True), seed=0, directory=directory, **watch)
+    fit(distiller, source, config, RunContext(accelerator=Accelerator(cpu=True), seed=0, directory=directory, **watch))
     return distiller.student.state_dict()
 
 

@@ -21,7 +21,7 @@ from gankd.data.sets import ImageSet, LazyImages
 from gankd.methods import build_distiller, method_config
 from gankd.models.teacher import Normalize, Teacher
 from gankd.tasks import task_of
-from gankd.training import TrainingConfig, build_optimizer, fit, rate_factor
+from gankd.training import RunContext, TrainingConfig, build_optimizer, fit, rate_factor
 
 AUGMENTATION = AugmentationConfig(
     crop_padding=1, horizontal_flip=True, rotation=10, translation=0.1, scale=0.1, cutout=0.25, brightness=0.2
@@ -93,10 +93,15 @@ def train(
 
     accelerator = Accelerator()
     if interrupt_at is None:
-        fit(distiller, source, config, accelerator=accelerator, seed=seed, directory=directory, log=watch)
+        fit(distiller, source, config, RunContext(accelerator=accelerator, seed=seed, directory=directory, log=watch))
     else:
         with pytest.raises(Interruption):
-            fit(distiller, source, config, accelerator=accelerator, seed=seed, directory=directory, log=watch)
+            fit(
+                distiller,
+                source,
+                config,
+                RunContext(accelerator=accelerator, seed=seed, directory=directory, log=watch),
+            )
     return student
 
 

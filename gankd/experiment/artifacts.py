@@ -1,31 +1,40 @@
 """Stages on disk: what a directory was made from, whether it is finished, and what may be reused.
 
-A stage's directory holds `stage.json` with the inputs that determine its content (settings, fingerprints of what it reads)
-and, once it is finished, its results. A finished stage with the same inputs is skipped, a cut-off one is continued, and one
-made from other inputs is never touched without being asked.
+A stage's directory holds `stage.json` with the inputs that determine its content (settings, fingerprints of whatever it
+reads) and, once it is finished, its results and the SHA-256 of its files. A finished stage with the same inputs is skipped,
+a cut-off one is continued, and one made from other inputs is never touched without being asked.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
-from gankd.data.generated import Generated
-from gankd.data.sets import ImageSet
-from gankd.models.teacher import Teacher
 from generators.checkpoints import read_json, replace_whole
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from gankd.data.sets import ImageSet
+    from gankd.models.teacher import Teacher
+
 STAGE_FILE = "stage.json"
+FORMAT = 2
+"""Since 2 the inputs hold the whole task, the normalisation and the contents of everything that is read."""
+PENDING = "not made yet"
+"""In the place of an input's fingerprint that an earlier stage has still to make: equal to any."""
 
 
-class Stage:
+class StageDirectory:
     """One directory of a run.
 
     Args:
@@ -43,47 +52,65 @@ class Stage:
         return self.directory / STAGE_FILE
 
     @property
-    def fingerprint(self) -> str:
-        """Short hash of the inputs: what a later stage names as its own input."""
-        return digest(json.dumps(self.inputs, sort_keys=True).encode())
+    def _doomed(self) -> Path:
+        return self.directory.with_name(f".{self.directory.name}.replaced")
+
+    @property
+    def content(self) -> str:
+        """What a later stage names as its own input: a hash of the files that were made, PENDING before."""
+        if self.state() != "finished":
+            return PENDING
+        return digest(json.dumps(self._record()["files"], sort_keys=True).encode())
 
     def state(self) -> str:
-        """ "new", "cut off", "finished" or "other" (made from other inputs)."""
-        if not self.file.exists():
-            return "new"
-        record = read_json(self.file)
-        if record["inputs"] != self.inputs:
+        """ "new", "cut off", "finished", "other" (made from other inputs) or "old" (made by an earlier gankd)."""
+        record = self._record()
+        if record is None or (not record["finished"] and not self._others()):  # nothing was made yet: nothing is lost
+            return "new" if record is None or record.get("inputs") != self.inputs else "cut off"
+        if record.get("format") != FORMAT:
+            return "old"
+        if not _same(record["inputs"], self.inputs):
             return "other"
         return "finished" if record["finished"] else "cut off"
 
-    def open(self, accelerator: Accelerator) -> bool:
+    def refusal(self) -> str | None:
+        """The sentence with which `begin` would refuse, None when it would not. Touches nothing."""
+        if self.directory.exists() and not self.directory.is_dir():
+            return f"{self.directory} is a file where a directory is needed; choose another output or name."
+        state, elsewhere = self.state(), "choose another output or name, or pass --replace to make this stage and what "
+        elsewhere += "follows from it again."
+        if state == "other" and not self.replace:
+            difference = describe_difference(self._record()["inputs"], self.inputs)
+            return f"{self.directory} was made with other settings ({difference}): {elsewhere}"
+        if state == "old" and not self.replace:
+            return (
+                f"{self.directory} was made by an earlier gankd, whose {STAGE_FILE} does not hold the whole task, the "
+                f"normalisation and the contents of all that a stage reads: {elsewhere}"
+            )
+        if self._record() is None and self._others():
+            return f"{self.directory} is not empty and was not made by gankd; choose another output or name."
+        if state == "finished":
+            return self._damage()
+        return None
+
+    def begin(self, accelerator: Accelerator) -> bool:
         """Prepare the directory; True when the stage is finished and `results` holds what it left.
 
         Raises:
-            ValueError: the directory was made from other inputs, and `replace` was not asked for.
+            ValueError: the directory was made from other inputs and `replace` was not asked for, belongs to somebody else,
+                or its files are no longer those that were written.
         """
+        if sentence := self.refusal():
+            raise ValueError(sentence)
         state = self.state()
         if state == "finished":
-            self.results = read_json(self.file)["results"]
-        if state == "other" and not self.replace:
-            there = read_json(self.file)["inputs"]
-            raise ValueError(
-                f"{self.directory} was made with other settings ({describe_difference(there, self.inputs)}): choose "
-                "another output or name, or pass --replace to make this stage and what follows from it again."
-            )
-        if self.directory.exists() and not self.directory.is_dir():
-            raise ValueError(f"{self.directory} is a file where a directory is needed; choose another output or name.")
-        if (
-            state == "new"
-            and self.directory.exists()
-            and any(not _is_leftover(path) for path in self.directory.iterdir())
-        ):
-            raise ValueError(f"{self.directory} is not empty and was not made by gankd; choose another output or name.")
+            self.results = self._record()["results"]
         accelerator.wait_for_everyone()  # nobody writes before everybody has looked
         if state == "finished":
             return True
         if accelerator.is_main_process:
-            if state == "other":
+            shutil.rmtree(self._doomed, ignore_errors=True)  # of a removal that was cut off
+            if state in ("other", "old"):
                 self._remove()
             self._write(finished=False)
         accelerator.wait_for_everyone()
@@ -98,15 +125,65 @@ class Stage:
             (self.directory / "checkpoint.pt").unlink(missing_ok=True)
         accelerator.wait_for_everyone()
 
+    @contextlib.contextmanager
+    def once(self, accelerator: Accelerator) -> Iterator[dict[str, Any] | None]:
+        """Begin, time and finish: yields a dictionary for the results of the work, or None when it was done before.
+
+        with directory.once(accelerator) as results:
+            if results is not None:
+                results |= make()
+        """
+        if self.begin(accelerator):
+            yield None
+            return
+        started, results = time.perf_counter(), {}
+        yield results
+        self.finish(accelerator, **results, seconds=time.perf_counter() - started)
+
+    def _record(self) -> dict[str, Any] | None:
+        """What stage.json holds, None where there is none."""
+        if not self.file.is_file():
+            return None
+        record = read_json(self.file)
+        if not isinstance(record, dict) or not {"finished", "inputs", "results"} <= set(record):
+            raise ValueError(
+                f"{self.file} is no record of a stage; delete {self.directory} and run the same command again."
+            )
+        return record
+
+    def _others(self) -> bool:
+        """Whether the directory holds anything besides its record."""
+        if not self.directory.is_dir():
+            return False
+        return any(path.name != STAGE_FILE and not _is_leftover(path) for path in self.directory.iterdir())
+
+    def _damage(self) -> str | None:
+        for name, known in self._record()["files"].items():
+            path = self.directory / name
+            if not path.is_file():
+                return f"{path} is missing, though this stage was finished; delete {path.parent} and run the same command again."
+            if file_hash(path) != known:
+                return f"{path} is not the file that was written, or cut off; delete {path.parent} and run the same command again."
+        return None
+
+    def _made(self) -> dict[str, str]:
+        """The files that later stages read, with their hashes; the store's manifest vouches for its shards."""
+        files = (path for pattern in ("*.safetensors", "*.json") for path in sorted(self.directory.glob(pattern)))
+        return {
+            path.name: file_hash(path)
+            for path in files
+            if path.name != STAGE_FILE and not path.name.startswith(("shard-", "."))
+        }
+
     def _remove(self) -> None:
         """Remove the directory; renamed first, so that a removal that is cut off leaves no half of a stage behind."""
-        doomed = self.directory.with_name(f".{self.directory.name}.replaced")
-        shutil.rmtree(doomed, ignore_errors=True)
-        self.directory.rename(doomed)
-        shutil.rmtree(doomed)
+        self.directory.rename(self._doomed)
+        shutil.rmtree(self._doomed)
 
     def _write(self, *, finished: bool) -> None:
-        record = {"finished": finished, "inputs": self.inputs, "results": self.results}
+        record = {"format": FORMAT, "finished": finished, "inputs": self.inputs, "results": self.results}
+        if finished:
+            record["files"] = self._made()
         with replace_whole(self.file) as temporary:
             temporary.write_text(json.dumps(record, indent=2))
 
@@ -116,13 +193,20 @@ def _is_leftover(path: Path) -> bool:
     return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
+def _same(there: Any, here: Any) -> bool:
+    """Whether inputs are equal, as far as those of `here` are known."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        return set(there) == set(here) and all(_same(there[key], here[key]) for key in here)
+    return here == PENDING or there == here
+
+
 def describe_difference(there: Any, here: Any, path: str = "") -> str:
     """The first keys in which two nested values differ: "a.b: 1 there, 2 here"."""
     if isinstance(there, dict) and isinstance(here, dict):
         found = [
             describe_difference(there.get(key, "nothing"), here.get(key, "nothing"), f"{path}.{key}".lstrip("."))
             for key in sorted({*there, *here})
-            if key not in there or key not in here or there[key] != here[key]
+            if key not in there or key not in here or not _same(there[key], here[key])
         ]
         return "; ".join(found[:3]) + ("; ..." if len(found) > 3 else "")
     return f"{path}: {json.dumps(there)} there, {json.dumps(here)} here"
@@ -133,28 +217,47 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:12]
 
 
+def file_hash(path: Path | None) -> str | None:
+    """Short hash of a file's bytes, or of all files of a folder with their names; None when there is nothing there."""
+    if path is None or not Path(path).exists():
+        return None
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+        return digest(json.dumps([[str(file.relative_to(path)), file_hash(file)] for file in files]).encode())
+    found = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()[:12]
+
+
 def fingerprint(value: Tensor | ImageSet | Teacher | nn.Module) -> str:
     """A short hash of what a tensor, a data set, a teacher or a network is.
 
     Of a network, weights and buffers and the configuration that a generator carries; of a teacher, also how it reads images
-    and what its outputs mean. Images that are read lazily are represented by their number, size and labels: hashing them
-    would read them all.
+    and what its outputs mean. Images that are read lazily say themselves what they are (`fingerprint`), or are represented by
+    their number, size and labels: hashing them would read them all.
     """
     if isinstance(value, Tensor):
         data = value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
         return digest(f"{value.dtype}{tuple(value.shape)}".encode() + data)
-    if isinstance(value, ImageSet):
+    if hasattr(value, "images"):  # an ImageSet
         images = value.images
-        if isinstance(images, Generated):
-            generator = images.generator
+        if (generator := getattr(images, "generator", None)) is not None:
             return digest(f"{fingerprint(generator)}{generator.feature_names}{images.seed}{images.shape}".encode())
-        content = fingerprint(images) if isinstance(images, Tensor) else str(images.shape)
+        own = getattr(images, "fingerprint", None)
+        content = fingerprint(images) if isinstance(images, Tensor) else own or str(images.shape)
         if value.generator_features is not None:
             content += fingerprint(value.generator_features)
         return digest((content + fingerprint(value.labels)).encode())
-    if isinstance(value, Teacher):
+    if hasattr(value, "module") and hasattr(value, "normalize"):  # a Teacher
         normalization = "".join(name + fingerprint(buffer) for name, buffer in value.normalize.named_buffers())
         return digest(f"{fingerprint(value.module)}{normalization}{value.feature_path}{value.task}".encode())
-    config = {key: entry for key, entry in dict(getattr(value, "config", {})).items() if not key.startswith("_")}
-    weights = "".join(name + fingerprint(tensor) for name, tensor in sorted(value.state_dict().items()))
+    config = getattr(value, "config", {})
+    config = (
+        {key: entry for key, entry in config.items() if not key.startswith("_")} if isinstance(config, Mapping) else {}
+    )
+    state = sorted((name, entry) for name, entry in value.state_dict().items() if isinstance(entry, Tensor))
+    weights = "".join(name + fingerprint(tensor) for name, tensor in state)
     return digest((json.dumps(config, sort_keys=True, default=str) + weights).encode())

@@ -18,6 +18,7 @@ from gankd.methods.alone.supervised import SupervisedConfig
 from gankd.methods.label_free.squeeze_and_span import SqueezeAndSpanConfig
 from gankd.methods.teacher.kd import KDConfig
 from gankd.models.config import ModelConfig
+from gankd.plugins import load_plugins
 from gankd.synthesis.config import SynthesisConfig
 from gankd.tasks import REPRESENTATION
 from gankd.training import TrainingConfig
@@ -25,6 +26,7 @@ from generators.config import GeneratorConfig
 from generators.settings import Count, Positive, Settings, Share, nearest
 
 Head = Literal["scalar", "bins", "gaussian"]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class TaskConfig(Settings):
@@ -88,7 +90,7 @@ class TeacherConfig(TrainingConfig):
         return self
 
 
-FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$")]
+FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$", max_length=100)]
 
 
 class ArmConfig(Settings):
@@ -109,7 +111,7 @@ class StudentConfig(TrainingConfig):
 
     model: ModelConfig = ModelConfig(options={"widths": [8, 16]})
     """The network."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[Seed, ...] = (0, 1, 2)
     """Every arm is trained once a seed (initial weights, order of samples, augmentation)."""
     arms: dict[FolderName, ArmConfig] = {
         "real": ArmConfig(),
@@ -161,7 +163,7 @@ class RepresentationConfig(TrainingConfig):
     """By name, in the order of the table; none by default."""
     model: ModelConfig | None = None
     """The network. Null: the student's."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[Seed, ...] = (0, 1, 2)
     """Every arm is trained once a seed."""
     train_on: Literal["train", "pool"] = "pool"
     """Real images: the student's training samples, or all that there are when `data.labelled` leaves the student only some.
@@ -217,8 +219,11 @@ class ExperimentConfig(Settings):
     """Paragraphs for the report: what to know to read the result rightly."""
     output: Path = Path("runs")
     """Where run directories go."""
-    seed: int = 0
-    """Of splits, generator, teacher and synthesis."""
+    seed: Seed = 0
+    """What the splits, the generator, the teacher and the synthesis draw from."""
+    plugins: tuple[str, ...] = ()
+    """Your own files, imported first: modules (my_module) or paths relative to this file (path/to/file.py). What they
+    register (methods, readers, networks, augmentations, optimisers, ...) can be named in this configuration."""
     data: DataConfig
     """The images."""
     task: TaskConfig = TaskConfig()
@@ -289,17 +294,46 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Experim
     if not path.is_file():
         raise ValueError(f"there is no configuration {path}; the examples are in configs/.")
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not a text in UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8."
+        ) from error
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold keys and values; see configs/digits.yaml.")
+    values = _unshared(values)
     for override in overrides or []:
         apply_override(values, override)
     try:
+        if isinstance(plugins := values.get("plugins"), list) and all(isinstance(name, str) for name in plugins):
+            values["plugins"] = load_plugins(plugins, beside=path.parent)
         return ExperimentConfig.of(values)
     except ValueError as error:
         raise ValueError("\n".join(f"{path}: {sentence}" for sentence in str(error).split("\n"))) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without Python objects, in which a key may stand only once in a group."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.tag != "tag:yaml.org,2002:merge" and key.value in seen:
+                line = key.start_mark.line + 1
+                raise yaml.YAMLError(f"the key '{key.value}' stands twice in one group, again in line {line}")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _unshared(values: Any) -> Any:
+    """A copy in which groups that a YAML anchor shares are groups of their own, so that an override changes only one."""
+    if isinstance(values, dict):
+        return {key: _unshared(value) for key, value in values.items()}
+    return [_unshared(value) for value in values] if isinstance(values, list) else values
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:

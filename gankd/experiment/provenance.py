@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import subprocess
@@ -32,18 +31,6 @@ def commit() -> str:
 def config_hash(config) -> str:
     """Short hash of a resolved configuration."""
     return digest(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode())
-
-
-def file_hash(path: Path | None) -> str | None:
-    """Short hash of a file's bytes; None when there is no such file."""
-    if path is None or not path.exists():
-        return None
-    with open(path, "rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest()[:12]
-            if hasattr(hashlib, "file_digest")
-            else digest(file.read())
-        )
 
 
 def versions() -> dict[str, str]:

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from html import escape
 
 from gankd.evaluation import PROBES
+from gankd.methods import METHODS
 from gankd.report import plots
 from gankd.report.html import as_facts, as_figure, as_section, as_table
 from gankd.report.text import (
@@ -159,7 +160,7 @@ def backbones_section(metrics: dict) -> str:
     )
     if any(reads_generator_features(arm["method"]) for arm in arms):  # an experiment's generator takes its labels
         about += (
-            " The generator is conditional: the features that squeeze_and_span learns from know the labels that the "
+            " The generator is conditional: the features that backbones learn from know the labels that the "
             "generator was trained with."
         )
     facts = {"real images": f"{representation['real']:,}, without their labels"}
@@ -187,7 +188,7 @@ def backbones_section(metrics: dict) -> str:
 
 def reads_generator_features(method: dict) -> bool:
     """Whether a method, as metrics.json holds it, learns from a generator's features."""
-    return method["name"] == "squeeze_and_span"
+    return METHODS[method["name"]].needs_generator_features
 
 
 def backbone_result(metrics: dict) -> str:

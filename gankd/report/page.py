@@ -61,7 +61,7 @@ def images(run: FinishedRun) -> str:
 
 @SECTIONS.register("generator")
 def generator(run: FinishedRun) -> str:
-    return generator_section(run.metrics["generator"])
+    return generator_section(run.metrics["generator"]) if run.metrics["generator"] else ""
 
 
 @SECTIONS.register("selection")

@@ -13,20 +13,21 @@ from torch import nn
 from gankd.evaluation import PROBES, evaluate
 from gankd.experiment import provenance
 from gankd.experiment.config import RepresentationConfig, StudentConfig
-from gankd.experiment.experiment import Experiment
+from gankd.experiment.experiment import num_parameters
 from gankd.models.store import load_model
-from gankd.pipeline.describe import num_parameters
 from gankd.report.text import SHORT_NAMES, in_unit, num_decimals, plain_console, share, with_spread, with_unit
 from gankd.synthesis.store import read_manifest
 
 
-def summarize(experiment: Experiment) -> dict:
+def summarize(experiment) -> dict:
     """Everything that `metrics.json` holds. The one place that reads the test split.
 
     Accuracies are in %, errors in the unit of the labels; spreads are sample standard deviations over the seeds.
     """
     config, task, data = experiment.config, experiment.task, experiment.data
-    recorded = experiment.recorded()
+    recorded = {
+        stage.name: stage.results for stage in experiment.stages()
+    }  # of what was made, which nothing else is here
 
     def on_test(path: str) -> dict[str, float]:
         model, normalize = (part.to(experiment.accelerator.device) for part in load_model(experiment.directory / path))
@@ -34,7 +35,7 @@ def summarize(experiment: Experiment) -> dict:
         return evaluate(model, normalize, answers_in, data.test, accelerator=experiment.accelerator)
 
     synthesis = None
-    if config.student.arms and "synthetic" in recorded:
+    if "synthetic" in recorded:
         manifest = read_manifest(experiment.directory / "synthetic")
         synthesis = {key: value for key, value in manifest.items() if key not in ("shards", "inputs")}
         synthesis |= recorded["synthetic"]
@@ -68,9 +69,11 @@ def summarize(experiment: Experiment) -> dict:
             "network": config.student.model.name,
             "parameters": num_parameters(experiment.network(config.student.model)),
             "batch_size": config.student.batch_size,
-            "steps": experiment.num_steps(config.student, data.train),
+            "steps": config.student.resolved(len(data.train)).steps,
         },
-        "generator": {"trained": config.generator.checkpoint is None, **recorded.get("generator", {})},
+        "generator": {"trained": config.generator.checkpoint is None, **recorded["generator"]}
+        if "generator" in recorded
+        else None,
         "synthesis": synthesis,
         "representation": summarize_backbones(experiment, recorded),
         "arms": summarize_arms("students", config.student, recorded, on_test),
@@ -107,7 +110,7 @@ def summarize_arms(
     return arms
 
 
-def summarize_backbones(experiment: Experiment, recorded: dict[str, dict]) -> dict | None:
+def summarize_backbones(experiment, recorded: dict[str, dict]) -> dict | None:
     """What the probes find in the backbones on the test split; None where there are none.
 
     Beside them the untrained network, which is what a probe makes of features that nobody trained.
@@ -134,7 +137,7 @@ def summarize_backbones(experiment: Experiment, recorded: dict[str, dict]) -> di
         "network": experiment.backbone.name,
         "parameters": num_parameters(experiment.network(experiment.backbone)),
         "batch_size": config.batch_size,
-        "steps": experiment.num_steps(config, real),
+        "steps": config.resolved(len(real)).steps,
         "real": len(real),
         "generated": config.num_generated,
         "probe_on": len(experiment.part(config.probe_on)),
@@ -157,7 +160,7 @@ def print_tables(metrics: dict) -> None:
         print_backbones(metrics)
     if metrics["arms"]:
         print_students(metrics)
-    scores = ", ".join(f"{name} {value}" for name, _, value in metrics["generator"].get("score_rows", []))
+    scores = ", ".join(f"{name} {value}" for name, _, value in (metrics["generator"] or {}).get("score_rows", []))
     if scores:
         plain_console().print(f"generator, before selection: {scores}")
 

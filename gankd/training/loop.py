@@ -7,166 +7,93 @@ uninterrupted one, bit for bit on the CPU.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
 import shutil
+import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated, Literal
+from collections.abc import Iterator
 
 import torch
 from accelerate import Accelerator
-from pydantic import Field
-from torch import nn
-from tqdm import tqdm
+from torch import Tensor, nn
+from tqdm.auto import tqdm
 
-from gankd.data.augment import AugmentationConfig
-from gankd.data.loader import BatchSource
+from gankd.data.loader import Batch, BatchSource
 from gankd.data.views import Views
 from gankd.methods.base import Distiller
-from gankd.training.lars import LARS
+from gankd.training.config import TrainingConfig, rate_factor
+from gankd.training.context import RunContext
+from gankd.training.optimizers import build_optimizer
+from gankd.training.trial import memory_format_kept, takes_channels_last
 from generators.checkpoints import all_finite, check_same_run, read_checkpoint, save_checkpoint
 from generators.randomness import mix
-from generators.settings import Count, Positive, Settings, Weight
-
-UNESSENTIAL = {"log_every", "checkpoint_every"}  # settings that change nothing in what is trained
+from generators.settings import fingerprint_settings
 
 
-class TrainingConfig(Settings):
-    """How a network is trained."""
+def fit(distiller: Distiller, source: BatchSource, config: TrainingConfig, context: RunContext) -> None:
+    """Train `distiller` in place on the batches of `source`; a checkpoint in the context's directory is resumed.
 
-    steps: Count = 1000
-    """Optimiser steps. Every arm takes the same number, whatever its data."""
-    epochs: Positive | None = None
-    """Passes over the real training data, in place of `steps`."""
-    batch_size: Count = 64
-    """Images a step, over all processes."""
-    optimizer: Literal["sgd", "adamw", "lars"] = "adamw"
-    """The optimiser. LARS, for batches of thousands, adapts the rate of every matrix and kernel that is decayed."""
-    learning_rate: Positive = 3e-3
-    """Its peak."""
-    learning_rate_per: Count | None = None
-    """The batch size that `learning_rate` is for; the peak grows in proportion to `batch_size` (256 in Squeeze and Span,
-    VICReg and SimSiam: learning_rate * batch_size / 256). Null: `learning_rate` is the peak whatever the batch."""
-    weight_decay: Weight = 5e-2
-    """On matrices and kernels; on biases and normalisation parameters too with `decay_all`."""
-    decay_all: bool = False
-    """Biases and normalisation parameters are decayed as well, as Squeeze and Span and SimReg train."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """SGD's (Nesterov) and that of LARS (without)."""
-    schedule: Literal["cosine", "steps", "constant"] = "cosine"
-    """How the learning rate falls: half a cosine to zero, tenfold at `milestones`, or not at all."""
-    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.625, 0.75, 0.875)
-    """For `schedule: steps`, as shares of the run (defaults: epochs 150, 180, 210 of 240)."""
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the run in which the learning rate first rises linearly."""
-    augmentation: AugmentationConfig = AugmentationConfig()
-    """Random changes of the training images."""
-    views: Count | None = None
-    """Every sample has this many augmented views, which repeat from pass to pass; the teacher answers each once, unless its
-    features are read too, and its answers are kept. 1 without augmentation. Null: fresh views all the time."""
-    log_every: Count = 50
-    """Steps between two lines in the log."""
-    checkpoint_every: Count = 500
-    """Steps between two checkpoints."""
+    An accelerator's `gradient_accumulation_steps` are passes into which a step's batch is cut, their gradients summed: less
+    memory, the same step, but for batch norms, fresh random draws and losses that compare the images of a batch.
 
-    @property
-    def peak_rate(self) -> float:
-        """The highest learning rate of the run."""
-        if self.learning_rate_per is None:
-            return self.learning_rate
-        return self.learning_rate * self.batch_size / self.learning_rate_per
-
-    def num_steps(self, steps_per_epoch: int) -> int:
-        return self.steps if self.epochs is None else max(1, round(self.epochs * steps_per_epoch))
+    Raises:
+        ValueError: the loss is no longer finite; the checkpoint is another run's.
+    """
+    student = distiller.student
+    frozen = [
+        part for part in student.modules() if student.training and not part.training
+    ]  # the user's frozen batch norms
+    with memory_format_kept(student), _released(context.accelerator) as prepared:
+        _fit(distiller, source, config, context, frozen, prepared)
+    distiller.eval()
+    distiller.finish()
 
 
-def rate_factor(config: TrainingConfig, step: int, num_steps: int) -> float:
-    """The learning rate of `step` as a share of its peak."""
-    progress, warmup = step / num_steps, config.warmup
-    if progress < warmup:
-        return (step + 1) / (warmup * num_steps + 1)
-    if config.schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
-    if config.schedule == "steps":
-        return 0.1 ** sum(progress >= milestone for milestone in config.milestones)
-    return 1.0
-
-
-def build_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """The configured optimiser over the trainable parameters; without `decay_all`, vectors among them do not decay."""
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    if not parameters:
-        raise ValueError("all parameters of the student are frozen; set requires_grad on those that should be trained.")
-    special = module.parameter_groups() if isinstance(module, Distiller) else []
-    apart = {id(parameter) for group in special for parameter in group["params"]}
-    common = [parameter for parameter in parameters if id(parameter) not in apart]
-    vector_decay = config.weight_decay if config.decay_all else 0.0
-    groups = [
-        {"params": [parameter for parameter in common if parameter.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [parameter for parameter in common if parameter.ndim <= 1], "weight_decay": vector_decay},
-        *special,
-    ]
-    for group in groups:
-        group.setdefault("rate", 1.0)
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.peak_rate, momentum=config.momentum, nesterov=config.momentum > 0)
-    if config.optimizer == "lars":
-        return LARS(groups, lr=config.peak_rate, momentum=config.momentum)
-    return torch.optim.AdamW(groups, lr=config.peak_rate, fused=True)
-
-
-def fit(
+def _fit(
     distiller: Distiller,
     source: BatchSource,
     config: TrainingConfig,
-    *,
-    accelerator: Accelerator,
-    seed: int,
-    name: str = "training",
-    directory: Path | None = None,
-    log: Callable[[dict], None] = lambda values: None,
+    context: RunContext,
+    frozen: list[nn.Module],
+    prepared: list,
 ) -> None:
-    """Train `distiller` in place on the batches of `source`.
-
-    Args:
-        directory: where the checkpoint goes; one found there is resumed.
-        log: receives one flat dictionary every `config.log_every` steps.
-
-    Raises:
-        ValueError: the loss is no longer finite.
-    """
+    accelerator, seed, name, directory = context.accelerator, context.seed, context.name, context.directory
     num_steps, rank = config.num_steps(source.steps_per_epoch), accelerator.process_index
-    distiller.to(accelerator.device, memory_format=torch.channels_last)
+    passes = accelerator.gradient_accumulation_steps
+    if passes > 1 and isinstance(distiller.augment, Views):
+        raise ValueError(
+            "views that repeat are shown to whole batches; leave gradient_accumulation_steps at 1, or views null."
+        )
+    distiller.to(accelerator.device)
+    images = distiller.normalize(torch.zeros(2, *source.image_shape, device=accelerator.device))
+    if takes_channels_last(distiller.student, images):
+        distiller.to(memory_format=torch.channels_last)
     first_step, checkpoint = 0, directory / "checkpoint.pt" if directory else None
     state = read_checkpoint(checkpoint) if checkpoint and checkpoint.exists() else None
-    if not state:
+    run = {**fingerprint_settings(config), "steps": num_steps, "seed": seed, **context.identity}
+    run |= {"method": distiller.config.model_dump(mode="json"), "data": source.description, "passes": passes}
+    if state:
+        check_same_run(state, run, checkpoint)
+    else:
         if stage := distiller.first_stage(config.replace(steps=num_steps, epochs=None)):
             first, settings = stage
             where = directory / "first_stage" if directory else None
-            fit(
-                first,
-                source,
-                settings,
-                accelerator=accelerator,
-                seed=seed,
-                name=f"{name}, first stage",
-                directory=where,
-                log=log,
-            )
+            fit(first, source, settings, dataclasses.replace(context, name=f"{name}, first stage", directory=where))
         distiller.prepare(source)
     optimizer = build_optimizer(distiller, config)
-    run = {**config.model_dump(mode="json", exclude=UNESSENTIAL), "steps": num_steps, "seed": seed}
-    run |= {"method": distiller.config.model_dump(mode="json"), "data": source.description}
     if state:
-        check_same_run(state, run, checkpoint)
         first_step = state["step"]
         distiller.load_state_dict(state["distiller"])
         optimizer.load_state_dict(state["optimizer"])
     model, optimizer = accelerator.prepare(distiller, optimizer)
+    prepared += [model, optimizer]
     if state and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(state["scaler"])
     model.train()
+    for part in frozen:
+        part.eval()
 
     bar = tqdm(
         source.stream(first_step, num_steps),
@@ -174,11 +101,11 @@ def fit(
         initial=first_step,
         total=num_steps,
         unit="step",
-        disable=not accelerator.is_main_process,
+        disable=not accelerator.is_main_process or not sys.stderr.isatty(),
         dynamic_ncols=True,
     )
     started, done, terms, task = time.perf_counter(), first_step, [], distiller.task
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), _as_before(distiller, "task", task):
         for step, batch in enumerate(bar, start=first_step):
             torch.manual_seed(mix(seed, "training step", step, rank))
             for group in optimizer.param_groups:
@@ -187,9 +114,8 @@ def fit(
             if isinstance(distiller.augment, Views):
                 distiller.augment.step = step
             distiller.start_step(step, num_steps, source.steps_per_epoch)
-            losses = model(batch)
             optimizer.zero_grad(set_to_none=True)
-            accelerator.backward(losses["loss"])
+            losses = _backward(model, batch, accelerator)
             optimizer.step()
             terms.append(torch.stack([term.detach().float() for term in losses.values()]))
 
@@ -203,7 +129,7 @@ def fit(
                 started, done, terms = time.perf_counter(), step + 1, []
                 bar.set_postfix({"loss": f"{means['loss']:.3f}", "images/s": f"{rate:.0f}"})
                 if accelerator.is_main_process:
-                    log(
+                    context.log(
                         {
                             "stage": name,
                             "step": step + 1,
@@ -225,7 +151,58 @@ def fit(
                     save_checkpoint(checkpoint, state)
     if directory and accelerator.is_main_process:
         shutil.rmtree(directory / "first_stage", ignore_errors=True)  # its result is in what was trained after it
-    accelerator.free_memory()
-    distiller.task = task
-    distiller.eval()
-    distiller.finish()
+
+
+def _backward(model: nn.Module, batch: Batch, accelerator: Accelerator) -> dict[str, Tensor]:
+    """The gradients of a batch in the accelerator's number of passes, and the loss terms, means over the batch."""
+    passes, means = min(accelerator.gradient_accumulation_steps, len(batch.labels)), {}
+    for index in range(passes):
+        part = part_of(batch, index, passes)
+        share = len(part.labels) / len(batch.labels)
+        is_last = index + 1 == passes
+        with contextlib.nullcontext() if is_last else accelerator.no_sync(model):
+            losses = model(part)
+            if accelerator.gradient_accumulation_steps == 1:
+                accelerator.backward(losses["loss"])
+                return losses
+            accelerator.backward(
+                losses["loss"] * (share * accelerator.gradient_accumulation_steps)
+            )  # which it divides by
+        for name, term in losses.items():
+            means[name] = means.get(name, 0) + share * term.detach()
+    return means
+
+
+def part_of(batch: Batch, index: int, parts: int) -> Batch:
+    """Every `parts`-th sample of a batch from `index` on; as between processes, the two of a pair stay together."""
+    if parts == 1:
+        return batch
+    rows, features = torch.arange(index, len(batch.labels), parts, device=batch.labels.device), batch.generator_features
+    if features is not None:
+        first = len(batch.labels) - len(features)  # synthetic samples come last
+        features = features[rows[rows >= first] - first]
+    columns = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    picked = {name: column[rows] for name, column in columns.items() if isinstance(column, Tensor)}
+    return dataclasses.replace(batch, **picked | {"generator_features": features})
+
+
+@contextlib.contextmanager
+def _as_before(thing: object, attribute: str, value: object) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        setattr(thing, attribute, value)
+
+
+@contextlib.contextmanager
+def _released(accelerator: Accelerator) -> Iterator[list]:
+    """Yields a list for what is prepared meanwhile, which the accelerator then forgets; what it held before stays with it."""
+    prepared: list = []
+    state, synchronizes = accelerator.gradient_state, accelerator.gradient_state.sync_gradients
+    state._set_sync_gradients(True)  # a step is a step, wherever the caller's own accumulation stands
+    try:
+        yield prepared
+    finally:
+        state._set_sync_gradients(synchronizes)
+        for held in (accelerator._models, accelerator._optimizers):
+            held[:] = [thing for thing in held if not any(thing is ours for ours in prepared)]

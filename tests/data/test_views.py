@@ -23,7 +23,7 @@ from gankd.methods.label_free.simreg import SimReg
 from gankd.models import SmallResNet
 from gankd.models.teacher import Normalize, Teacher
 from gankd.tasks import task_of
-from gankd.training import TrainingConfig, fit
+from gankd.training import RunContext, TrainingConfig, fit
 from generators.images import to_unit_range
 from tests.conftest import run
 
@@ -248,10 +248,7 @@ def train(
         distiller,
         source,
         TRAINING.replace(views=NUM_VIEWS),
-        accelerator=Accelerator(),
-        seed=0,
-        directory=directory,
-        log=watch,
+        RunContext(accelerator=Accelerator(), seed=0, directory=directory, log=watch),
     )
     return distiller.deployable()
 

@@ -16,7 +16,7 @@ from gankd.data.loader import Batch, BatchSource
 from gankd.losses import crd_loss, crd_update_bank, embed_and_normalize
 from gankd.methods import Distiller
 from gankd.methods.teacher.crd import CRD, Alike, draw_contrast
-from gankd.training import TrainingConfig, fit
+from gankd.training import RunContext, TrainingConfig, fit
 from tests.conftest import run
 from tests.methods.common import fixed_batch, image_sets, make
 
@@ -240,7 +240,7 @@ def main() -> None:
         distiller, _ = make("crd", "classification", {"memory": memory, "queue_size": 16})
         sharing = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
         source = BatchSource(*image_sets(fixed_batch("classification")), batch_size=6, **sharing)
-        fit(distiller, source, TrainingConfig(steps=3, batch_size=6), accelerator=accelerator, seed=0)
+        fit(distiller, source, TrainingConfig(steps=3, batch_size=6), RunContext(accelerator=accelerator, seed=0))
         unlike = []
         for name, value in term_of(distiller).state_dict().items():
             copies = [torch.empty_like(value) for _ in range(2)]

@@ -20,7 +20,7 @@ from gankd.methods.taps import ConvRegressor
 from gankd.models import build_model
 from gankd.models.taps import batch_norms_before_relu, forward_with_features
 from gankd.models.teacher import Normalize, Teacher
-from gankd.training import TrainingConfig, build_optimizer, fit
+from gankd.training import RunContext, TrainingConfig, build_optimizer, fit
 from tests.methods.common import TASKS, fixed_batch, image_sets, make
 
 ON_MAPS = ["fitnet", "at", "nst", "vid", "ab", "ft", "reviewkd", "ofd"]
@@ -332,7 +332,10 @@ def test_the_loop_runs_both_stages_and_a_resumed_run_goes_on_in_the_second(name:
                 raise KeyboardInterrupt
 
         fit(
-            distiller, source(), config, accelerator=Accelerator(), seed=0, name="student", directory=directory, log=log
+            distiller,
+            source(),
+            config,
+            RunContext(accelerator=Accelerator(), seed=0, name="student", directory=directory, log=log),
         )
         return distiller.state_dict()
 

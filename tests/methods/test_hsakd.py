@@ -17,7 +17,7 @@ from gankd.methods import METHODS, check_method, method_config
 from gankd.methods.teacher.hsakd import Branches, stage_paths
 from gankd.models import Taps, build_model
 from gankd.models.teacher import Normalize, Teacher
-from gankd.training import TrainingConfig, fit
+from gankd.training import RunContext, TrainingConfig, fit
 from tests.methods.common import fixed_batch, image_sets, make, network
 
 NETWORKS = {
@@ -40,7 +40,7 @@ def train(distiller, steps: int = 4, look=lambda values: None) -> list[dict]:
 
     config = TrainingConfig(steps=steps, batch_size=6, log_every=1, checkpoint_every=1)
     source = BatchSource(*image_sets(fixed_batch("classification")), batch_size=6)
-    fit(distiller, source, config, accelerator=Accelerator(), seed=0, log=log)
+    fit(distiller, source, config, RunContext(accelerator=Accelerator(), seed=0, log=log))
     return logged
 
 

@@ -18,7 +18,7 @@ import gankd
 from gankd.data.augment import AugmentationConfig
 from gankd.data.loader import Batch
 from gankd.methods import METHODS, Distiller, Term
-from gankd.training import TrainingConfig, build_optimizer, fit
+from gankd.training import RunContext, TrainingConfig, build_optimizer, fit
 from tests.methods.common import (
     CASES,
     HEAD_CASES,
@@ -73,7 +73,7 @@ def train(
 
     kind = distiller.task.kind
     batches = source_of(fixed_batch(kind), kind, distiller.config, training.batch_size)  # of real and synthetic samples
-    fit(distiller, batches, training, accelerator=Accelerator(), seed=0, directory=directory, log=watch)
+    fit(distiller, batches, training, RunContext(accelerator=Accelerator(), seed=0, directory=directory, log=watch))
 
 
 def interrupted(distiller: Distiller, **arguments) -> None:

@@ -18,7 +18,7 @@ from gankd.data.loader import Batch, BatchSource
 from gankd.data.sets import ImageSet
 from gankd.methods import METHODS, Distiller, check_method, method_config
 from gankd.methods.temperature import LearnedTemperature, Temperature
-from gankd.training import TrainingConfig, build_optimizer, fit
+from gankd.training import RunContext, TrainingConfig, build_optimizer, fit
 from tests.methods.common import fixed_batch, image_sets, make, network
 
 STARTING_TEMPERATURE = 1 + 20 / (1 + math.exp(-1))
@@ -145,7 +145,7 @@ def test_the_temperature_is_logged_and_kept_in_the_checkpoint_but_not_in_the_stu
     distiller, _ = make("ctkd", "classification", {"temperature": {"curriculum": 0}})
     source, logged = BatchSource(*image_sets(fixed_batch("classification")), batch_size=6), []
     config = TrainingConfig(steps=4, batch_size=6, log_every=1, learning_rate=0.05)
-    fit(distiller, source, config, accelerator=Accelerator(), seed=0, directory=tmp_path, log=logged.append)
+    fit(distiller, source, config, RunContext(accelerator=Accelerator(), seed=0, directory=tmp_path, log=logged.append))
     temperatures = [line["ctkd_temperature"] for line in logged]
     assert temperatures[0] == pytest.approx(STARTING_TEMPERATURE)
     assert len(set(temperatures)) == 4, "it learns"

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import distributed
 
 from gankd.methods import method_config
-from gankd.training import TrainingConfig, fit
+from gankd.training import RunContext, TrainingConfig, fit
 from tests.conftest import run
 from tests.methods.common import fixed_batch, make, source_of
 
@@ -50,7 +50,7 @@ def train(label: str, accelerator: Accelerator, **changes) -> dict:
     processes = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
     source = source_of(fixed_batch(kind), kind, distiller.config, TRAINING.batch_size, **processes)
     lines: list[dict] = []
-    fit(distiller, source, TRAINING, accelerator=accelerator, seed=0, log=lines.append)
+    fit(distiller, source, TRAINING, RunContext(accelerator=accelerator, seed=0, log=lines.append))
     return {
         "state": distiller.state_dict(),
         "deployed": distiller.deployable().state_dict(),

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from gankd.training import TrainingConfig, fit
+from gankd.training import RunContext, TrainingConfig, fit
 from tests.conftest import run
 from tests.methods.common import CASES, fixed_batch, make, source_of
 
@@ -53,7 +53,7 @@ def main() -> None:
         distiller, _ = make(name, kind)
         processes = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
         source = source_of(fixed_batch(kind), kind, distiller.config, TRAINING.batch_size, **processes)
-        fit(distiller, source, TRAINING, accelerator=accelerator, seed=0)
+        fit(distiller, source, TRAINING, RunContext(accelerator=accelerator, seed=0))
         differing = unlike(distiller)
         if accelerator.is_main_process:
             found = ", ".join(differing) or "nothing"

@@ -1,0 +1,126 @@
+"""Backbones without labels: the generator's samples with its features, and every arm once a seed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gankd import api
+from gankd.data.generated import generated_set
+from gankd.data.sets import ImageSet
+from gankd.experiment.artifacts import digest, file_hash
+from gankd.models.store import save_model
+from gankd.pipeline.stage import Stage, normalize_inputs, task_inputs
+from gankd.pipeline.students import teachers_read
+from gankd.synthesis.feature_store import write_feature_store
+from gankd.synthesis.store import load_store
+from generators.settings import fingerprint_settings
+
+
+class Generated(Stage):
+    """Samples of the generator with its features of them, written once."""
+
+    name, kind = "generated", "representation"
+
+    @property
+    def reads(self) -> list[Stage]:
+        return [self.run.generator]
+
+    def inputs(self) -> dict[str, Any]:
+        return {"num_generated": self.run.config.representation.num_generated, "seed": self.run.config.seed}
+
+    def plan(self) -> str:
+        return f"{self.run.config.representation.num_generated} samples with the generator's features"
+
+    def live(self) -> ImageSet:
+        config = self.run.config
+        return generated_set(self.run.generator.result, config.representation.num_generated, seed=config.seed)
+
+    def make(self) -> dict[str, Any]:
+        provenance = {"inputs": self.directory.inputs}
+        write_feature_store(self.live().images, self.path, accelerator=self.run.accelerator, provenance=provenance)
+        return {}
+
+    def load(self) -> ImageSet:
+        return load_store(self.path)
+
+
+class LiveGenerated(Generated):
+    """The same, drawn while a backbone trains: nothing is written."""
+
+    results: dict[str, Any] = {}
+
+    @property
+    def content(self) -> str:
+        content = self.run.generator.content
+        return digest(f"{content} {self.inputs()}".encode()) if content != "not made yet" else content
+
+    def refusal(self) -> str | None:
+        return None
+
+    def state(self) -> str:
+        return "drawn live"
+
+    def load(self) -> ImageSet:
+        return self.live()
+
+
+class Backbone(Stage):
+    """One arm of `representation` with one seed; what probes find on the validation split is kept with it."""
+
+    kind = "representation"
+
+    def __init__(self, run, arm: str, seed: int):
+        super().__init__(run)
+        self.arm, self.seed = run.config.representation.arms[arm], seed
+        self.name, self.title = f"representation/{arm}/seed-{seed}", f"backbone {arm} seed {seed}"
+
+    @property
+    def reads(self) -> list[Stage]:
+        read = [self.run.teacher] if teachers_read(self.arm.method) else []
+        return [*read, self.run.generated] if self.arm.synthetic else read
+
+    def inputs(self) -> dict[str, Any]:
+        run, config = self.run, self.run.config.representation
+        without = {"arms", "seeds", "probe_on", "unlabelled", "live", "num_generated"}
+        teachers = [file_hash(model.checkpoint) for model in getattr(self.arm.method, "teachers", ())]
+        return {
+            "config": fingerprint_settings(config, without),
+            "model": fingerprint_settings(run.backbone),
+            "weights": file_hash(run.backbone.checkpoint),
+            "arm": fingerprint_settings(self.arm),
+            "teachers": teachers,
+            "features": run.config.teacher.features if run.teacher in self.reads else None,
+            "seed": self.seed,
+            "train": run.content(run.unlabelled) if self.arm.synthetic < 1 else None,
+            "labels": task_inputs(run.task),  # what its probes are fitted to, and how many outputs it has
+            "probe": [run.content(run.part(config.probe_on)), run.content(run.data.validation), run.config.seed],
+            "normalize": normalize_inputs(run.normalize),  # by the labelled images
+        }
+
+    def plan(self) -> str:
+        config, shares = self.run.config.representation, {0: "real images", 1: "generated images"}
+        steps = config.resolved(len(self.run.unlabelled)).steps
+        images = shares.get(self.arm.synthetic, f"real images and {self.arm.synthetic:.0%} generated ones")
+        return f"{self.arm.method.name} on {images}; {steps} steps of {config.batch_size}"
+
+    def make(self) -> dict[str, Any]:
+        run, config, share = self.run, self.run.config.representation, self.arm.synthetic
+        model = api.pretrain(
+            run.build(run.backbone, self.seed),
+            run.teacher.result if run.teacher in self.reads else None,
+            real=run.unlabelled if share < 1 else None,
+            synthetic=run.generated.result if share else None,
+            method=self.arm.method,
+            synthetic_fraction=share if 0 < share < 1 else None,
+            online_probe=config.online_probe and share < 1,
+            training=config.resolved(len(run.unlabelled)),
+            normalize=run.normalize,
+            seed=self.seed,
+            directory=self.path,
+            name=self.title,
+            **run.training_place,
+        )
+        if run.accelerator.is_main_process:
+            outputs = run.task.num_outputs
+            save_model(self.path, model, run.backbone, run.normalize, num_outputs=outputs, image_shape=run.image_shape)
+        return {"validation": {key: result.value for key, result in run.probe(model, run.data.validation).items()}}

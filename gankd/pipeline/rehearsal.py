@@ -1,0 +1,152 @@
+"""Before anything runs: every file is loaded, every network makes a step, every method is built, as far as an arm reads it.
+
+What cannot work stops here, with a ValueError and its key, and not after hours. Nothing is written or downloaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from gankd.data.augment import Augment
+from gankd.data.loader import BatchSource
+from gankd.data.sets import ImageSet, LazyImages
+from gankd.methods import build_distiller, sampling_of
+from gankd.methods.label_free.simreg import load_teacher
+from gankd.models import ModelConfig, load_checkpoint
+from gankd.models.teacher import Teacher
+from gankd.tasks import Task
+from gankd.training.trial import tensors_in, trial
+from generators.images import to_unit_range
+from generators.networks import build_networks
+
+
+def rehearse(run) -> None:
+    """Check everything that the stages of a `Run` are going to need."""
+    stages = run.stages()
+    check_data(run)
+    if run.generator in stages:
+        check_generator_settings(run)
+    models = [("teacher.model", run.config.teacher.model, run.teacher_task)] if run.teacher in stages else []
+    models += [("student.model", run.config.student.model, run.task)] if run.students else []
+    models += [("representation.model", run.backbone, run.task)] if run.backbones else []
+    for key, model, task in models:
+        check_network(run, key, model, task)
+    check_arms(run)
+    for arm, settings in run.config.representation.arms.items():
+        for model in getattr(settings.method, "teachers", ()):
+            with_key(f"representation.arms.{arm}", load_teacher, model, run.task.num_outputs, run.image_shape[0])
+    if run.backbones:
+        run.unlabelled  # noqa: B018 (a folder that is missing)
+
+
+def with_key(key: str, function: Callable, *arguments):
+    """What the function returns; its ValueError with the key of the configuration before it."""
+    try:
+        return function(*arguments)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+
+
+def check_data(run) -> None:
+    """Raise a ValueError for data on which nothing can be learnt or measured."""
+    if run.num_classes == 1:
+        raise ValueError(
+            f"data: all images are of one class, '{run.task.class_names[0]}'; classification needs two or more."
+        )
+    for split in ("train", "validation", "test"):
+        if len(getattr(run.data, split)) < 2:
+            key = "test" if split == "test" else "validation"
+            raise ValueError(
+                f"data.{key}: {split} has a single image, which measures nothing; change the split or add images."
+            )
+
+
+def check_generator_settings(run) -> None:
+    """Build or load the generator, and read what scores it while it trains."""
+    config = run.config.generator
+    if config.checkpoint is not None:
+        with_key("generator.checkpoint", lambda: run.generator.result)
+        return
+    build_networks(config, run.image_shape, run.num_classes, run.label_range)
+    if config.score_every and config.score_extractor is not None:
+        from gankd.fidelity.extractors import inception_extractor
+
+        with_key("generator.score_extractor", inception_extractor, config.score_extractor)
+
+
+def check_network(run, key: str, model: ModelConfig, task: Task) -> None:
+    """Build a network, load its weights, and let two real images pass through it and back, as in training."""
+    device, shape = run.accelerator.device, "x".join(map(str, run.image_shape))
+    network = run.network(model, task)
+    if model.checkpoint is not None:
+        with_key(f"{key}.checkpoint", load_checkpoint, network, model.checkpoint)
+    images = run.normalize(to_unit_range(run.data.train.images[torch.arange(2)].to(device)))
+    try:
+        with run.accelerator.autocast():
+            outputs = trial(network.to(device), images)
+    except RuntimeError as error:
+        raise ValueError(f"{key}: {model.name} cannot take images of {shape} (data.image_size): {error}") from error
+    if not isinstance(outputs, Tensor):
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in tensors_in(outputs))
+        raise ValueError(
+            f"{key}: in training {model.name} answers with a {type(outputs).__name__} ({shapes}) in place of one tensor; "
+            "turn its auxiliary outputs off, e.g. options: {aux_logits: false}."
+        )
+    if outputs.reshape(2, -1).shape[1] != task.num_outputs:
+        raise ValueError(
+            f"{key}: {model.name} answers with {list(outputs.shape[1:])}, the task needs {task.num_outputs}."
+        )
+
+
+def check_arms(run) -> None:
+    """Build every arm's method and its batches once, so that features it cannot use or a share that no batch can hold stop
+    here; generated images are stood in for by their number."""
+    config, built = run.config.student, []
+    for name, arm in config.arms.items():
+        if (arm.method, arm.synthetic) in built:
+            continue
+        built.append((arm.method, arm.synthetic))
+        with_key(f"student.arms.{name}", build_arm, run, arm)
+
+
+def build_arm(run, arm) -> nn.Module:
+    """The distiller of an arm on networks without training."""
+    config, fraction = run.config.student, None if arm.synthetic == "union" else arm.synthetic
+    network = run.network(run.config.teacher.model, run.teacher_task)
+    teacher = Teacher(network, run.normalize, device=run.accelerator.device, task=run.teacher_task)
+    synthetic = stand_in(run.data.train, run.config.synthesis.num_samples) if fraction != 0 else None
+    data = BatchSource(
+        run.data.train if fraction != 1 else None,
+        synthetic,
+        batch_size=config.batch_size,
+        synthetic_fraction=fraction if fraction not in (0, 1) else None,
+        memory_budget=0,  # nothing is read here
+        world_size=run.accelerator.num_processes,
+        sampling=sampling_of(arm.method, run.task.kind),
+    )
+    return build_distiller(
+        run.network(config.model),
+        teacher.for_task(run.task),
+        run.task,
+        arm.method,
+        augment=Augment(config.augmentation),
+        normalize=run.normalize,
+        data=data,
+    )
+
+
+def stand_in(real: ImageSet, num_samples: int) -> ImageSet:
+    """A set like the synthetic one that is still to be made, with no image to read."""
+    labels = real.labels[torch.arange(num_samples) % len(real)]
+    return dataclasses.replace(
+        real,
+        images=LazyImages(real.images.__getitem__, (num_samples, *real.image_shape)),
+        labels=labels,
+        groups=None,
+        is_synthetic=True,
+        name="synthetic",
+    )

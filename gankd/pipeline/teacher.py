@@ -1,0 +1,84 @@
+"""The teacher: trained on the real images, or loaded; its validation metrics are kept with it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from gankd import api
+from gankd.evaluation import evaluate
+from gankd.experiment.artifacts import file_hash
+from gankd.experiment.experiment import num_parameters
+from gankd.models.store import load_model, save_model
+from gankd.models.teacher import Teacher as FrozenTeacher
+from gankd.pipeline.stage import Stage, normalize_inputs, task_inputs
+from gankd.tasks import SCALAR, Regression
+from gankd.training.distillation import near_chance
+from generators.settings import fingerprint_settings
+
+
+class Teacher(Stage):
+    """One network for every arm that asks a teacher, and for the selection of synthetic samples."""
+
+    name = kind = "teacher"
+
+    def inputs(self) -> dict[str, Any]:
+        run, config = self.run, self.run.config.teacher
+        return {
+            "config": fingerprint_settings(config, {"features"}),  # read by others, see `feature_inputs`
+            "seed": run.config.seed,
+            "train": run.content(run.part(config.train_on)) if config.train else None,
+            "validation": run.content(run.data.validation),
+            "weights": file_hash(config.model.checkpoint),
+            "task": task_inputs(run.teacher_task),
+            "normalize": normalize_inputs(run.teacher_normalize),
+        }
+
+    def plan(self) -> str:
+        run, config = self.run, self.run.config.teacher
+        size = f"{config.model.name}, {num_parameters(run.network(config.model, run.teacher_task)):,} parameters"
+        if not config.train:
+            return f"{size}; loaded from {config.model.checkpoint}"
+        return f"{size}; {config.resolved(len(run.part(config.train_on))).steps} steps of {config.batch_size}"
+
+    def make(self) -> dict[str, Any]:
+        run, config = self.run, self.run.config.teacher
+        model, real = run.build(config.model, run.config.seed, run.teacher_task), run.part(config.train_on)
+        if config.train:
+            api.distill(
+                model,
+                real=real,
+                method="supervised",
+                training=config.resolved(len(real)),
+                task=run.teacher_task,
+                normalize=run.teacher_normalize,
+                seed=run.config.seed,
+                directory=self.path,
+                name="teacher",
+                **run.training_place,
+            )
+        model = model.to(run.accelerator.device).eval()
+        metrics = evaluate(
+            model, run.teacher_normalize, run.teacher_task, run.data.validation, accelerator=run.accelerator
+        )
+        if run.accelerator.is_main_process:
+            save_model(
+                self.path,
+                model,
+                config.model,
+                run.teacher_normalize,
+                num_outputs=run.teacher_task.num_outputs,
+                image_shape=run.image_shape,
+                task=run.teacher_task,
+            )
+        return {"validation": metrics}
+
+    def load(self) -> FrozenTeacher:
+        run, task = self.run, self.run.teacher_task
+        if isinstance(task, Regression) and task.head == SCALAR != run.task.head:  # as widely as it errs, it teaches
+            task = dataclasses.replace(task, sigma=self.results["validation"]["rmse"] / task.std or None)
+        if sentence := near_chance(self.results["validation"], run.teacher_task, "validation"):
+            run.console.print(f"  warning: {sentence}", markup=False, style="yellow", soft_wrap=True)
+        model, normalize = load_model(self.path)
+        features, device = run.config.teacher.features, run.accelerator.device
+        return FrozenTeacher(model, normalize, device=device, feature_path=features, task=task).for_task(run.task)

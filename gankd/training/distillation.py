@@ -1,0 +1,237 @@
+"""What `gankd.distill` and `gankd.pretrain` do: batches, views and a method are made of what a user lends, and trained."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from gankd.data.augment import SELF_SUPERVISED, Augment
+from gankd.data.loader import BatchSource
+from gankd.data.sets import ImageSet, as_image_set, as_unlabelled
+from gankd.data.views import Views
+from gankd.experiment.artifacts import fingerprint
+from gankd.methods import (
+    Distiller,
+    MethodConfig,
+    build_distiller,
+    check_method,
+    check_two_views,
+    check_views,
+    method_config,
+    sampling_of,
+)
+from gankd.models.inputs import normalization_of, remember
+from gankd.models.state import preserve_state
+from gankd.models.teacher import Normalize, Teacher
+from gankd.tasks import Representation, Task, task_of
+from gankd.training.config import TrainingConfig
+from gankd.training.context import RunContext
+from gankd.training.loop import fit
+from generators.images import to_unit_range
+from generators.settings import nearest
+
+
+def distill(
+    student: nn.Module,
+    teacher: nn.Module | Teacher | None,
+    *,
+    real: Dataset | None,
+    synthetic: Dataset | None,
+    method: str | dict[str, Any] | MethodConfig,
+    synthetic_fraction: float | None,
+    training: TrainingConfig | None,
+    task: Task | None,
+    normalize: Normalize | None,
+    context: RunContext,
+    settings: dict[str, Any],
+) -> nn.Module:
+    """See `gankd.distill`."""
+    device = context.accelerator.device
+    real = as_image_set(real, "real") if real is not None else None
+    synthetic = as_image_set(synthetic, "synthetic") if synthetic is not None else None
+    reference = real if real is not None else synthetic
+    if reference is None:
+        raise ValueError("distill needs data: give real, synthetic or both.")
+    task = task or task_of(reference)
+    for dataset in (real, synthetic):
+        if dataset is not None:
+            task.check(dataset.labels, dataset.name)
+    training, config = settings_of(training or TrainingConfig(), method, settings)
+    normalize = (normalize or Normalize.of(reference.images)).to(device)
+    check_views(config, training.views)
+    with _lent(student, teacher):
+        check_outputs(student, task, normalize, reference)
+        known = as_teacher(teacher, normalize, device, task)
+        if isinstance(teacher, nn.Module) and real is not None:
+            warn_near_chance(known, task, real)
+        data = (real, synthetic, synthetic_fraction)
+        distiller = _train(student, known, data, task, config, training, normalize, context)
+        trained = distiller.deployable()
+    remember(trained, normalize, task)
+    return trained.eval()
+
+
+def pretrain(
+    student: nn.Module,
+    teacher: nn.Module | Teacher | list[nn.Module | Teacher] | None,
+    *,
+    real: Tensor | Dataset | None,
+    synthetic: Tensor | Dataset | None,
+    method: str | dict[str, Any] | MethodConfig,
+    synthetic_fraction: float | None,
+    online_probe: bool,
+    training: TrainingConfig | None,
+    normalize: Normalize | None,
+    context: RunContext,
+    settings: dict[str, Any],
+) -> nn.Module:
+    """See `gankd.pretrain`."""
+    device = context.accelerator.device
+    if online_probe and (real is None or isinstance(real, Tensor)):
+        raise ValueError("online_probe reads the labels of real images; give real as a data set of (image, label).")
+    if real is not None:
+        real = as_image_set(real, "real") if online_probe else as_unlabelled(real, "real").without_labels()
+    synthetic = as_unlabelled(synthetic, "synthetic") if synthetic is not None else None
+    reference = real if real is not None else synthetic
+    if reference is None:
+        raise ValueError("pretrain needs images: give real, synthetic or both.")
+    task = Representation(task_of(real) if online_probe else None)
+    if synthetic is not None:
+        synthetic = synthetic.without_labels(torch.int64 if real is None else real.labels.dtype)
+    default = TrainingConfig(augmentation=SELF_SUPERVISED)
+    training, config = settings_of(training or default, method, settings)
+    normalize = (normalize or Normalize.of(reference.images)).to(device)
+    check_method(config, task.kind, has_teacher=teacher is not None)
+    check_views(config, training.views)
+    check_two_views(config, training.augmentation, has_real=real is not None)
+    teachers = teacher if isinstance(teacher, list) else [] if teacher is None else [teacher]
+    with _lent(student, *teachers):
+        known = [as_teacher(each, normalize, device, None) for each in teachers] or None
+        data = (real, synthetic, synthetic_fraction)
+        _train(student.to(device).train(), known, data, task, config, training, normalize, context)
+    remember(student, normalize)
+    return student.eval()
+
+
+def _train(
+    student: nn.Module,
+    teacher: Teacher | list[Teacher] | None,
+    data: tuple[ImageSet | None, ImageSet | None, float | None],
+    task: Task,
+    config: MethodConfig,
+    training: TrainingConfig,
+    normalize: Normalize,
+    context: RunContext,
+) -> Distiller:
+    """Batches of the data (real, synthetic, share of synthetic ones), views and a distiller are made, and it is trained."""
+    real, synthetic, fraction = data
+    if context.directory is not None:
+        read = {"real": real, "synthetic": synthetic, "student": student, "teacher": teacher}
+        identity = {name: None if value is None else _identity(value) for name, value in read.items()}
+        identity |= {"normalize": _identity(normalize.mean) + _identity(normalize.std), "task": str(task)}
+        context = dataclasses.replace(context, identity={**identity, **context.identity})
+    source = BatchSource(
+        real,
+        synthetic,
+        batch_size=training.batch_size,
+        synthetic_fraction=fraction,
+        sampling=sampling_of(config, task.kind),
+        **context.source,
+    )
+    augment = Augment(training.augmentation)
+    if training.views:
+        augment = Views(augment, training.views, source, teacher=teacher, seed=context.seed)
+    modes = [(part, part.training) for part in student.modules()]
+    distiller = build_distiller(
+        student, teacher, task, config, augment=augment, normalize=normalize, data=source, seed=context.seed
+    )
+    for part, mode in modes:  # whatever looked at the student's features meanwhile
+        part.training = mode
+    fit(distiller, source, training, context)
+    return distiller
+
+
+def _identity(value) -> str:
+    return " ".join(map(fingerprint, value)) if isinstance(value, list) else fingerprint(value)
+
+
+def _lent(*networks) -> contextlib.ExitStack:
+    """Those of them that are modules come back as they were lent: modes, and what is trainable."""
+    stack = contextlib.ExitStack()
+    for network in networks:
+        if isinstance(network, nn.Module):
+            stack.enter_context(preserve_state(network))
+    return stack
+
+
+def settings_of(
+    training: TrainingConfig, method: str | dict[str, Any] | MethodConfig, settings: dict[str, Any]
+) -> tuple[TrainingConfig, MethodConfig]:
+    """The settings of the training and of the method, single ones replaced by those that a call names.
+
+    Raises:
+        ValueError: a name that neither of them has.
+    """
+    config = method_config(method)
+    own = {key: value for key, value in settings.items() if key in TrainingConfig.model_fields}
+    others = {key: value for key, value in settings.items() if key not in own}
+    fields = set(type(config).model_fields) - {"name"}
+    for key in others:
+        if key not in fields:
+            raise ValueError(f"unknown setting '{key}'{nearest(key, fields | set(TrainingConfig.model_fields))}")
+    return training.replace(**own), config.replace(**others) if others else config
+
+
+@torch.no_grad()
+def check_outputs(student: nn.Module, task: Task, normalize: Normalize, dataset: ImageSet) -> None:
+    """Raise a ValueError unless the student answers an image with as many numbers as the task has outputs."""
+    image = to_unit_range(dataset.images[torch.arange(1)]).to(normalize.mean.device)
+    with preserve_state(student):
+        outputs = student.to(image.device).eval()(normalize(image))
+    if outputs.numel() != task.num_outputs:
+        raise ValueError(
+            f"the student has {outputs.numel()} outputs an image, the task needs {task.num_outputs}: change its last layer."
+        )
+
+
+def as_teacher(teacher: nn.Module | Teacher | None, normalize: Normalize, device, task: Task | None) -> Teacher | None:
+    """A `Teacher` that answers in the units of `task` (None: those of its own, only its features matter).
+
+    A module is normalised as it says itself where it was trained by gankd, else by `normalize`.
+    """
+    if isinstance(teacher, nn.Module):
+        teacher = Teacher(teacher, normalization_of(teacher) or normalize, device=device)
+    if teacher is None or task is None:
+        return teacher
+    return teacher.for_task(task, device)
+
+
+def warn_near_chance(teacher: Teacher, task: Task, real: ImageSet, sample: int = 1000) -> None:
+    """Warn when a teacher knows hardly more than nothing about real images, of which an even sample is asked."""
+    rows = torch.linspace(0, len(real) - 1, min(sample, len(real))).long()
+    if len(rows) < 2:
+        return
+    metrics = task.metrics()
+    metrics.update(task.to_metric(teacher.map(real.images[rows], teacher)), real.labels[rows])
+    values = task.in_units({name: value.item() for name, value in metrics.compute().items()})
+    if sentence := near_chance(values, task, "real"):
+        warnings.warn(sentence, stacklevel=4)
+
+
+def near_chance(metrics: dict[str, float], task: Task, images: str) -> str | None:
+    """The sentence about a teacher whose metrics on real images are near those of one that knows nothing; None for others."""
+    if task.metric == "top1":
+        chance = 100 / task.num_classes
+        found, is_near = f"is right on {metrics['top1']:.1f} % of the {images} images (chance: {chance:.1f} %)", False
+        is_near = metrics["top1"] < chance + 0.1 * (100 - chance)
+    else:
+        found = f"explains hardly any of the {images} labels' variance (R2 {metrics['r2']:.2f})"
+        is_near = metrics["r2"] < 0.1
+    remedy = "check its weights, the mean and std of its inputs, and what its outputs mean (order of classes, units)."
+    return f"the teacher {found}: {remedy}" if is_near else None
