@@ -183,7 +183,7 @@ def generated(
 
     from gankd.data.generated import generated_set
     from gankd.experiment.artifacts import StageDirectory, fingerprint
-    from gankd.synthesis.generated import write_generated
+    from gankd.synthesis.feature_store import write_feature_store
     from gankd.synthesis.store import load_store
 
     accelerator = accelerator or Accelerator()
@@ -194,7 +194,7 @@ def generated(
     with stage.once(accelerator) as results:
         if results is not None:
             provenance = {"inputs": stage.inputs}
-            write_generated(live.images, stage.directory, accelerator=accelerator, provenance=provenance)
+            write_feature_store(live.images, stage.directory, accelerator=accelerator, provenance=provenance)
     return load_store(stage.directory)
 
 
@@ -221,8 +221,8 @@ def probe(
 
     from gankd import evaluation
     from gankd.data.sets import as_image_set
+    from gankd.models.inputs import normalization_of
     from gankd.models.teacher import Normalize
-    from gankd.training.distillation import normalization_of
 
     accelerator = accelerator or Accelerator()
     train, test = as_image_set(train, "train"), as_image_set(test, "test")
@@ -268,7 +268,8 @@ def synthesize(
 
     from gankd.data.sets import as_image_set
     from gankd.experiment.artifacts import StageDirectory, fingerprint
-    from gankd.models.teacher import Normalize, borrowed
+    from gankd.models.state import preserve_state
+    from gankd.models.teacher import Normalize
     from gankd.synthesis.config import SynthesisConfig
     from gankd.synthesis.stage import Synthesis, check_generator
     from gankd.synthesis.store import load_store
@@ -281,10 +282,13 @@ def synthesize(
     task = task or task_of(real)
     config = (config or SynthesisConfig()).replace(num_samples=num_samples, **settings)
     check_generator(generator, task, real)
-    with borrowed(teacher) if isinstance(teacher, nn.Module) else contextlib.nullcontext():
+    with contextlib.ExitStack() as lent:
+        for module in (generator, teacher):
+            if isinstance(module, nn.Module):
+                lent.enter_context(preserve_state(module))
         teacher = as_teacher(teacher, Normalize.of(real.images), accelerator.device, task)
         inputs = {
-            "config": config.model_dump(mode="json"),
+            "config": config.model_dump(mode="json", exclude={"force"}),
             "seed": seed,
             "real": fingerprint(real),
             "generator": fingerprint(generator),
@@ -295,7 +299,7 @@ def synthesize(
         with stage.once(accelerator) as results:
             if results is not None:
                 Synthesis(
-                    generator.to(accelerator.device).eval(),
+                    generator.to(accelerator.device),
                     teacher,
                     task,
                     real,
@@ -327,14 +331,15 @@ def evaluate(
 
     from gankd import evaluation
     from gankd.data.sets import as_image_set
-    from gankd.models.teacher import Normalize, borrowed
+    from gankd.models.inputs import normalization_of
+    from gankd.models.state import preserve_state
+    from gankd.models.teacher import Normalize
     from gankd.tasks import task_of
-    from gankd.training.distillation import normalization_of
 
     accelerator = accelerator or Accelerator()
     dataset = as_image_set(dataset)
     normalize = normalize or normalization_of(model) or Normalize.of(dataset.images)
     model, normalize = model.to(accelerator.device), normalize.to(accelerator.device)
     task = task or getattr(model, "output_task", None) or task_of(dataset)
-    with borrowed(model):
+    with preserve_state(model):
         return evaluation.evaluate(model, normalize, task, dataset, accelerator=accelerator)

@@ -15,7 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gankd.losses.distributions import distribution_expectation, gaussian_nll_loss, label_distribution_loss
+from gankd.losses.distributions import (
+    distribution_expectation,
+    gaussian_kd_loss,
+    gaussian_nll_loss,
+    label_distribution_loss,
+)
+from gankd.losses.online import softened_divergence
+from gankd.losses.precision import full_precision
 
 CLASSIFICATION, REGRESSION, REPRESENTATION = "classification", "regression", "representation"
 SCALAR, BINS, GAUSSIAN = HEADS = ("scalar", "bins", "gaussian")
@@ -124,6 +131,13 @@ class Classification:
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy, mean over the batch."""
         return F.cross_entropy(outputs.float(), labels)
+
+    def divergence(self, outputs: Tensor, targets: Tensor, *, temperature: float = 1.0) -> Tensor:
+        """How far outputs are from others, mean over the batch: T^2 KL( softmax(targets / T) || softmax(outputs / T) ).
+
+        Both [N, K]; the gradient reaches both.
+        """
+        return softened_divergence(full_precision(outputs), full_precision(targets), temperature).mean()
 
     def predict(self, outputs: Tensor) -> Tensor:
         """Class ids [N]."""
@@ -274,6 +288,23 @@ class Regression:
             mean, log_variance = outputs.unbind(dim=1)
             return gaussian_nll_loss(student_mean=mean, student_log_variance=log_variance, labels=labels)
         return F.mse_loss(outputs.float().flatten(), labels)
+
+    def divergence(self, outputs: Tensor, targets: Tensor, *, temperature: float = 1.0) -> Tensor:
+        """How far outputs are from others of the same form, mean over the batch.
+
+        Squared difference of scalars, in standardised units; of bins as of classes; of Gaussians KL(targets || outputs). The
+        gradient reaches both, but for the targets of Gaussians.
+        """
+        if self.head == BINS:
+            return softened_divergence(full_precision(outputs), full_precision(targets), temperature).mean()
+        if self.head == GAUSSIAN:
+            return gaussian_kd_loss(
+                student_mean=outputs[:, 0],
+                student_log_variance=outputs[:, 1],
+                teacher_mean=targets[:, 0],
+                teacher_log_variance=targets[:, 1],
+            )
+        return F.mse_loss(full_precision(outputs).flatten(), full_precision(targets).flatten())
 
     def prediction(self, outputs: Tensor) -> Tensor:
         """The number that outputs stand for, [N], standardised and not clipped: itself, the expectation, or the mean."""

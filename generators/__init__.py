@@ -11,22 +11,57 @@ This package knows nothing of distillation. Its names load on first use: importi
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:  # for editors and type checkers; at run time see __getattr__
+    from generators.checks import check_generator
+    from generators.config import GeneratorConfig
+    from generators.grids import sample_grid
+    from generators.interface import ConditionalGenerator
+    from generators.model import GeneratorModel
+    from generators.monitor import GeneratorDiverged
+    from generators.networks import NETWORKS
+    from generators.networks.sngan import SNGANGenerator
+    from generators.pretrained import load_generator
+    from generators.statistics import standing_statistics
+    from generators.training import train
+    from generators.wrapping import wrap
+
+__all__ = [
+    "NETWORKS",
+    "ConditionalGenerator",
+    "GeneratorConfig",
+    "GeneratorDiverged",
+    "GeneratorModel",
+    "SNGANGenerator",
+    "check_generator",
+    "load_generator",
+    "sample_grid",
+    "standing_statistics",
+    "train",
+    "wrap",
+]
 _HOMES = {
-    "ConditionalGenerator": "generators.interface",
-    "GeneratorConfig": "generators.config",
-    "GeneratorDiverged": "generators.monitor",
-    "SNGANGenerator": "generators.networks.sngan",
-    "load_generator": "generators.pretrained",
-    "sample_grid": "generators.grids",
-    "standing_statistics": "generators.statistics",
-    "train": "generators.training",
-    "wrap": "generators.wrapping",
+    "NETWORKS": "networks",
+    "ConditionalGenerator": "interface",
+    "GeneratorConfig": "config",
+    "GeneratorDiverged": "monitor",
+    "GeneratorModel": "model",
+    "SNGANGenerator": "networks.sngan",
+    "check_generator": "checks",
+    "load_generator": "pretrained",
+    "sample_grid": "grids",
+    "standing_statistics": "statistics",
+    "train": "training",
+    "wrap": "wrapping",
 }
-__all__ = sorted(_HOMES)
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'generators' has no attribute '{name}'")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(f"generators.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -3,25 +3,77 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+# how torch.save and safetensors say that a write failed, whatever the reason; an OSError says it by its type
+FAILED_WRITES = re.compile(r"PytorchStreamWriter|inline_container|unexpected pos|iostream|I/?O ?error", re.IGNORECASE)
 
 
 @contextlib.contextmanager
 def replace_whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block ends, flush that file to disk and rename it to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Yield a temporary path beside `path`; when the block ends, flush that file to disk and rename it to `path`.
+
+    A block that fails leaves nothing behind, and `path` as it was. Who may read the file is what the umask says, also where
+    the block's writer (safetensors) keeps it to its owner.
+
+    Raises:
+        OSError: one sentence, when the file cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    yield temporary
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with telling_failed_writes(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.unlink(missing_ok=True)
+            temporary.touch()
+            mode = temporary.stat().st_mode
+            yield temporary
+            temporary.chmod(mode)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):  # the first failure is the one to tell
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def telling_failed_writes(path: Path) -> Iterator[None]:
+    """Raise what keeps a block from writing `path` as an OSError of one sentence; other failures pass as they are."""
+    try:
+        yield
+    except Exception as error:
+        foreign = isinstance(error, RuntimeError) or type(error).__name__ == "SafetensorError"
+        if isinstance(error, FailedWrite) or not (
+            isinstance(error, OSError) or (foreign and FAILED_WRITES.search(str(error)))
+        ):
+            raise
+        raise FailedWrite(path, error) from error
+
+
+class FailedWrite(OSError):
+    """A file that could not be written, why, and the way out, in one sentence."""
+
+    def __init__(self, path: Path, error: Exception):
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        folder = next((parent for parent in path.absolute().parents if parent.is_dir()), Path("/"))
+        if (free := shutil.disk_usage(folder).free) < 1 << 20:
+            reason = f"no space left on the disk ({reason})"
+        super().__init__(
+            f"{path} could not be written: {reason} ({free >> 20:,} MiB are free there). Make room, or choose a directory "
+            "that may be written, and start again; what was finished before is kept."
+        )
+        self.errno = getattr(error, "errno", None)
 
 
 def read_json(path: Path) -> Any:
@@ -54,6 +106,21 @@ def check_same_run(state: dict[str, Any], run: dict[str, Any], path: Path) -> No
             f"{path} belongs to another run ({key}: {there.get(key)} there, {run.get(key)} here); delete it, or choose "
             "another directory."
         )
+
+
+def fingerprint(values) -> str:
+    """A short hash of the contents of a tensor, or of what indexes like one, which is read in parts for it.
+
+    Values that know their own, as `fingerprint`, are asked.
+    """
+    known = getattr(values, "fingerprint", None)
+    if known is not None:
+        return str(known() if callable(known) else known)
+    content = hashlib.blake2b(str(tuple(values.shape)).encode(), digest_size=8)
+    for part in torch.arange(values.shape[0]).split(1024):
+        part = values[part.to(values.device) if isinstance(values, Tensor) else part].detach().cpu().reshape(-1)
+        content.update(str(part.dtype).encode() + part.view(torch.uint8).numpy().tobytes())
+    return content.hexdigest()
 
 
 def all_finite(modules: Iterable[nn.Module]) -> bool:

@@ -2,40 +2,31 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from generators.conditioning import LabelInput
+from generators.networks import NETWORK_SETTINGS, NETWORKS
+from generators.registry import NameIn, OptionsIn
 from generators.settings import Count, Positive, Settings, Share, Weight
-
-NETWORK_SETTINGS = {
-    "sngan": ("widths", "discriminator_widths", "latent_dim", "label_dim", "label_input"),
-    "sagan": ("channels", "latent_dim", "label_dim", "label_input"),
-    "biggan": ("channels", "latent_dim", "label_dim", "attention", "shared_embedding", "hierarchical"),
-    "biggan_deep": ("channels", "latent_dim", "label_dim", "attention", "depth"),
-    "dcgan": ("channels", "latent_dim", "label_dim", "label_input"),
-}
-"""Which settings shape which network."""
 
 
 class GeneratorConfig(Settings):
     """A conditional GAN: its networks and the adversarial training. Defaults suit 32-pixel colour images."""
 
-    checkpoint: Path | None = None
-    """Use this trained generator (a folder written by `save_pretrained`) instead of training one."""
-    train_on: Literal["train", "pool"] = "train"
-    """The student's training samples, or all that there are when `data.labelled` leaves the student only some."""
-    network: Literal["sngan", "sagan", "biggan", "biggan_deep", "dcgan"] = "sngan"
-    """The architecture. sngan and dcgan: 8 to 128 pixels; sagan: 64, 128; biggan and biggan_deep: 32 to 256, class ids."""
+    network: Annotated[str, NameIn(NETWORKS)] = "sngan"
+    """The architecture. sngan and dcgan: 8 to 128 pixels; sagan: 64, 128; biggan and biggan_deep: 32 to 256, class ids; or
+    the name of a network of your own, registered with `generators.networks.NETWORKS`."""
+    options: Annotated[dict[str, Any], OptionsIn(NETWORKS)] = {}
+    """Settings of a network of your own: the keyword-only parameters of what was registered. Ours have theirs below."""
     widths: tuple[Count, ...] = (256, 256, 256, 256)
     """sngan: generator channels at 4x4 pixels and after every doubling; fewer doublings than the image needs end in a
     bilinear enlargement."""
     discriminator_widths: tuple[Count, ...] = (128,)
     """sngan: discriminator channels after every halving down to 4x4 and of a last block; one number means it everywhere."""
     channels: Count = 64
-    """The others: the unit in which the architecture counts its widths (the papers' ch)."""
+    """sagan, biggan, biggan_deep, dcgan: the unit in which the architecture counts its widths (the papers' ch)."""
     attention: tuple[Count, ...] = ()
     """biggan, biggan_deep: image sizes at which self-attention follows (the paper: 64 at 128 pixels)."""
     shared_embedding: bool = False
@@ -47,19 +38,19 @@ class GeneratorConfig(Settings):
     latent_dim: Count = 128
     """Length of the latent vector."""
     label_dim: Count = 128
-    """Length of the label's code."""
+    """Length of the code into which the label is translated."""
     label_input: LabelInput | None = None
     """How the label enters: embedding (classes), fourier, ili or nli (scalars). Null: embedding or fourier."""
 
     loss: Literal["hinge", "nonsaturating"] = "hinge"
-    """The adversarial loss."""
+    """The adversarial loss of both networks."""
     vicinity: Literal["hard", "soft"] = "hard"
     """Scalar labels: which real images stand for a target label, those within kappa (hard) or all, weighted (soft)."""
     sigma: Positive | None = None
     """Scalar labels: noise added to target labels, in label units. Null: CcGAN's rule of thumb."""
     kappa: Positive | None = None
     """Scalar labels: half-width of the vicinity in label units (soft: the weight is exp(-(distance/kappa)^2)). Null: five
-    times the largest gap between neighbouring labels."""
+    times the largest gap between neighbouring labels, isolated ones left out, and a quarter of the label range at most."""
     mode_seeking: Weight = 0.0
     """Weight of the mode-seeking term, which rewards images that differ when their latents do. Few images need it."""
     r1: Weight = 0.0
@@ -88,18 +79,18 @@ class GeneratorConfig(Settings):
     batch_size: Count = 64
     """Real images a discriminator update, over all processes."""
     accumulate: Count = 1
-    """Passes into which the batch of an update is split, their gradients summed: less memory, the same batch but for the
+    """Parts into which the batch of an update is split, their gradients summed: less memory, the same batch but for the
     batch norms' statistics and the spectral norms' iterations."""
     sync_batch_norm: bool = False
     """Several GPUs: batch norms take their statistics over all of them."""
     discriminator_steps: Count = 1
     """Discriminator updates before every generator update."""
     learning_rate: Positive = 2e-4
-    """Adam's."""
+    """Learning rate of Adam, which trains both networks."""
     discriminator_learning_rate: Positive | None = None
-    """Adam's for the discriminator. Null: the same as the generator's."""
+    """Learning rate of the discriminator. Null: the same as the generator's."""
     betas: tuple[Share, Share] = (0.0, 0.9)
-    """Adam's."""
+    """Adam's decay rates of the mean gradient and of its mean square."""
     ema_decay: Share = 0.999
     """The generator that is kept averages its weights over about 1 / (1 - decay) steps (over a tenth of a shorter run)."""
     memory_budget: Annotated[int, Field(ge=0)] = 2048
@@ -109,27 +100,35 @@ class GeneratorConfig(Settings):
     sample_every: Count | None = 1000
     """Steps between two grids of samples (samples/step-N.png). Null: none."""
     score_every: Count | None = None
-    """Steps between two scores, Frechet distances to the validation images; the generator with the best one is kept.
-    Null: the last one is."""
-    score_samples: Count = 2000
-    """Images drawn for a score."""
-    score_extractor: Path | None = None
-    """Feature space of the score: a file with torch-fidelity's Inception weights. Null: the teacher's features."""
+    """Steps between two scores, lower is better (in a run: Frechet distances to the validation images). The generator with
+    the best one is kept. Null: the last generator is."""
     collapse_ratio: Annotated[float, Field(gt=1)] | None = 4.0
     """Stop, and go back to the best, when a score is this many times the best one. Null: never."""
     checkpoint_every: Count = 500
     """Steps between two checkpoints."""
 
     def network_settings(self) -> dict[str, Any]:
-        """The settings that shape the chosen network."""
-        return {name: getattr(self, name) for name in NETWORK_SETTINGS[self.network]}
+        """The settings that shape the chosen network: fields of ours, validated options of a user's."""
+        if self.network in NETWORK_SETTINGS:
+            return {name: getattr(self, name) for name in NETWORK_SETTINGS[self.network]}
+        options = NETWORKS.options(self.network).of(self.options)
+        return {name: getattr(options, name) for name in type(options).model_fields}
 
     @model_validator(mode="after")
     def _settings_of_the_network(self):
-        taken = NETWORK_SETTINGS[self.network]
+        taken = NETWORK_SETTINGS.get(self.network, ())
         for name in sorted(set().union(*NETWORK_SETTINGS.values()) - set(taken)):
             if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name} does not shape the network '{self.network}', which takes {', '.join(taken)}")
+                known = ", ".join(taken) or f"options: {', '.join(NETWORKS.options(self.network).model_fields)}"
+                raise ValueError(f"{name} does not shape the network '{self.network}', which takes {known}")
+        if taken and self.options:
+            raise ValueError(
+                f"options are for a network of your own; the settings of '{self.network}' stand beside them"
+            )
+        try:
+            self.network_settings()
+        except ValueError as error:
+            raise ValueError("; ".join(f"options.{line}" for line in str(error).splitlines())) from error
         return self
 
     @model_validator(mode="after")

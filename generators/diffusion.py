@@ -14,14 +14,13 @@ from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, DiTTransformer2DModel, UNet2DModel
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from generators.interface import ConditionalGenerator
+from generators.model import GeneratorModel, register_to_config
 
 
-class DiffusionGenerator(ConditionalGenerator):
+class DiffusionGenerator(GeneratorModel):
     """`forward(z, y)`: z [N, latent_dim], the noise at the first step; y int64 [N] -> image [N, C, H, W] in [-1, 1].
 
     Features are those of the last step, when the image is all but noise-free: outputs of the decoding blocks of a UNet, or

@@ -197,7 +197,7 @@ class Player:
     def step(self) -> None:
         """Change the weights by the gradients gathered since the last step."""
         if self.world > 1:
-            gradients = [parameter.grad for parameter in self.parameters]
+            gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
             flat = torch.cat([gradient.flatten() for gradient in gradients])
             torch.distributed.all_reduce(flat)
             means = (flat / self.world).split([gradient.numel() for gradient in gradients])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from generators.images import from_generator_range
-from generators.interface import ConditionalGenerator
+from generators.interface import ConditionalGenerator, evaluating
 from generators.randomness import seeded
 
 if TYPE_CHECKING:
@@ -26,12 +26,8 @@ def sample_grid(
     if labels is None:
         labels = spread_labels(generator, columns)
     latents = generator.draw_latents(rows, generator=seeded(seed, "grid"))
-    was_training = generator.training
-    generator.eval()
-    try:
+    with evaluating(generator):
         images = torch.stack([generator.sample(labels, z.expand(len(labels), -1)) for z in latents])  # [R, L, C, H, W]
-    finally:
-        generator.train(was_training)
     return tile(from_generator_range(images).cpu())
 
 

@@ -4,38 +4,47 @@
     images = generator.sample(torch.tensor([3, 1, 4]))                        # [3, C, H, W] in [-1, 1]
     images, features = generator.sample_with_features(torch.tensor([3, 1, 4]))
 
-A generator is a diffusers model: `save_pretrained` writes safetensors and config.json, `from_pretrained` reads them.
+A generator that can be saved is a `GeneratorModel`, see `model`; this module costs no more than torch to import.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
 import torch
-from diffusers import ConfigMixin, ModelMixin
-from torch import Tensor
+from torch import Tensor, nn
 
 from generators.vicinity import normalize_labels
 
 
-class ConditionalGenerator(ModelMixin, ConfigMixin):
+class ConditionalGenerator(nn.Module):
     """Base of the generators: labels and latents in, images in [-1, 1] out.
 
-    A subclass registers in its config `resolution`, `image_channels`, `latent_dim` and either `num_classes` or
-    `label_range` (min, max of the scalar label in the user's units), defines `forward(z, y)` (z [N, latent_dim]; y class
-    ids int64 [N] or scalars in [0, 1] float [N]), `label_code(y)` and `feature_names` (modules whose outputs are features).
+    A subclass has `config`, a mapping whose entries are attributes too, with `resolution`, `image_channels`, `latent_dim`
+    and either `num_classes` or `label_range` (min, max of the scalar label in the user's units; the other one is None). It
+    defines `forward(z, y)` (z [N, latent_dim]; y class ids int64 [N] or scalars in [0, 1] float [N] -> [N, C, H, W] in
+    [-1, 1]), and may define `label_code(y)` and `feature_names` (modules whose outputs are features).
     """
 
-    config_name = "config.json"
+    config: Any
     feature_names: tuple[str, ...] = ()
 
     def label_code(self, y: Tensor) -> Tensor:
-        """The code [N, D] by which label y conditions the network."""
-        raise NotImplementedError
+        """The code [N, D] by which label y conditions the network: that of its `encoder`, else one-hot, else y itself."""
+        if (encoder := getattr(self, "encoder", None)) is not None:
+            return encoder(y)
+        if self.is_class_conditional:
+            return nn.functional.one_hot(y, self.config.num_classes).float()
+        return y[:, None]
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        weight = next(self.parameters(), None)  # the base class walks all modules, several times a call
-        return super().device if weight is None else weight.device
+        tensor = next(itertools.chain(self.parameters(), self.buffers()), None)
+        return torch.device("cpu") if tensor is None else tensor.device
 
     @property
     def is_class_conditional(self) -> bool:
@@ -71,7 +80,7 @@ class ConditionalGenerator(ModelMixin, ConfigMixin):
             )
         if self.is_class_conditional:
             return labels.to(self.device, torch.int64)
-        return normalize_labels(labels=labels.float(), label_min=low, label_max=high).float().to(self.device)
+        return normalize_labels(labels=labels.double(), label_min=low, label_max=high).float().to(self.device)
 
     def draw_latents(self, num_samples: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Standard normal latents [num_samples, latent_dim], drawn on the CPU so that every device gets the same ones."""
@@ -105,3 +114,15 @@ class ConditionalGenerator(ModelMixin, ConfigMixin):
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; afterwards every part is in the mode in which it was, whatever happened."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training

@@ -6,15 +6,21 @@ Ding et al., CcGAN, T-PAMI 2023 (rules and sizes in `vicinity`).
 
 from __future__ import annotations
 
+import math
 import warnings
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from generators.config import GeneratorConfig
 from generators.vicinity import LabelIndex, kappa_rule_of_thumb, normalize_labels, sample_vicinity, sigma_rule_of_thumb
 
+if TYPE_CHECKING:
+    from generators.config import GeneratorConfig
+
 NUM_TRIES = 50  # noise draws for a target label before the nearest real label is taken
+KAPPA_GAPS = 5.0  # the paper's m_kappa
+ISOLATED = 5.0  # a gap of so many usual ones separates a label from all others
 
 
 class ClassLabels:
@@ -60,11 +66,39 @@ class ScalarLabels:
                 "labels will blur. Set generator.sigma (label units) yourself.",
                 stacklevel=2,
             )
-        if config.kappa:
-            width = config.kappa / (high - low)
-            self.kappa = width if config.vicinity == "hard" else 1 / width**2
-        else:
-            self.kappa = kappa_rule_of_thumb(labels=self.labels, multiplier=5.0, vicinity=config.vicinity)
+        width = config.kappa / (high - low) if config.kappa else self.rule_of_thumb(high - low)
+        self.kappa = width if config.vicinity == "hard" else 1 / width**2
+        if (held := self.images_within(width)) > 2 / 3 * len(labels):
+            warnings.warn(
+                f"kappa {width * (high - low):.3g} makes {held} of the {len(labels)} real images stand for one label (the "
+                "median): the generator will hardly follow its label. Set generator.kappa (label units) smaller.",
+                stacklevel=2,
+            )
+
+    def rule_of_thumb(self, span: float) -> float:
+        """Half-width of the vicinity, of labels in [0, 1]: the paper's rule, with a guard and a warning.
+
+        A single label far from all others would make the paper's window as wide as all labels: gaps beyond ISOLATED times
+        the 95th percentile are left out, and a window reaches a quarter of the range (`span`, in label units) at most.
+        """
+        paper = kappa_rule_of_thumb(labels=self.labels, multiplier=KAPPA_GAPS, vicinity="hard")
+        gaps = self.distinct.diff().sort().values
+        usual = gaps[int(0.95 * (len(gaps) - 1))]
+        width = min(KAPPA_GAPS * gaps[gaps <= ISOLATED * usual].max().item(), 0.25)
+        if width >= paper:
+            return paper
+        warnings.warn(
+            f"the rule of thumb for kappa gives {paper * span:.3g}, as neighbouring labels are up to {gaps[-1] * span:.3g} "
+            f"apart; {width * span:.3g} is used, and {self.images_within(width)} of the {len(self.labels)} real images "
+            "stand for one label (the median). Set generator.kappa (label units) yourself.",
+            stacklevel=3,
+        )
+        return width
+
+    def images_within(self, width: float) -> int:
+        """How many real images lie within `width` of a label: the median over the distinct labels."""
+        starts, ends = self.index.windows(self.distinct, width)
+        return int((ends - starts).median())
 
     def targets(self, size: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """Centres [size] among the distinct labels (a rare label counts as much as a common one), noise [size, tries]."""
@@ -104,9 +138,32 @@ def check_labels(labels: Tensor, num_classes: int | None, label_range: tuple[flo
             f"labels are {labels.dtype} where class ids (int64) are expected; for scalars give label_range."
         )
     low, high = label_range or (0, num_classes - 1)
-    if not low < high:
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(
+            f"label_range ({low:g}, {high:g}) has an end that is not finite; give the smallest and largest."
+        )
+    if low > high:
+        raise ValueError(f"label_range ({low:g}, {high:g}) is upside down; give (min, max).")
+    if low == high:
         raise ValueError(f"labels span [{low}, {high}]; a conditional generator needs at least two different labels.")
     outside = ~((labels >= low) & (labels <= high))  # so that NaN is outside
     if outside.any():
         index = int(outside.nonzero()[0])
         raise ValueError(f"label {labels[index].item():g} of sample {index} lies outside [{low:g}, {high:g}].")
+    distinct = labels.unique()
+    if len(distinct) < 2:
+        only = "no labels" if len(distinct) == 0 else f"all {len(labels)} labels are {distinct[0].item():g}"
+        raise ValueError(f"{only}; a conditional generator needs at least two distinct labels.")
+    if label_range is not None:
+        check_precision(distinct, low, high)
+
+
+def check_precision(distinct: Tensor, low: float, high: float) -> None:
+    """Raise a ValueError for labels that float32, in which networks see them, does not tell apart."""
+    collapsed = len(distinct.float().unique())
+    spacing = max(abs(low), abs(high)) * torch.finfo(torch.float32).eps
+    if collapsed < 0.99 * len(distinct) or spacing > (high - low) / 1000:
+        raise ValueError(
+            f"labels in [{low:.10g}, {high:.10g}] are not told apart in float32, where such numbers lie {spacing:.3g} apart "
+            f"({collapsed} of {len(distinct)} distinct labels remain); subtract a constant from them."
+        )

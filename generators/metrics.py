@@ -10,7 +10,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from generators.checks import check_range
 from generators.images import from_generator_range
+from generators.interface import evaluating
 from generators.randomness import seeded
 
 
@@ -140,21 +142,12 @@ def draw_images(generator, labels: Tensor, *, seed: int, batch_size: int = 256) 
     generator: a `ConditionalGenerator`; it draws in eval mode and is left in the mode in which it was.
     Raises ValueError when its images leave [-1, 1], which clamping to uint8 would hide.
     """
-    random, was_training = seeded(seed, "evaluation"), generator.training
-    generator.eval()
-    images = []
-    try:
+    random, images = seeded(seed, "evaluation"), []
+    with evaluating(generator):
         for part in labels.split(batch_size):
             drawn = generator.sample(part, generator.draw_latents(len(part), generator=random))
-            low, high = drawn.min().item(), drawn.max().item()
-            if not (low >= -1.01 and high <= 1.01):  # a NaN too
-                raise ValueError(
-                    f"{type(generator).__name__} draws values in [{low:.3g}, {high:.3g}]; the images of a generator lie in "
-                    "[-1, 1]: end it with tanh, or wrap it in a function that rescales."
-                )
+            check_range(drawn, type(generator).__name__)
             images.append(from_generator_range(drawn).cpu())
-    finally:
-        generator.train(was_training)
     return torch.cat(images)
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from generators.foreign import ARCHITECTURES, IGNORED
 from generators.interface import ConditionalGenerator
-from generators.networks import GENERATORS, generator_class
+from generators.networks import generator_class
 from generators.settings import nearest
 
 WEIGHTS = ("diffusion_pytorch_model.ema.safetensors", "diffusion_pytorch_model.safetensors")
@@ -75,7 +75,7 @@ def load_folder(path: Path, options: dict[str, Any]) -> ConditionalGenerator:
 
         check_keys(options, load_pipeline, "a diffusers pipeline")
         return load_pipeline(path, **options)
-    file = path / ConditionalGenerator.config_name
+    file = path / "config.json"
     if not file.exists():
         raise ValueError(
             f"{path} holds no generator (no {file.name}); give a folder written by save_pretrained, or a checkpoint file "
@@ -86,11 +86,12 @@ def load_folder(path: Path, options: dict[str, Any]) -> ConditionalGenerator:
         name = config["_class_name"]
     except (json.JSONDecodeError, KeyError, TypeError):
         raise ValueError(f"{file} is no configuration of a generator; write it with save_pretrained.") from None
-    if name not in GENERATORS:
-        raise ValueError(f"{file} names the architecture '{name}'; known: {', '.join(GENERATORS)}.")
     if options:
         raise ValueError(f"{path} has its own {file.name}; leave out {', '.join(options)}.")
-    generator = generator_class(name).from_config(config)
+    try:
+        generator = generator_class(name, config.get("_module")).from_config(config)
+    except LookupError as error:
+        raise ValueError(f"{file} names {error.args[0]}") from None
     weights = next((path / name for name in WEIGHTS if (path / name).exists()), None)
     if weights is None:
         raise ValueError(f"{path} holds no weights ({WEIGHTS[-1]}); weights in another format, a pickle, are not read.")

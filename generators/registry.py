@@ -1,12 +1,12 @@
 """Things that a configuration calls by name, ours and those of a user's own file.
 
-    NETWORKS = Registry("network")
+NETWORKS = Registry("network")
 
-    @NETWORKS.register("tiny")
-    def tiny(num_outputs: int, in_channels: int, *, width: Count = 8) -> nn.Module: ...
+@NETWORKS.register("tiny")
+def tiny(num_outputs: int, in_channels: int, *, width: Count = 8) -> nn.Module: ...
 
-    NETWORKS.find("tinny")               # ValueError: unknown network 'tinny'; did you mean 'tiny'?
-    NETWORKS.options("tiny").of({...})   # the keyword arguments, validated
+NETWORKS.find("tinny")               # ValueError: unknown network 'tinny'; did you mean 'tiny'?
+NETWORKS.options("tiny").of({...})   # the keyword arguments, validated
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import typing
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from pydantic import create_model
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, create_model
+from pydantic_core import core_schema
 
 from generators.settings import Settings, nearest
 
@@ -63,20 +64,54 @@ class Registry(dict[str, T]):
         return options_of(self.find(name))
 
 
+class NameIn:
+    """`Annotated[str, NameIn(NETWORKS)]`: a setting that is a name in a registry. The schema lists the names."""
+
+    def __init__(self, registry: Registry):
+        self.registry = registry
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        def check(name: str) -> str:
+            self.registry.find(name)
+            return name
+
+        return core_schema.no_info_after_validator_function(check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler) -> dict:
+        return {**handler(schema), "enum": list(self.registry)}
+
+
+class OptionsIn(NameIn):
+    """`Annotated[dict[str, Any], OptionsIn(NETWORKS)]`: the options of a thing that is named beside them. The schema shows
+    those of every thing in the registry that has some; whoever knows the name validates them (`Registry.options`)."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return handler(source)
+
+    def __get_pydantic_json_schema__(self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler) -> dict:
+        options = {name: self.registry.options(name) for name in self.registry}
+        known = [{**of.model_json_schema(), "title": name} for name, of in options.items() if of.model_fields]
+        return {**handler(schema), **({"anyOf": [*known, {"maxProperties": 0}]} if known else {})}
+
+
 def options_of(function: Callable) -> type[Settings]:
     """The keyword-only parameters of a function (or of a class's constructor) as settings: validated, in the schema, with a
     suggestion for a misspelt one.
 
     Its first paragraph is their help; a parameter without annotation takes anything.
     """
-    target = function.__init__ if inspect.isclass(function) else function
+    target = function
+    if not inspect.isroutine(function):  # a class, or an object that can be called
+        target = function.__init__ if inspect.isclass(function) else type(function).__call__
     hints = typing.get_type_hints(target, include_extras=True)
     fields: dict[str, Any] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is parameter.KEYWORD_ONLY:
             default = ... if parameter.default is parameter.empty else parameter.default
             fields[name] = (hints.get(name, Any), default)
-    model = create_model(f"{function.__name__}Options", __base__=Settings, **fields)
+    model = create_model(
+        f"{getattr(function, '__name__', type(function).__name__)}Options", __base__=Settings, **fields
+    )
     model.__doc__ = (inspect.getdoc(function) or "").split("\n\n")[0]
     return model
 

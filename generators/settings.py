@@ -13,6 +13,7 @@ Positive = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 def nearest(word: str, choices) -> str:
@@ -84,7 +85,7 @@ def _keys(problem: dict, values: Any) -> list[str]:
     return keys
 
 
-UNESSENTIAL = frozenset({"log_every", "checkpoint_every", "sample_every", "workers", "memory_budget", "title"})
+UNESSENTIAL = frozenset({"log_every", "checkpoint_every", "sample_every", "workers", "memory_budget", "title", "force"})
 """Settings that change no result, wherever they stand."""
 
 

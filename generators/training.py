@@ -17,9 +17,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from generators.checkpoints import all_finite, check_same_run, read_checkpoint, save_checkpoint
+from generators.checkpoints import all_finite, check_same_run, fingerprint, read_checkpoint, save_checkpoint
 from generators.config import GeneratorConfig
 from generators.game import Game
 from generators.images import as_uint8
@@ -28,11 +27,12 @@ from generators.label_network import train_label_network
 from generators.labels import ClassLabels, ScalarLabels, check_labels
 from generators.monitor import GeneratorDiverged, Monitor, check_health
 from generators.networks import build_networks
-from generators.randomness import mix, seeded
+from generators.progress import Progress
+from generators.randomness import check_seed, mix, seeded
 from generators.statistics import recalibrate_batch_norm
 
-# settings that change nothing in the training
-UNESSENTIAL = {"log_every", "checkpoint_every", "sample_every", "memory_budget", "checkpoint", "train_on"}
+# settings that change the result; what a configuration derived from ours adds is nothing to the training
+ESSENTIAL = set(GeneratorConfig.model_fields) - {"log_every", "checkpoint_every", "sample_every", "memory_budget"}
 
 
 def train(
@@ -57,19 +57,23 @@ def train(
         num_classes: for class ids. Exactly one of this and `label_range` is given.
         label_range: (min, max) of a scalar label in the user's units.
         config, **settings: the training's settings, and single ones that replace them (steps=2000, widths=(64, 48)).
-        directory: where checkpoints, grids and the trained generator go; a run cut off there is continued.
+        directory: where checkpoints, grids and the trained generator go; a run cut off there is continued, if it had the
+            same images, labels (by their contents), settings and seed.
         score: a generator to a number, lower is better, e.g. `metrics.frechet_score`. Taken every `config.score_every`
             steps; the generator with the best one is returned, also when the training collapses after it.
         log: receives one flat dictionary every `config.log_every` steps.
 
     Raises:
-        ValueError: labels outside the range, an image size that the networks cannot take.
+        ValueError: labels outside the range, all alike or indistinguishable in float32; an image size that the networks
+            cannot take; a directory with another run's checkpoint.
+        OSError: one sentence, when the disk is full or the directory may not be written.
         GeneratorDiverged: a loss is no longer finite, all images have become the same, or the discriminator answers all
             images alike, and no score was taken before.
     """
     config, accelerator = (config or GeneratorConfig()).replace(**settings), accelerator or Accelerator()
     if labels is None:
         images, labels = read_dataset(images)
+    check_seed(seed)
     check_labels(labels, num_classes, label_range)
     check_images(images, len(labels))
     check_processes(config, accelerator)
@@ -77,8 +81,10 @@ def train(
     size = config.batch_size // accelerator.num_processes
     directory = Path(directory) if directory else None
     checkpoint = directory / "checkpoint.pt" if directory else None
-    run = {**config.model_dump(mode="json", exclude=UNESSENTIAL), "seed": seed, "num_images": len(labels)}
+    run = {**config.model_dump(mode="json", include=ESSENTIAL), "seed": seed, "num_images": len(labels)}
     run |= {"num_classes": num_classes, "label_range": list(label_range or ())}
+    if checkpoint:
+        run |= {"images": fingerprint(images), "labels": fingerprint(labels)}
 
     with torch.random.fork_rng():
         torch.manual_seed(mix(seed, "generator networks"))
@@ -95,8 +101,8 @@ def train(
             network.to(device, memory_format=torch.channels_last).train()
         average = copy.deepcopy(generator)
         game = Game(generator, discriminator, plan, config, accelerator)
-        watched = {"score": score, "directory": directory, "seed": seed, "accelerator": accelerator}
-        monitor = Monitor(average, plan, config, **watched, log=log)
+        where = {"directory": directory, "seed": seed, "accelerator": accelerator}
+        monitor = Monitor(average, plan, config, score=score, log=log, **where)
         first_step = 0
         if resumes:
             state = read_checkpoint(checkpoint)
@@ -110,10 +116,9 @@ def train(
             images = images.to(device)
         batches = prefetch(images, plan, config, seed=seed, rank=rank, size=size, first_step=first_step)
         steps = range(first_step, config.steps)
-        progress = {"desc": "generator", "initial": first_step, "total": config.steps, "unit": "step"}
-        bar = tqdm(steps, **progress, disable=not is_main, dynamic_ncols=True)
+        progress = Progress(steps, title="generator", first=first_step, every=config.log_every, shown=is_main)
         try:
-            for step in bar:
+            for step in progress:
                 torch.manual_seed(mix(seed, "generator step", step, rank))
                 for batch in next(batches):
                     terms = game.discriminator_step(batch)
@@ -127,9 +132,7 @@ def train(
                     means = accelerator.reduce(torch.stack(list(terms.values())), "mean")
                     values = dict(zip(terms, means.tolist(), strict=True))  # the one host sync
                     check_health(values, step + 1)
-                    bar.set_postfix(
-                        {"D": f"{values['discriminator_loss']:.2f}", "G": f"{values['generator_loss']:.2f}"}
-                    )
+                    progress.note(D=values["discriminator_loss"], G=values["generator_loss"])
                     if is_main:
                         log({"stage": "generator", "step": step + 1, **values})
                 monitor.look(step + 1, last=last)
@@ -141,7 +144,7 @@ def train(
                         states = {name: part.state_dict() for name, part in parts.items()}
                         save_checkpoint(checkpoint, {"run": run, "step": step + 1, **states})
         except GeneratorDiverged as error:
-            bar.close()
+            progress.close()
             if not monitor.best_step:
                 raise GeneratorDiverged(" ".join([str(error), *ways_out(checkpoint)])) from None
             back = f"Rolled back to step {monitor.best_step}, whose score of {monitor.best_score:.4g} is the best."
@@ -170,7 +173,8 @@ def update_average(average: nn.Module, network: nn.Module, step: int, decay: flo
     """
     decay = min(decay, (1 + step) / (10 + step)) if step else 0.0
     torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
-    torch._foreach_copy_(list(average.buffers()), list(network.buffers()))
+    if buffers := list(average.buffers()):
+        torch._foreach_copy_(buffers, list(network.buffers()))
 
 
 def prefetch(

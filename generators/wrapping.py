@@ -6,45 +6,36 @@ images = generator.sample(torch.tensor([3, 1, 4]))
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 
 import torch
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from generators.interface import ConditionalGenerator
+from generators.interface import ConditionalGenerator, evaluating
 from generators.settings import nearest
+
+
+class Facts(dict):
+    """A dictionary whose entries are attributes too."""
+
+    __getattr__ = dict.__getitem__
 
 
 class WrappedGenerator(ConditionalGenerator):
     """A generator around `source(z, y)`; see `wrap`."""
 
-    ignore_for_config = ["source", "feature_names"]
-
-    @register_to_config
-    def __init__(
-        self,
-        *,
-        source: Callable[[Tensor, Tensor], Tensor],
-        resolution: int,
-        latent_dim: int,
-        image_channels: int,
-        num_classes: int | None,
-        label_range: tuple[float, float] | None,
-        feature_names: tuple[str, ...],
-    ):
+    def __init__(self, source: Callable[[Tensor, Tensor], Tensor], config: Facts, feature_names: Sequence[str] = ()):
         super().__init__()
-        self.source = source
+        self.source, self.config = source, config
         self.feature_names = tuple(f"source.{name}" for name in feature_names)
         self.register_buffer(
             "place", torch.empty(0), persistent=False
         )  # tells the device when `source` has no parameter
 
-    def label_code(self, y: Tensor) -> Tensor:
-        return nn.functional.one_hot(y, self.config.num_classes).float() if self.is_class_conditional else y[:, None]
-
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
-        images = self.source(z, y)
+        with evaluating(self.source) if isinstance(self.source, nn.Module) else contextlib.nullcontext():
+            images = self.source(z, y)
         expected = (len(z), self.config.image_channels, self.config.resolution, self.config.resolution)
         if images.shape != expected:
             raise ValueError(f"the wrapped generator returns images {tuple(images.shape)}; expected {expected}.")
@@ -73,7 +64,7 @@ def wrap(
     image_channels: int = 3,
     feature_names: Sequence[str] = (),
 ) -> ConditionalGenerator:
-    """`source` as a generator: evaluation mode, frozen, ready to sample.
+    """`source` as a generator, ready to sample. It draws in evaluation mode; otherwise `source` stays as it is.
 
     Args:
         source: a function or module of (z [N, latent_dim] standard normal, y [N]) that returns images [N, C, H, W] in
@@ -91,13 +82,5 @@ def wrap(
     for name in feature_names:
         if name not in modules:
             raise ValueError(f"feature name '{name}' is no module of what is wrapped{nearest(name, modules)}.")
-    generator = WrappedGenerator(
-        source=source,
-        resolution=resolution,
-        latent_dim=latent_dim,
-        image_channels=image_channels,
-        num_classes=num_classes,
-        label_range=label_range,
-        feature_names=tuple(feature_names),
-    )
-    return generator.eval().requires_grad_(False)
+    config = Facts(resolution=resolution, latent_dim=latent_dim, image_channels=image_channels)
+    return WrappedGenerator(source, Facts(config, num_classes=num_classes, label_range=label_range), feature_names)

@@ -61,7 +61,9 @@ def evaluate(args: argparse.Namespace) -> int:
     teacher = extractor = None
     if (run / "teacher" / "model.json").exists():
         features, speaks = config.teacher.features, experiment.teacher_task
-        teacher = Teacher(*load_model(run / "teacher"), device=device, feature_path=features, task=speaks).speak(task)
+        teacher = Teacher(*load_model(run / "teacher"), device=device, feature_path=features, task=speaks).for_task(
+            task
+        )
         extractor = extractors.teacher_extractor(teacher)
     if args.inception:
         extractor = extractors.inception_extractor(args.inception, device=device)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from gankd.models import MODELS, ModelConfig, SmallResNet, build_model, load_checkpoint
+from gankd.models import NETWORKS, ModelConfig, SmallResNet, build_model, load_checkpoint
 from gankd.models.store import load_model, save_model
 from gankd.models.teacher import Normalize
 from gankd.tasks import Classification, Regression
@@ -35,7 +35,7 @@ def equal(first: nn.Module, second: nn.Module) -> bool:
 # --- by name ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*MODELS, "torchvision:resnet18"])
+@pytest.mark.parametrize("name", [*NETWORKS, "torchvision:resnet18"])
 @pytest.mark.parametrize(("num_classes", "size"), [(10, 32), (1, 16)])
 def test_a_network_has_as_many_outputs_as_asked(name: str, num_classes: int, size: int) -> None:
     model = build_model(name, num_classes=num_classes, in_channels=3).eval()

@@ -14,7 +14,7 @@ from gankd.data.augment import AugmentationConfig
 from gankd.data.generated import Generated
 from gankd.data.sets import ImageSet, as_unlabelled
 from gankd.models import SmallResNet
-from gankd.synthesis import generated as writing
+from gankd.synthesis import feature_store as writing
 from gankd.training import TrainingConfig
 from generators import load_generator
 from tests.generators import test_diffusion, test_interface, test_stylegan2

@@ -466,7 +466,7 @@ def test_a_teacher_of_which_nothing_is_known_answers_as_the_student_or_with_one_
     view = torch.rand(5, 1, 4, 4)
     for num_outputs in {1, task.num_outputs}:
         asked = Teacher(network(num_outputs, pixels=4), nn.Identity())
-        expected, spoken = asked(view), asked.speak(task)(view)
+        expected, spoken = asked(view), asked.for_task(task)(view)
         assert spoken.shape == (5, task.num_outputs)
         if num_outputs == task.num_outputs:
             assert torch.equal(spoken, expected)

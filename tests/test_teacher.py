@@ -96,10 +96,10 @@ def test_a_teacher_speaks_the_units_of_whoever_asked_last(with_own: bool) -> Non
     asked = Teacher(nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), Normalize.of(images()), task=own)
     view, student = images().float() / 255, Regression(label_min=0, label_max=4, mean=2.0, std=1.5)
     answers = asked(view)
-    torch.testing.assert_close(asked.speak(student)(view), (3.5 + 0.25 * answers - 2.0) / 1.5)
+    torch.testing.assert_close(asked.for_task(student)(view), (3.5 + 0.25 * answers - 2.0) / 1.5)
     third = own if with_own else Regression(label_min=0, label_max=4, mean=1.0, std=2.0)
     expected = answers if with_own else (3.5 + 0.25 * answers - 1.0) / 2.0
-    torch.testing.assert_close(asked.speak(third)(view), expected)
+    torch.testing.assert_close(asked.for_task(third)(view), expected)
 
 
 # --- features ---------------------------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from gankd.data.splits import stratified_indices
 from gankd.evaluation.neighbours import knn_accuracy, knn_regress, standardize_features
 from gankd.losses.precision import full_precision
-from gankd.models.teacher import Teacher, borrowed
+from gankd.models.state import preserve_state
+from gankd.models.teacher import Teacher
 
 VALIDATION_SHARE = 0.2
 LOGISTIC_STRENGTHS = tuple(10.0**exponent for exponent in range(0, -7, -1))
@@ -66,7 +67,7 @@ def extract_features(
     """
     homes = {module: _device(module) for module in (model, normalize)}
     try:
-        with borrowed(model):
+        with preserve_state(model):
             teacher = Teacher(model, normalize, device=device or homes[model], feature_path=feature_path)
             return teacher.map(images, lambda chunk: teacher.outputs_and_features(chunk)[1].float(), batch_size)
     finally:

@@ -141,6 +141,19 @@ class BackboneArmConfig(Settings):
     """Its name in tables. Null: the arm's key."""
 
 
+class GeneratorStageConfig(GeneratorConfig):
+    """The conditional generator: trained here as these settings say, or loaded (`checkpoint`)."""
+
+    checkpoint: Path | None = None
+    """Use this trained generator (a folder written by `save_pretrained`) instead of training one."""
+    train_on: Literal["train", "pool"] = "train"
+    """The student's training samples, or all that there are when `data.labelled` leaves the student only some."""
+    score_samples: Count = 2000
+    """Images drawn for a score."""
+    score_extractor: Path | None = None
+    """Feature space of the score: a file with torch-fidelity's Inception weights. Null: the teacher's features."""
+
+
 class RepresentationConfig(TrainingConfig):
     """Backbones trained without labels, measured by probes, and where students may start from."""
 
@@ -173,8 +186,8 @@ class RepresentationConfig(TrainingConfig):
         if self.online_probe and self.unlabelled is not None:
             raise ValueError("the images of unlabelled have no labels for an online_probe; set it to false.")
         for name, arm in self.arms.items():
-            if arm.method.name == "squeeze_and_span" and not arm.synthetic:
-                raise ValueError(f"arms.{name}: squeeze_and_span needs generated samples; set synthetic above 0.")
+            if arm.method.method.needs_generator_features and not arm.synthetic:
+                raise ValueError(f"arms.{name}: {arm.method.name} needs generated samples; set synthetic above 0.")
             try:
                 check_method(arm.method, REPRESENTATION, has_teacher=True)
                 check_views(arm.method, self.views)
@@ -217,7 +230,7 @@ class ExperimentConfig(Settings):
     """What their labels are."""
     teacher: TeacherConfig = TeacherConfig()
     """The large model."""
-    generator: GeneratorConfig = GeneratorConfig()
+    generator: GeneratorStageConfig = GeneratorStageConfig()
     """The conditional generator."""
     representation: RepresentationConfig = RepresentationConfig()
     """Backbones trained without labels."""

@@ -1,22 +1,43 @@
-"""What a distillation method is: a module that owns everything one run trains, and the step that trains it."""
+"""What a distillation method is: a module that owns everything one run trains, and the step that trains it.
+
+A class with a `Config` is a method from the moment it is defined, in this package or in a user's own file: configurations
+find it by the `name` of its settings.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar
 
+from pydantic import BeforeValidator, SerializeAsAny
 from torch import Tensor, nn
 
 from gankd.data.loader import Batch, BatchSource
-from gankd.models.teacher import Teacher
-from gankd.tasks import CLASSIFICATION, REGRESSION, Task
+from gankd.methods.setup import Setup
+from gankd.models import ModelConfig
+from gankd.tasks import CLASSIFICATION, HEADS, REGRESSION
+from generators.registry import Registry
 from generators.settings import Settings
 
 EVERY_TASK = frozenset({CLASSIFICATION, REGRESSION})
+METHODS: Registry[type[Method]] = Registry("method")
+"""By name, ours and those of users' own files."""
 
 
 class MethodConfig(Settings):
-    """Base of the methods' settings. A method's config has a `name: Literal[...]` and the paper's defaults."""
+    """The base of the methods' settings: a `name: Literal[...]` and the paper's defaults."""
+
+    method: ClassVar[type[Method]]
+    """The class that these are the settings of."""
+
+    @property
+    def parts(self) -> tuple[MethodConfig, ...]:
+        """The methods that these settings name: this one, or the terms that are combined."""
+        return (self,)
+
+    @property
+    def networks(self) -> tuple[ModelConfig, ...]:
+        """Networks that the method brings itself, besides student and teacher."""
+        return ()
 
     def check_task(self, task_kind: str, head: str = "scalar") -> None:
         """Raise a ValueError when these settings are not defined for a task or head that the method itself does."""
@@ -32,19 +53,41 @@ class MethodConfig(Settings):
         """Whether what is trained is a network of the student's kind, which a run's folder can hold."""
         return True
 
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether a teacher, where there is one, is asked anything."""
+        return self.method.needs_teacher
+
 
 class Method:
     """What every method declares, whether it is a whole `Distiller` or a `Term` beside the task's loss."""
 
     Config: ClassVar[type[MethodConfig]]
     tasks: ClassVar[frozenset[str]]
-    heads: ClassVar[frozenset[str]] = frozenset({"scalar", "bins", "gaussian"})
+    heads: ClassVar[frozenset[str]] = frozenset(HEADS)
     """For regression: the kinds of output that it is defined for."""
-    needs_teacher: ClassVar[bool] = True
-    compared_views: ClassVar[str | None] = None
-    """Of which images it compares two views with each other: `all`, `real` ones, or none."""
-    instead: ClassVar[str] = ""
+    hint: ClassVar[str] = ""
     """A sentence for the user of a task or head that it is not defined for: what to do instead."""
+    needs_teacher: ClassVar[bool] = True
+    needs_generator_features: ClassVar[bool] = False
+    """Whether it learns from synthetic images with their generator's features of them."""
+    needs_equal_widths: ClassVar[bool] = False
+    """Whether the student's stages must be as wide as its teacher's."""
+    fewest_classes: ClassVar[int] = 2
+    """The number of classes from which on it says anything."""
+    fewest_samples: ClassVar[int] = 2
+    """The smallest batch that it can compare."""
+    repeats_views: ClassVar[bool] = False
+    """Whether the augmented views that it learns from may repeat (`views` of the training)."""
+    compared_views: ClassVar[str | None] = None
+    """Which images' two views it compares with each other: those of `all`, of the `real` ones, or of none."""
+
+    def __init_subclass__(cls, *, register: bool = True, **keywords: Any):
+        super().__init_subclass__(**keywords)
+        if "Config" in cls.__dict__:
+            cls.Config.method = cls
+            if register:
+                METHODS.register(cls.Config.model_fields["name"].default)(cls)
 
     @classmethod
     def check(cls, task_kind: str, has_teacher: bool, head: str = "scalar") -> None:
@@ -56,7 +99,7 @@ class Method:
         elif task_kind == REGRESSION and head not in cls.heads:
             sentence = f"method {name} is not defined for task.head: {head}; it takes {' or '.join(sorted(cls.heads))}."
         if sentence:
-            raise ValueError(f"{sentence} {cls.instead}".strip())
+            raise ValueError(f"{sentence} {cls.hint}".strip())
         if cls.needs_teacher and not has_teacher:
             raise ValueError(f"method {name} needs a teacher; give one, or use method supervised.")
 
@@ -64,30 +107,13 @@ class Method:
 class Distiller(Method, nn.Module):
     """Base of the methods. `forward(batch)` returns named loss terms, `"loss"` being the total.
 
-    Args:
-        student: the network to train; takes images normalised by `normalize`.
-        teacher: None for methods without one.
-        augment: uint8 images [N, C, H, W] to a view, float [N, C, H, W] in [0, 1].
-        normalize: a view to what the student takes. The teacher normalises views itself.
-        data: what batches will come from: its `labels`, `num_samples` and `image_shape` size banks and heads.
-
     Built by `build_distiller`, which checks that the method is defined for what it is asked.
     """
 
-    def __init__(
-        self,
-        student: nn.Module,
-        teacher: Teacher | None,
-        task: Task,
-        config: MethodConfig,
-        *,
-        augment: Callable[[Tensor], Tensor],
-        normalize: nn.Module,
-        data: BatchSource,
-    ):
+    def __init__(self, config: MethodConfig, setup: Setup):
         super().__init__()
-        self.student, self.teacher, self.task, self.config = student, teacher, task, config
-        self.augment, self.normalize = augment, normalize
+        self.student, self.teacher, self.task, self.config = setup.student, setup.teacher, setup.task, config
+        self.augment, self.normalize = setup.augment, setup.normalize
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         raise NotImplementedError
@@ -114,3 +140,39 @@ class Distiller(Method, nn.Module):
 
     def finish(self) -> None:
         """Once after the last step: write what the run leaves besides its student."""
+
+
+def configured(method: Any) -> MethodConfig:
+    """A method's settings from its name, from a dictionary with `name`, or from settings.
+
+    Raises:
+        ValueError: an unknown method, a setting that it does not have or cannot take.
+    """
+    if isinstance(method, MethodConfig):
+        return method
+    values = {"name": method} if isinstance(method, str) else method
+    if not isinstance(values, dict) or not isinstance(values.get("name"), str):
+        raise ValueError(f"a method is a name or its settings with `name`, got {method!r}")
+    return METHODS.find(values["name"]).Config.of(values)
+
+
+def _validated(method: Any) -> MethodConfig:
+    """As `configured`, within the validation of a configuration, whose errors know the keys' whole path."""
+    if isinstance(method, dict) and method.get("name") in METHODS:
+        return METHODS[method["name"]].Config.model_validate(method)
+    return configured(method)
+
+
+class _MethodSchema:
+    """Describes a method's settings to editors: one of those that are registered when the schema is asked for."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema, handler):
+        configs = [method.Config.__pydantic_core_schema__ for method in METHODS.values()]
+        return {"oneOf": [handler(config) for config in configs]}
+
+
+MethodSetting = Annotated[SerializeAsAny[MethodConfig], BeforeValidator(_validated)]
+"""The settings of any method, as a field of a configuration; in a schema only its name."""
+AnyMethodConfig = Annotated[MethodSetting, _MethodSchema]
+"""The same, with all of its settings in the schema."""

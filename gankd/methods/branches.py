@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gankd.losses import kd_loss, regression_kd_loss
+from gankd.methods.setup import Setup
 from gankd.methods.taps import Shape, stages
-from gankd.methods.terms import Setup, TermConfig
+from gankd.methods.terms import TermConfig
 from gankd.models.taps import INPUT, default_taps, feature_shapes
 from gankd.tasks import CLASSIFICATION, Task
 

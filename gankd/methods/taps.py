@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from gankd.methods.terms import FeatureTermConfig, Setup
+from gankd.methods.setup import Setup
+from gankd.methods.terms import FeatureTermConfig
 
 Shape = tuple[int, ...]  # of a feature without the batch dimension: (C, H, W) or (D,)
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from gankd.losses import ctkd_temperature, curriculum_strength
 from gankd.losses.precision import full_precision
-from gankd.methods.terms import Setup, Term, TermConfig
+from gankd.methods.setup import Setup
+from gankd.methods.terms import Term, TermConfig
 from generators.settings import Positive, Settings, Share, Weight
 
 BOUND = 6.0  # |theta| beyond it moves T by less than 0.3 % of its range, and hardly gets a gradient to come back by

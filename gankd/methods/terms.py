@@ -7,18 +7,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from gankd.data.loader import Batch, BatchSource
 from gankd.data.views import Views, view_of
-from gankd.methods.base import EVERY_TASK, Distiller, Method, MethodConfig
-from gankd.models.taps import Taps, default_taps, feature_shapes
-from gankd.models.teacher import Teacher
-from gankd.tasks import Task
+from gankd.methods.base import EVERY_TASK, METHODS, Distiller, Method, MethodConfig, MethodSetting
+from gankd.methods.setup import Outputs, Setup
+from gankd.models.taps import Taps
 from generators.settings import Settings, Weight
 
 
@@ -40,73 +38,46 @@ class FeatureTermConfig(TermConfig):
     """Module paths of the teacher's features, one for each of the student's."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Setup:
-    """What a term is built from."""
+class CombinedConfig(MethodConfig):
+    """task_weight * task loss + the weighted terms of other methods (their own task_weight does not count)."""
 
-    student: nn.Module
-    teacher: Teacher | None
-    task: Task
-    data: BatchSource
+    name: Literal["combined"] = "combined"
+    """The method."""
+    task_weight: Weight = 1.0
+    """Weight of the labels' loss."""
+    terms: Annotated[tuple[MethodSetting, ...], Field(min_length=1)]
+    """Methods with their settings, each a term between student and teacher: [{name: kd, alpha: 1}, {name: sp}]."""
 
-    def shapes(self, student_taps: list[str], teacher_taps: list[str]) -> tuple[list, list]:
-        """Shapes without the batch dimension of the student's and of the teacher's features."""
-        image_shape = self.data.image_shape
-        return (
-            feature_shapes(self.student, image_shape, student_taps),
-            feature_shapes(self.teacher.module, image_shape, teacher_taps),
-        )
+    @field_validator("terms")
+    @classmethod
+    def _are_terms(cls, terms):
+        for term in terms:
+            if not issubclass(term.method, Term):
+                known = ", ".join(name for name, method in METHODS.items() if issubclass(method, Term))
+                raise ValueError(f"method {term.name} is no term that goes beside others; combine {known}")
+        owners = [term.name for term in terms if term.method.own_label_loss]
+        if len(owners) > 1:
+            raise ValueError(f"{' and '.join(owners)} each bring a loss on the labels of their own; keep one of them")
+        return terms
 
-    def taps(self, config: FeatureTermConfig, choose: Callable[[list[str]], list[str]], *, preact: bool = False):
-        """The tapped paths of student and teacher, those that `choose` takes of [f0, ..., fL, pooled], or the user's.
+    @property
+    def parts(self) -> tuple[MethodConfig, ...]:
+        return self.terms
 
-        Of networks with unlike numbers of stages the last ones are paired.
-
-        Raises:
-            ValueError: unlike numbers of taps; a network whose default taps are not known, or none of them fits.
-        """
-        image_shape = self.data.image_shape
-        pairs = []
-        for paths, model in ((config.student_taps, self.student), (config.teacher_taps, self.teacher.module)):
-            pairs.append(list(paths or choose(default_taps(model, preact=preact, image_shape=image_shape))))
-            if not pairs[-1]:
-                raise ValueError(
-                    f"{config.name} compares feature maps, and {type(model).__name__} has none between its images and its "
-                    "pooled features; name modules in student_taps and teacher_taps."
-                )
-        if config.student_taps or config.teacher_taps:
-            if len(pairs[0]) != len(pairs[1]):
-                raise ValueError(
-                    f"{len(pairs[0])} student_taps and {len(pairs[1])} teacher_taps; give as many of the one as of the "
-                    "other."
-                )
-        fewest = min(map(len, pairs))
-        return pairs[0][-fewest:], pairs[1][-fewest:]
-
-
-@dataclasses.dataclass(frozen=True)
-class Passes:
-    """What student and teacher made of one view of a batch."""
-
-    batch: Batch
-    student_outputs: Tensor | None
-    """[N, K]; None in a first stage without the student."""
-    student_features: dict[str, Tensor]
-    """By module path."""
-    teacher_outputs: Tensor | None
-    """[N, K'], without gradient."""
-    teacher_features: dict[str, Tensor]
-    """By module path, without gradient."""
+    @property
+    def uses_teacher(self) -> bool:
+        return any(term.uses_teacher for term in self.terms)
 
 
 class Term(Method, nn.Module):
-    """One distillation loss with its heads: `forward(passes)` returns it, a scalar before its weight.
+    """One distillation loss with its heads: `forward(outputs)` returns it, a scalar before its weight.
 
     A subclass names what it reads: `student_taps` and `teacher_taps` (module paths) and `reads_teacher_outputs`.
     """
 
     Config: ClassVar[type[TermConfig]]
     tasks = EVERY_TASK
+    repeats_views = True
     reads_teacher_outputs: ClassVar[bool] = False
     buffers_stay_equal: ClassVar[bool] = False
     """Whether every process keeps the same buffers (banks), so that they need not be sent to all before each step."""
@@ -119,12 +90,12 @@ class Term(Method, nn.Module):
         self.factor = 1.0
         """On the weight, now: `start_step` may change it."""
 
-    def forward(self, passes: Passes) -> Tensor:
+    def forward(self, outputs: Outputs) -> Tensor:
         raise NotImplementedError
 
     own_label_loss: ClassVar[bool] = False
 
-    def label_loss(self, passes: Passes) -> Tensor:
+    def label_loss(self, outputs: Outputs) -> Tensor:
         """In place of the task's loss, of a method with `own_label_loss`."""
         raise NotImplementedError
 
@@ -132,10 +103,10 @@ class Term(Method, nn.Module):
         """Scalars for the log besides the loss, of the last batch, without gradient."""
         return {}
 
-    def features(self, passes: Passes) -> tuple[list[Tensor], list[Tensor]]:
+    def features(self, outputs: Outputs) -> tuple[list[Tensor], list[Tensor]]:
         """The student's and the teacher's tapped features, in the order of the taps."""
-        student = [passes.student_features[path] for path in self.student_taps]
-        return student, [passes.teacher_features[path] for path in self.teacher_taps]
+        student = [outputs.student_features[path] for path in self.student_taps]
+        return student, [outputs.teacher_features[path] for path in self.teacher_taps]
 
     # --- hooks, as those of `Distiller` -------------------------------------------------------------------------------
 
@@ -151,7 +122,7 @@ class Term(Method, nn.Module):
         for name, module in self.named_children():
             module.requires_grad_((name in self.first_stage_modules) == first)
 
-    def first_stage_loss(self, passes: Passes) -> Tensor:
+    def first_stage_loss(self, outputs: Outputs) -> Tensor:
         raise NotImplementedError
 
     def prepare(self, setup: Setup) -> None:
@@ -165,22 +136,25 @@ class Term(Method, nn.Module):
 
 
 class Distillation(Distiller):
-    """The task's loss and any number of terms. A term of weight 0 is not there at all: no heads, no passes.
+    """The task's loss and any number of terms: the method `combined`, and what trains a term that is an arm's only method.
 
-    Args:
-        terms: by the names that the log calls them.
+    A term of weight 0 is not there at all: no heads, no forward passes.
     """
 
     tasks = EVERY_TASK
     needs_teacher = False  # its terms say what they need
+    repeats_views = True
 
-    def __init__(self, student, teacher, task, config, *, terms: dict[str, tuple[type[Term], TermConfig]], **others):
-        super().__init__(student, teacher, task, config, **others)
-        self.setup = Setup(student, teacher, task, others["data"])
-        self.weights = {name: settings.weight for name, (_, settings) in terms.items() if settings.weight > 0}
-        self.terms = nn.ModuleDict(
-            {name: terms[name][0](terms[name][1], self.setup) for name in self.weights}  # name: kind(settings, setup)
-        )
+    Config = CombinedConfig
+
+    def __init__(self, config: MethodConfig, setup: Setup):
+        super().__init__(config, setup)
+        self.setup = setup
+        names = [part.name for part in config.parts]
+        labels = [name if names.count(name) == 1 else f"{name}_{index}" for index, name in enumerate(names)]
+        parts = {label: part for label, part in zip(labels, config.parts, strict=True) if part.weight > 0}
+        self.weights = {label: part.weight for label, part in parts.items()}
+        self.terms = nn.ModuleDict({label: part.method(part, setup) for label, part in parts.items()})
         if config.task_weight == 0 and not any(term.factor for term in self.terms.values()):
             raise ValueError("nothing is left to train on: neither task_weight nor the weight of a term is above 0.")
         self._enter_main_stage()
@@ -199,41 +173,41 @@ class Distillation(Distiller):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         weights = {name: weight * self.terms[name].factor for name, weight in self.weights.items()}
         active = {name: self.terms[name] for name, weight in weights.items() if weight > 0}
-        passes = self.passes(batch, active)
-        losses = {name: term(passes) for name, term in active.items()}
+        outputs = self.outputs(batch, active)
+        losses = {name: term(outputs) for name, term in active.items()}
         total = sum(weights[name] * loss for name, loss in losses.items())
         if self.config.task_weight > 0:
-            losses["task"] = self.label_loss(passes)
+            losses["task"] = self.label_loss(outputs)
             total = total + self.config.task_weight * losses["task"]
         watched = {f"{name}_{key}": value for name, term in active.items() for key, value in term.watched().items()}
         return {"loss": total, **losses, **watched}
 
-    def label_loss(self, passes: Passes) -> Tensor:
+    def label_loss(self, outputs: Outputs) -> Tensor:
         """The task's, or that of the term which brings its own."""
         for term in self.terms.values():
             if term.own_label_loss:
-                return term.label_loss(passes)
-        return self.task.loss(passes.student_outputs, passes.batch.labels)
+                return term.label_loss(outputs)
+        return self.task.loss(outputs.student, outputs.batch.labels)
 
-    def passes(self, batch: Batch, terms: dict[str, Term], *, with_student: bool = True) -> Passes:
+    def outputs(self, batch: Batch, terms: dict[str, Term], *, with_student: bool = True) -> Outputs:
         """One view of the batch through the student, and through the teacher if a term asks for it."""
         view = view_of(self.augment, batch)  # [N, C, H, W]
         student_taps = list(dict.fromkeys(path for term in terms.values() for path in term.student_taps))
         teacher_taps = list(dict.fromkeys(path for term in terms.values() for path in term.teacher_taps))
-        outputs, features = None, []
+        student, student_features = None, []
         if with_student:
-            outputs, features = Taps(self.student, student_taps)(self.normalize(view))
-        teacher_outputs, teacher_features = None, []
+            student, student_features = Taps(self.student, student_taps)(self.normalize(view))
+        teacher, teacher_features = None, []
         reads_outputs = any(term.reads_teacher_outputs for term in terms.values())
         if reads_outputs and not teacher_taps and isinstance(self.augment, Views) and self.augment.training:
-            teacher_outputs = self.augment.answers(batch)
+            teacher = self.augment.answers(batch)
         elif reads_outputs or teacher_taps:
-            teacher_outputs, teacher_features = self.teacher.outputs_and_taps(view, teacher_taps)
-        return Passes(
+            teacher, teacher_features = self.teacher.outputs_and_taps(view, teacher_taps)
+        return Outputs(
             batch,
-            outputs,
-            dict(zip(student_taps, features, strict=True)) if with_student else {},
-            teacher_outputs,
+            student,
+            dict(zip(student_taps, student_features, strict=True)) if with_student else {},
+            teacher,
             dict(zip(teacher_taps, teacher_features, strict=True)),
         )
 
@@ -272,15 +246,15 @@ class FirstStage(Distiller):
         if with_student:
             self.student = main.student
         self.terms = nn.ModuleDict(terms)
-        self.read = lambda batch: main.passes(batch, terms, with_student=with_student)
+        self.read = lambda batch: main.outputs(batch, terms, with_student=with_student)
         for term in terms.values():
             term.enter_stage(first=True)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        passes = self.read(batch)
-        losses = {name: term.first_stage_loss(passes) for name, term in self.terms.items()}
+        outputs = self.read(batch)
+        losses = {name: term.first_stage_loss(outputs) for name, term in self.terms.items()}
         total = sum(losses.values())
-        if passes.student_outputs is not None:
+        if outputs.student is not None:
             # No such loss reaches the last layer, and processes wait for the gradient of every parameter: let it be 0.
-            total = total + 0 * passes.student_outputs.float().sum()
+            total = total + 0 * outputs.student.float().sum()
         return {"loss": total, **losses}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from gankd.models.networks import NETWORKS
 from gankd.models.resnet import initialize_convolutions
 
 GROUPS = (  # expansion, channels, blocks, stride of the first block; half of the paper's widths, not rounded to 8
@@ -48,6 +49,7 @@ class InvertedResidual(nn.Module):
         return x + self.conv(x) if self.residual else self.conv(x)
 
 
+@NETWORKS.register("MobileNetV2")
 class MobileNetV2(nn.Module):
     """Seven groups of inverted residuals, ReLU throughout (not ReLU6), no dropout; [N, in_channels, H, W] -> logits."""
 
@@ -76,6 +78,14 @@ class MobileNetV2(nn.Module):
     def feature_taps(self, preact: bool = False) -> list[str]:
         # A linear bottleneck ends without a ReLU: with and without activation are the same.
         return ["conv1", "blocks.1", "blocks.2", "blocks.4", "blocks.6", "classifier.0:input"]
+
+    def extra_stage(self) -> nn.Module:
+        blocks, before = [], GROUPS[-1][1]
+        for expansion, channels, repeats, _ in GROUPS[-2:]:  # what lies between the last two taps
+            for _ in range(repeats):
+                blocks.append(InvertedResidual(before, channels, 1, expansion))
+                before = channels
+        return nn.Sequential(*blocks)
 
     def norms_before_relu(self) -> list[str]:
         return [f"blocks.{i}.{len(self.blocks[i]) - 1}.conv.7" for i in (1, 2, 4, 6)]

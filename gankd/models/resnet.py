@@ -8,8 +8,12 @@ Module names are those of the published checkpoints. Global average pooling take
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from gankd.models.networks import NETWORKS, sized
 
 
 def initialize_convolutions(network: nn.Module) -> None:
@@ -19,25 +23,41 @@ def initialize_convolutions(network: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
-def projection(in_channels: int, out_channels: int, stride: int) -> nn.Module | None:
+def projection(in_channels: int, out_channels: int, stride: int) -> nn.Module:
     """1x1 convolution and BN where a block changes the shape of its input."""
-    if stride == 1 and in_channels == out_channels:
-        return None
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), nn.BatchNorm2d(out_channels)
     )
 
 
-class BasicBlock(nn.Module):
-    """conv3-BN-ReLU-conv3-BN, plus the input, ReLU."""
+class PaddedShortcut(nn.Module):
+    """Every `stride`-th pixel, with channels of zeros on both sides: no parameters (option A of the paper)."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__()
+        self.stride, self.padding = stride, (out_channels - in_channels) // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.padding, self.padding))
+
+
+class BasicBlock(nn.Module):
+    """conv3-BN-ReLU-conv3-BN, plus the input (through `shortcut` where the shape changes), ReLU."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        shortcut: Callable[[int, int, int], nn.Module] = projection,
+    ):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
-        self.downsample = projection(in_channels, out_channels, stride)
+        same = stride == 1 and in_channels == out_channels
+        self.downsample = None if same else shortcut(in_channels, out_channels, stride)
         self.relu = nn.ReLU()  # only after the sum, so that its input is the pre-activation tap
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,7 +77,8 @@ class Bottleneck(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(4 * width)
-        self.shortcut = projection(in_channels, 4 * width, stride)
+        same = stride == 1 and in_channels == 4 * width
+        self.shortcut = None if same else projection(in_channels, 4 * width, stride)
         self.relu = nn.ReLU()  # only after the sum, so that its input is the pre-activation tap
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,6 +96,7 @@ class ResNet(nn.Module):
     Args:
         depth: 6 n + 2 for n blocks a stage.
         widths: channels of the stem and of the three stages.
+        shortcut: of the blocks that change their input's shape: `projection`, or `PaddedShortcut`.
 
     Raises:
         ValueError: a depth that is not 6 n + 2.
@@ -84,6 +106,7 @@ class ResNet(nn.Module):
         self,
         depth: int,
         widths: tuple[int, int, int, int] = (16, 16, 32, 64),
+        shortcut: Callable[[int, int, int], nn.Module] = projection,
         num_classes: int = 100,
         in_channels: int = 3,
     ):
@@ -91,7 +114,7 @@ class ResNet(nn.Module):
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(f"a CIFAR ResNet has 6 n + 2 layers (8, 14, 20, ...), not {depth}.")
         self.name = f"resnet{depth}" + ("x4" if widths == (32, 64, 128, 256) else "")
-        blocks = (depth - 2) // 6
+        blocks, self.shortcut = (depth - 2) // 6, shortcut
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.relu = nn.ReLU()
@@ -101,9 +124,8 @@ class ResNet(nn.Module):
         self.fc = nn.Linear(widths[3], num_classes)
         initialize_convolutions(self)
 
-    @staticmethod
-    def _stage(in_channels: int, width: int, blocks: int, stride: int) -> nn.Sequential:
-        first = BasicBlock(in_channels, width, stride)
+    def _stage(self, in_channels: int, width: int, blocks: int, stride: int) -> nn.Sequential:
+        first = BasicBlock(in_channels, width, stride, self.shortcut)
         return nn.Sequential(first, *(BasicBlock(width, width, stride=1) for _ in range(blocks - 1)))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -115,10 +137,22 @@ class ResNet(nn.Module):
         stages = [f"layer{i}.{len(self.layer1) - 1}.relu:input" if preact else f"layer{i}" for i in (1, 2, 3)]
         return ["relu", *stages, "fc:input"]
 
+    def extra_stage(self) -> nn.Module:
+        return self._stage(self.fc.in_features, self.fc.in_features, len(self.layer3), stride=1)
+
     def norms_before_relu(self) -> list[str]:
         return [f"layer{i}.{len(self.layer1) - 1}.bn2" for i in (1, 2, 3)]
 
 
+for _depth in (8, 14, 20, 32, 44, 56, 110):
+    NETWORKS.register(f"resnet{_depth}")(sized(ResNet, _depth))
+    if _depth >= 20:  # those of the paper's table 6, with its shortcuts
+        NETWORKS.register(f"resnet{_depth}_a")(sized(ResNet, _depth, (16, 16, 32, 64), PaddedShortcut))
+for _depth in (8, 32):
+    NETWORKS.register(f"resnet{_depth}x4")(sized(ResNet, _depth, (32, 64, 128, 256)))
+
+
+@NETWORKS.register("ResNet50")
 class ResNet50(nn.Module):
     """Four stages of 3, 4, 6 and 3 bottlenecks behind a 3x3 stem without pooling; [N, in_channels, H, W] -> logits."""
 
@@ -148,6 +182,9 @@ class ResNet50(nn.Module):
         last = {1: 2, 2: 3, 3: 5, 4: 2}
         stages = [f"layer{i}.{block}.relu:input" if preact else f"layer{i}" for i, block in last.items()]
         return ["relu", *stages, "linear:input"]
+
+    def extra_stage(self) -> nn.Module:
+        return self._stage(2048, 512, len(self.layer4), stride=1)
 
     def norms_before_relu(self) -> list[str]:
         return ["layer1.2.bn3", "layer2.3.bn3", "layer3.5.bn3", "layer4.2.bn3"]

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gankd.models.networks import NETWORKS
+
 
 def shuffle(x: Tensor, groups: int) -> Tensor:
     """[N, C, H, W]: the channels of `groups` groups, dealt out in turn."""
@@ -56,6 +58,7 @@ class UnitV1(nn.Module):
         return self.relu(torch.cat([h, F.avg_pool2d(x, 3, stride=2, padding=1)], dim=1) if self.stride == 2 else h + x)
 
 
+@NETWORKS.register("ShuffleV1")
 class ShuffleV1(nn.Module):
     """Three stages of 4, 8 and 4 units behind a 1x1 stem; [N, in_channels, H, W] -> [N, num_classes]."""
 
@@ -78,6 +81,10 @@ class ShuffleV1(nn.Module):
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.linear(x.mean(dim=(2, 3)))
+
+    def extra_stage(self) -> nn.Module:
+        width = self.linear.in_features
+        return nn.Sequential(*(UnitV1(width, width, 1, groups=3, first_groups=3) for _ in self.layer3))
 
     def feature_taps(self, preact: bool = False) -> list[str]:
         before = ["layer1.3.relu:input", "layer2.7.relu:input", "layer3.3.relu:input"]
@@ -134,6 +141,7 @@ class UnitV2(nn.Module):
         return shuffle(self.relu(torch.cat([kept, branch], dim=1)), groups=2)
 
 
+@NETWORKS.register("ShuffleV2")
 class ShuffleV2(nn.Module):
     """Three stages of 4, 8 and 4 units behind a 1x1 stem; [N, in_channels, H, W] -> [N, num_classes]."""
 
@@ -158,6 +166,9 @@ class ShuffleV2(nn.Module):
         x = self.layer3(self.layer2(self.layer1(x)))
         x = F.relu(self.bn2(self.conv2(x)))
         return self.linear(x.mean(dim=(2, 3)))
+
+    def extra_stage(self) -> nn.Module:
+        return nn.Sequential(*(UnitV2(self.conv2.in_channels) for _ in self.layer3))
 
     def feature_taps(self, preact: bool = False) -> list[str]:
         """Before its last ReLU a stage is not yet shuffled: the channels are in another order than after it."""

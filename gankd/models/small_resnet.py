@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gankd.models.networks import NETWORKS
+from generators.settings import Count
+
 
 class ResidualBlock(nn.Module):
     """conv-BN-ReLU-conv-BN, plus the input (through a 1x1 convolution where the shape changes), ReLU."""
@@ -29,6 +32,7 @@ class ResidualBlock(nn.Module):
         return self.relu(h + self.shortcut(x))
 
 
+@NETWORKS.register("small_resnet")
 class SmallResNet(nn.Module):
     """Stem, one residual block a stage (halving from the second stage on), global average pooling, linear head.
 
@@ -36,7 +40,12 @@ class SmallResNet(nn.Module):
     """
 
     def __init__(
-        self, num_classes: int = 10, in_channels: int = 3, widths: Sequence[int] = (32, 64, 128), stem_stride: int = 1
+        self,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        *,
+        widths: Sequence[Count] = (32, 64, 128),
+        stem_stride: Count = 1,
     ):
         super().__init__()
         if not widths:
@@ -61,6 +70,10 @@ class SmallResNet(nn.Module):
     def feature_taps(self, preact: bool = False) -> list[str]:
         stages = [f"stages.{index}.relu:input" if preact else f"stages.{index}" for index in range(len(self.stages))]
         return ["stem", *stages, "head:input"]
+
+    def extra_stage(self) -> nn.Module:
+        width = self.head.in_features
+        return ResidualBlock(width, width, stride=1)
 
     def norms_before_relu(self) -> list[str]:
         return [f"stages.{index}.bn2" for index in range(len(self.stages))]

@@ -5,16 +5,16 @@ model, normalize = load_model("runs/digits/students/synthetic_kd/seed-0")
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from gankd.models import build_model, load_checkpoint
 from gankd.models.config import ModelConfig
-from gankd.models.teacher import Normalize
+from gankd.models.inputs import Normalize, card_of, card_of_task, remember
 from gankd.tasks import Task, task_from
 from generators.checkpoints import read_json, replace_whole
 
@@ -32,14 +32,15 @@ def save_model(
     """Write model.safetensors and model.json (network, options, outputs, image shape, input mean and std, task)."""
     with replace_whole(directory / "model.safetensors") as temporary:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, temporary)
+    mean, std = card_of(normalize)
     card = {
         "name": config.name,
         "options": config.options,
         "num_classes": num_outputs,
         "image_shape": image_shape,
-        "mean": normalize.mean.flatten().tolist(),
-        "std": normalize.std.flatten().tolist(),
-        "task": None if task is None else {"kind": task.kind, **dataclasses.asdict(task)},
+        "mean": mean,
+        "std": std,
+        "task": None if task is None else card_of_task(task),
     }
     with replace_whole(directory / "model.json") as temporary:
         temporary.write_text(json.dumps(card, indent=2))
@@ -51,15 +52,12 @@ def load_model(directory: str | Path) -> tuple[nn.Module, Normalize]:
     Raises:
         ValueError: no trained network there, or a weights file that does not fit it.
     """
-    import torch
-
     path = Path(directory) / "model.json"
     if not path.exists():
         raise ValueError(f"{directory} holds no trained network (no model.json).")
     card = read_json(path)
     model = build_model(card["name"], card["num_classes"], card["image_shape"][0], **card["options"])
     load_checkpoint(model, Path(directory) / "model.safetensors")
-    model.input_normalization = (card["mean"], card["std"])
-    if card.get("task"):
-        model.output_task = task_from(card["task"])
-    return model.eval(), Normalize(torch.tensor(card["mean"]), torch.tensor(card["std"]))
+    normalize = Normalize(torch.tensor(card["mean"]), torch.tensor(card["std"]), str(path))
+    remember(model, normalize, task_from(card["task"]) if card.get("task") else None)
+    return model.eval(), normalize

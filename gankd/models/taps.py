@@ -15,6 +15,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from gankd.models.outputs import outputs_of
+
 INPUT = ":input"
 Size = tuple[int, int]  # height, width of a map [N, C, H, W]
 
@@ -36,6 +38,11 @@ class Taps:
 
     def __init__(self, model: nn.Module, paths: Sequence[str]):
         self.model, self.paths = model, list(paths)
+        if isinstance(model, torch.jit.ScriptModule):
+            raise ValueError(
+                "a scripted network does not let its features be read: give the nn.Module that it was scripted from, or use "
+                "a method that reads outputs alone."
+            )
         for path in self.paths:
             _module(model, path)
 
@@ -58,7 +65,7 @@ class Taps:
         with contextlib.ExitStack() as hooks:
             for path in self.paths:
                 hooks.callback(_attach(_module(self.model, path), path, keep).remove)
-            outputs = self.model(*inputs)
+            outputs = outputs_of(self.model(*inputs))
         for path in self.paths:
             if path not in caught:
                 raise ValueError(

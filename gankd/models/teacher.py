@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from gankd.models.taps import Taps
+from gankd.models.inputs import Normalize, normalization_of
+from gankd.models.outputs import outputs_of
+from gankd.models.taps import INPUT, Taps
 from gankd.tasks import Regression, Task
 from generators.images import to_unit_range
 
+__all__ = ["Normalize", "Teacher"]
 
-class Normalize(nn.Module):
-    """Images in [0, 1] to zero mean and unit variance per channel, [N, C, H, W]."""
-
-    def __init__(self, mean: Tensor, std: Tensor):
-        super().__init__()
-        self.register_buffer("mean", mean.view(1, -1, 1, 1).float(), persistent=False)
-        self.register_buffer("std", std.view(1, -1, 1, 1).float(), persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return (images - self.mean) / self.std
-
-    @classmethod
-    def of(cls, images, sample: int = 10_000) -> Normalize:
-        """The statistics of uint8 images [N, C, H, W], from an even sample of at most `sample` of them."""
-        indices = torch.linspace(0, len(images) - 1, min(sample, len(images))).long()
-        pixels = to_unit_range(images[indices].cpu())
-        std = pixels.std(dim=(0, 2, 3), unbiased=False)
-        return cls(pixels.mean(dim=(0, 2, 3)), std.clamp(min=1e-3))  # a constant channel stays finite
+HALF = (torch.float16, torch.bfloat16)
 
 
 class Teacher:
@@ -41,89 +25,89 @@ class Teacher:
     Not an `nn.Module`, so that whoever holds it neither trains, saves nor wraps it for data-parallel training.
 
     Args:
-        module: the network; moved to `device`, put in eval mode and frozen.
-        normalize: what its inputs need.
-        feature_path: module whose output (averaged over space) is the feature; None: the input of the last linear layer.
-        task: what its outputs mean, where that is not what they mean to the student (see `speak`).
+        module: the network, of any precision; moved to `device`, put in eval mode and frozen.
+        normalize: what its inputs need; None: what the network says itself (see `normalization_of`).
+        feature_path: a path as `Taps` takes them; what is there, averaged over space, is the feature. None: the input of the
+            last linear layer.
+        task: what its outputs mean; None: what the network says itself (`output_task`), else what they mean to the first
+            that it answers (see `for_task`).
+
+    Raises:
+        ValueError: no normalisation, given or known.
     """
 
     def __init__(
         self,
         module: nn.Module,
-        normalize: nn.Module,
+        normalize: nn.Module | None = None,
         *,
         device: torch.device | str = "cpu",
         feature_path: str | None = None,
         task: Task | None = None,
     ):
+        normalize = normalize or normalization_of(module)
+        if normalize is None:
+            raise ValueError(
+                f"{type(module).__name__} does not say how its inputs are normalised: give Teacher(network, "
+                "Normalize(mean, std)) with the means and standard deviations per channel that it was trained with."
+            )
         self.module = module.to(device).eval().requires_grad_(False)
         self.normalize = normalize.to(device)
         self.device = torch.device(device)
-        self.feature_path, self.task, self.presumed_task = feature_path, task, task
+        self.dtype = next((each.dtype for each in module.parameters() if each.is_floating_point()), torch.float32)
+        self.feature_path = feature_path
+        self.task = task or getattr(module, "output_task", None)
+        self.answers_in = self.task
         self.translate: Callable[[Tensor], Tensor] = lambda outputs: outputs
 
-    def speak(self, task: Task, device: torch.device | str | None = None) -> Teacher:
-        """The same teacher, on `device`, answering as the student does: with the head and the standardisation of `task`."""
-        speaker = copy.copy(self)
-        theirs = speaker.presumed_task = self.presumed_task or task  # unless told otherwise, that of its first student
-        speaker.device = torch.device(device or self.device)
-        speaker.module, speaker.normalize = self.module.to(speaker.device), self.normalize.to(speaker.device)
-        speaker.translate = lambda outputs: outputs
-        if isinstance(task, Regression) and isinstance(theirs, Regression):
-            speaker.translate = lambda outputs: task.translate(outputs, theirs)
-        return speaker
+    def for_task(self, task: Task, device: torch.device | str | None = None) -> Teacher:
+        """The same teacher, on `device`, answering as networks of `task` do: with its head and its standardisation.
+
+        One whose own task is not known is taken to answer in the first one that it is asked for, also later on.
+        """
+        asked = copy.copy(self)
+        asked.answers_in = own = self.answers_in or task
+        asked.device = torch.device(device or self.device)
+        asked.module, asked.normalize = self.module.to(asked.device), self.normalize.to(asked.device)
+        asked.translate = lambda outputs: outputs
+        if isinstance(task, Regression) and isinstance(own, Regression):
+            asked.translate = lambda outputs: task.translate(outputs, own)
+        return asked
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Outputs [N, K] for images [N, C, H, W] in [0, 1]."""
-        return self.translate(self.module(self.normalize(images)))
+        return self.translate(_at_least_float32(outputs_of(self.module(self._inputs(images)))))
 
     @torch.no_grad()
     def outputs_and_taps(self, images: Tensor, paths: list[str]) -> tuple[Tensor, list[Tensor]]:
         """Outputs [N, K] and what passes through the modules at `paths` (see `models.taps`), for images in [0, 1]."""
-        outputs, features = Taps(self.module, paths)(self.normalize(images))
-        return self.translate(outputs), features
+        outputs, features = Taps(self.module, paths)(self._inputs(images))
+        return self.translate(_at_least_float32(outputs)), [_at_least_float32(feature) for feature in features]
 
-    @torch.no_grad()
     def outputs_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs [N, K] and features [N, D] (the tapped output averaged over space, or the last linear layer's input).
+        """Outputs [N, K] and features [N, D]: what is at `feature_path`, averaged over space or tokens.
 
         Raises:
-            ValueError: a feature_path that the module does not have; no linear layer that takes part in the forward pass.
+            ValueError: a path that the module does not have or that takes no part in its forward; no linear layer.
         """
-        caught: list[Tensor] = []
-        if self.feature_path:
-            hook = self._tap().register_forward_hook(lambda _, __, output: caught.append(output))
-        else:
-            hook = self._last_linear().register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+        path = self.feature_path or self._last_linear()
         try:
-            outputs = self(images)
-        finally:
-            hook.remove()
-        if not caught:
-            raise ValueError(
-                f"the module that {type(self.module).__name__}'s features come from takes no part in its forward pass; "
-                "name another feature_path (teacher.features in a configuration)."
-            )
-        features = caught[-1]
-        if features.ndim > 2:  # a map [N, D, H, W], or tokens [N, L, D]
-            features = features.mean(dim=1) if features.ndim == 3 else features.flatten(2).mean(2)
-        return outputs, features
+            outputs, (feature,) = self.outputs_and_taps(images, [path])
+        except ValueError as error:
+            raise ValueError(f"the teacher's feature_path (teacher.features in a configuration): {error}") from error
+        if feature.ndim > 2:  # a map [N, D, H, W], or tokens [N, L, D]
+            feature = feature.mean(dim=1) if feature.ndim == 3 else feature.flatten(2).mean(2)
+        return outputs, feature
 
-    def _tap(self) -> nn.Module:
-        modules = dict(self.module.named_modules())
-        if self.feature_path not in modules:
-            close = difflib.get_close_matches(self.feature_path, modules, n=5, cutoff=0.3) or list(modules)[1:9]
-            raise ValueError(
-                f"{type(self.module).__name__} has no module '{self.feature_path}'; nearest: {', '.join(close)}."
-            )
-        return modules[self.feature_path]
+    def _inputs(self, images: Tensor) -> Tensor:
+        return self.normalize(images).to(self.dtype)
 
-    def _last_linear(self) -> nn.Linear:
-        linears = [module for module in self.module.modules() if isinstance(module, nn.Linear)]
+    def _last_linear(self) -> str:
+        linears = [path for path, module in self.module.named_modules() if isinstance(module, nn.Linear)]
         if not linears:
             raise ValueError(f"{type(self.module).__name__} has no linear layer; name the teacher's feature_path.")
-        return linears[-1]
+        return f"{linears[-1]}{INPUT}"
 
     def map(self, images, function: Callable[[Tensor], Tensor], batch_size: int = 512) -> Tensor:
         """`function` of uint8 images [N, C, H, W] in chunks (images in [0, 1] on the device), joined on the CPU."""
@@ -131,15 +115,6 @@ class Teacher:
         return torch.cat([function(to_unit_range(images[chunk].to(self.device))).cpu() for chunk in chunks])
 
 
-@contextlib.contextmanager
-def borrowed(module: nn.Module) -> Iterator[None]:
-    """Give a network back as it was lent: which of its parameters are trainable, and its mode."""
-    trainable = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
-    training = [(part, part.training) for part in module.modules()]  # some may be frozen in evaluation mode
-    try:
-        yield
-    finally:
-        for parameter, flag in trainable:
-            parameter.requires_grad_(flag)
-        for part, flag in training:
-            part.training = flag
+def _at_least_float32(values: Tensor) -> Tensor:
+    """What a teacher in half precision says, in single; what autocast computes stays as it is outside of it."""
+    return values.float() if values.dtype in HALF and not torch.is_autocast_enabled(values.device.type) else values

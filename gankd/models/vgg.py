@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gankd.models.networks import NETWORKS, sized
 from gankd.models.resnet import initialize_convolutions
 
 WIDTHS = (64, 128, 256, 512, 512)
@@ -68,5 +69,12 @@ class VGG(nn.Module):
         groups = self.norms_before_relu() if preact else ["block1", "block2", "block3", "block4"]
         return ["block0", *groups, "classifier:input"]
 
+    def extra_stage(self) -> nn.Module:
+        return self._group(WIDTHS[-1], WIDTHS[-1], len(self.block4) // 3)
+
     def norms_before_relu(self) -> list[str]:
         return [f"block{i}.{len(getattr(self, f'block{i}')) - 2}" for i in (1, 2, 3, 4)]
+
+
+for _depth in CONVOLUTIONS:
+    NETWORKS.register(f"vgg{_depth}")(sized(VGG, _depth))

@@ -12,6 +12,7 @@ from collections import OrderedDict
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gankd.models.networks import NETWORKS, sized
 from gankd.models.resnet import initialize_convolutions
 
 
@@ -75,5 +76,14 @@ class WideResNet(nn.Module):
         stages = self.norms_before_relu() if preact else ["block1", "block2", "block3"]
         return ["conv1", *stages, "fc:input"]
 
+    def extra_stage(self) -> nn.Module:
+        width = self.fc.in_features
+        return nn.Sequential(*(PreactivationBlock(width, width, stride=1) for _ in self.block3.layer))
+
     def norms_before_relu(self) -> list[str]:
         return ["block2.layer.0.bn1", "block3.layer.0.bn1", "bn1"]
+
+
+for _depth in (16, 40):
+    for _widen in (1, 2):
+        NETWORKS.register(f"wrn_{_depth}_{_widen}")(sized(WideResNet, _depth, _widen))

@@ -12,7 +12,7 @@ from gankd.experiment.experiment import num_parameters
 from gankd.models.store import save_model
 from gankd.pipeline.stage import Stage, normalize_inputs, task_inputs
 from gankd.pipeline.students import teachers_read
-from gankd.synthesis.generated import write_generated
+from gankd.synthesis.feature_store import write_feature_store
 from gankd.synthesis.store import load_store
 from generators.settings import fingerprint_settings
 
@@ -40,7 +40,7 @@ class Generated(Stage):
 
     def make(self) -> dict[str, Any]:
         provenance = {"inputs": self.directory.inputs}
-        write_generated(self.live().images, self.path, accelerator=self.run.accelerator, provenance=provenance)
+        write_feature_store(self.live().images, self.path, accelerator=self.run.accelerator, provenance=provenance)
         return {}
 
     def load(self) -> ImageSet:

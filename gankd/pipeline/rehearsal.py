@@ -130,7 +130,7 @@ def build_arm(run, arm) -> nn.Module:
     )
     return build_distiller(
         run.network(config.model),
-        teacher.speak(run.task),
+        teacher.for_task(run.task),
         run.task,
         arm.method,
         augment=Augment(config.augmentation),

@@ -25,7 +25,7 @@ def make_report(run) -> dict:
             try:
                 scores = quick_scores(
                     run.generator.result,
-                    run.teacher.result.speak(task),
+                    run.teacher.result.for_task(task),
                     task,
                     run.data.validation,
                     seed=run.config.seed,

@@ -81,4 +81,4 @@ class Teacher(Stage):
             run.console.print(f"  warning: {sentence}", markup=False, style="yellow", soft_wrap=True)
         model, normalize = load_model(self.path)
         features, device = run.config.teacher.features, run.accelerator.device
-        return FrozenTeacher(model, normalize, device=device, feature_path=features, task=task).speak(run.task)
+        return FrozenTeacher(model, normalize, device=device, feature_path=features, task=task).for_task(run.task)

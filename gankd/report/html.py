@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from html import escape
 from string import Template
 
@@ -20,12 +21,14 @@ def as_charts(charts: list[str]) -> str:
     return f'<div class="charts">\n{"".join(charts)}</div>'
 
 
-def as_table(head: list[str], body: list[list[str]], *, num_text_columns: int, bold: list[bool] | None = None) -> str:
-    """A table of numbers; the first `num_text_columns` columns are words and stand to the left."""
-    side = lambda column: ' class="text"' if column < num_text_columns else ""  # noqa: E731
+def as_table(
+    head: list[str], body: list[list[str]], *, text_columns: Collection[int], bold: Collection[int] = ()
+) -> str:
+    """A table of numbers, which scrolls inside its box; `text_columns` hold words, the rows `bold` of `body` stand out."""
+    side = lambda column: ' class="text"' if column in text_columns else ""  # noqa: E731
     rows = ["".join(f'<th scope="col"{side(column)}>{escape(cell)}</th>' for column, cell in enumerate(head))]
     rows += ["".join(f"<td{side(column)}>{escape(cell)}</td>" for column, cell in enumerate(cells)) for cells in body]
-    classes = ["", *(' class="best"' if is_best else "" for is_best in bold or [False] * len(body))]
+    classes = ["", *(' class="best"' if row in bold else "" for row in range(len(body)))]
     lines = "\n".join(f"<tr{kind}>{row}</tr>" for kind, row in zip(classes, rows, strict=True))
     return f'<div class="scroll"><table class="numbers">\n{lines}\n</table></div>'
 
@@ -43,9 +46,11 @@ PAGE = Template("""<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$name</title>
 <style>
-:root { color-scheme: light; --ink: #222; --soft: #666; --line: #ddd; }
+:root { color-scheme: light dark; --ink: #222; --soft: #666; --line: #ddd; --paper: #fff; --box: #f6f6f6; }
+@media (prefers-color-scheme: dark) { :root { --ink: #ddd; --soft: #999; --line: #333; --paper: #151515; --box: #222; }
+  svg { filter: invert(1) hue-rotate(180deg); } }
 * { box-sizing: border-box; }
-body { max-width: 60rem; margin: 0 auto; padding: 3rem 1.25rem 5rem; background: #fff; color: var(--ink);
+body { max-width: 60rem; margin: 0 auto; padding: 3rem 1.25rem 5rem; background: var(--paper); color: var(--ink);
   font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 h1 { margin: 0; font-size: 1.9rem; line-height: 1.2; letter-spacing: -0.01em; }
 h2 { margin: 4rem 0 1rem; font-size: 1.25rem; }
@@ -58,6 +63,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .numbers { font-size: .875rem; }
 .numbers th, .numbers td { padding: .4rem 1.1rem .4rem 0; text-align: right; border-bottom: 1px solid var(--line); }
 .numbers td { white-space: nowrap; }
+.numbers td.text:first-child { position: sticky; left: 0; min-width: 7rem; white-space: normal; background: var(--paper); }
 .numbers th { font-weight: 500; line-height: 1.3; color: var(--soft); vertical-align: bottom; }
 .numbers .text { text-align: left; }
 .charts .scroll { margin: 0; }
@@ -69,8 +75,7 @@ figure { margin: 2rem 0; }
 figcaption { max-width: 42rem; margin-top: .5rem; }
 svg { display: block; max-width: 100%; height: auto; }
 svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif !important; }
-.wide .content, .grid .content { overflow-x: auto; }
-.wide svg { min-width: 32rem; }
+.narrow { display: none; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr));
   gap: 2.5rem 2rem; margin: 2rem 0; }
 .charts figure { margin: 0; }
@@ -82,9 +87,13 @@ svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica
 .images td { padding: .2rem 1.25rem .2rem 0; font-size: .875rem; color: var(--soft); }
 .images img { display: block; width: 100%; height: auto; }
 code, pre { font: .85rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
-pre { padding: 1rem; background: #f6f6f6; overflow-x: auto; }
+pre { padding: 1rem; background: var(--box); overflow-x: auto; }
 summary { cursor: pointer; margin-top: 1.5rem; }
-@media (max-width: 40rem) { body { padding-top: 1.5rem; } .key { font-size: 1.2rem; } .images { min-width: 40rem; } }
+@media (max-width: 40rem) { body { padding-top: 1.5rem; } .key { font-size: 1.2rem; }
+  .numbers th, .numbers td { padding-right: .7rem; } .wide .broad { display: none; } .wide .narrow { display: block; }
+  .images, .images tbody, .images tr, .images th, .images td { display: block; width: 100%; padding-right: 0; }
+  .images thead { display: none; } .images th { width: auto !important; padding-top: 1.25rem; font-weight: 600; }
+  .images td::before { content: attr(data-title); } }
 @media print { body { max-width: none; padding: 0; font-size: 10pt; } h2 { break-after: avoid; margin-top: 2rem; }
   figure, tr { break-inside: avoid; } details { display: none; } }
 </style>

@@ -13,12 +13,7 @@ from torch import Tensor
 from gankd.data.sets import ImageSet
 from gankd.report import plots
 from gankd.report.html import as_figure, as_section
-from gankd.report.text import (
-    capital,
-    in_unit,
-    minus,
-    num_digits,
-)
+from gankd.report.text import capital, in_unit, minus, num_digits, number
 from gankd.synthesis.store import MANIFEST, load_store
 
 IMAGES_PER_ROW = 8
@@ -47,8 +42,9 @@ def label_rows(train: ImageSet) -> list[Row]:
         shown = torch.linspace(0, len(names) - 1, min(len(names), MOST_ROWS)).long().tolist()
         return [Row(names[label], label, label + 1) for label in shown]
     edges = torch.linspace(train.labels.min(), train.labels.max(), LABEL_BINS + 1).tolist()
-    decimals = num_digits(edges[1] - edges[0], 2)
-    names = [minus(f"{round(edge, decimals) + 0.0:.{decimals}f}") for edge in edges]  # + 0.0: no minus sign before zero
+    step = edges[1] - edges[0]
+    decimals = num_digits(step, 2)
+    names = [minus(number(edge if abs(edge) > step / 1000 else 0.0, decimals)) for edge in edges]
     edges[0], edges[-1] = -math.inf, math.inf  # a synthetic label may lie beyond the real ones
     return [Row(f"{names[i]} to {names[i + 1]}", edges[i], edges[i + 1]) for i in range(LABEL_BINS)]
 
@@ -95,7 +91,9 @@ def images_table(head: list[str], body: list[list[str]]) -> str:
     """Rows of [title, HTML, HTML, ...]: one strip of images a cell."""
     head_cells = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
     rows = "".join(
-        f'<tr><th scope="row">{escape(title)}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>\n"
+        f'<tr><th scope="row">{escape(title)}</th>'
+        + "".join(f'<td data-title="{escape(name)}">{cell}</td>' for name, cell in zip(head[1:], cells, strict=True))
+        + "</tr>\n"
         for title, *cells in body
     )
     return f'<table class="images">\n<thead><tr>{head_cells}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table>'

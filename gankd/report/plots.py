@@ -21,6 +21,8 @@ from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 from PIL import Image
 from torch import Tensor
 
+from gankd.report.text import number
+
 BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
 BLACK, DARK, MIDDLE, LIGHT = "#222222", "#555555", "#8C8C8C", "#CCCCCC"
 REAL_COLOURS, SYNTHETIC_COLOURS = (DARK, MIDDLE), (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
@@ -45,7 +47,8 @@ STYLE = {
     "axes.unicode_minus": True,
     "svg.fonttype": "none",
 }
-HALF, WIDE = 4.8, 7.2  # widths in inches: two charts beside each other, or one
+NARROW, HALF, WIDE = 3.6, 4.8, 7.2  # widths in inches: a telephone, two charts beside each other, one chart
+PLAIN = {"parse_math": False}  # of text that holds a user's words, whose dollars are dollars
 TILE = 96  # pixels of an image in a strip: about twice what the page shows, for dense screens
 SMALLEST_ERROR = 1e-7  # float32 cross-entropy below this is rounding
 
@@ -78,7 +81,7 @@ def figure_to_svg(figure: Figure, description: str) -> str:
     """
     buffer = io.StringIO()
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": description}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]  # HTML wants no XML declaration, no namespaces, no metadata
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
@@ -128,9 +131,12 @@ def arm_styles(uses_synthetic: Sequence[bool]) -> list[tuple[str, str | tuple]]:
 
 
 @matplotlib.rc_context(STYLE)
-def plot_arms(arms: Sequence[Arm], *, mark: float | None, mark_title: str, axis: str) -> Figure:
-    """The test metric of every arm: a dot a seed, a bar at the mean; a dashed line at their `mark`."""
-    figure, axes = _figure(WIDE, 0.85 + 0.42 * len(arms))
+def plot_arms(arms: Sequence[Arm], *, mark: tuple[float, str] | None, axis: str, narrow: bool = False) -> Figure:
+    """The test metric of every arm: a dot a seed, a bar at the mean; a dashed line at `mark`, a value with its title.
+
+    narrow: for a telephone, with every title above its row.
+    """
+    figure, axes = _figure(NARROW if narrow else WIDE, 0.85 + (0.55 if narrow else 0.42) * len(arms))
     for row, arm in enumerate(arms):
         axes.axhline(row, color="#EEEEEE", linewidth=0.8, zorder=0)
         heights = torch.linspace(-0.12, 0.12, len(arm.values)) if len(arm.values) > 1 else torch.zeros(1)
@@ -139,15 +145,18 @@ def plot_arms(arms: Sequence[Arm], *, mark: float | None, mark_title: str, axis:
         mean = sum(arm.values) / len(arm.values)
         axes.plot([mean, mean], [row - 0.3, row + 0.3], color=arm.colour, linewidth=2.4, solid_capstyle="butt")
     if mark is not None:
-        axes.axvline(mark, color=BLACK, linewidth=1, linestyle=MARK)
+        value, title = mark
+        axes.axvline(value, color=BLACK, linewidth=1, linestyle=MARK)
         top = axes.get_xaxis_transform()
-        axes.annotate(mark_title, (mark, 1), xycoords=top, xytext=(0, 3), textcoords="offset points", ha="center")
-    axes.set_yticks(range(len(arms)), [arm.title for arm in arms])
-    axes.set_ylim(len(arms) - 0.5, -0.5)
+        axes.annotate(title, (value, 1), xycoords=top, xytext=(0, 3), textcoords="offset points", ha="center", **PLAIN)
+    axes.set_yticks(range(len(arms)), [arm.title if not narrow else "" for arm in arms], **PLAIN)
+    axes.set_ylim(len(arms) - 0.5, -0.7 if narrow else -0.5)
+    for row, arm in enumerate(arms if narrow else ()):
+        axes.annotate(arm.title, (0, row - 0.33), xycoords=axes.get_yaxis_transform(), va="bottom", **PLAIN)
     axes.tick_params(axis="y", length=0, labelcolor=BLACK)
     axes.spines["left"].set_visible(False)
     axes.margins(x=0.06)
-    axes.set_xlabel(axis)
+    axes.set_xlabel(axis, **PLAIN)
     return figure
 
 
@@ -167,7 +176,7 @@ def plot_curves(lines: Sequence[Line], *, axis: str, percent: bool = False, loga
     if logarithmic and all(value > 0 for line in lines for value in line.values):
         axes.set_yscale("log")
     axes.set_xlabel("training step")
-    axes.set_ylabel(axis)
+    axes.set_ylabel(axis, **PLAIN)
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.locator_params(axis="x", nbins=5)
     axes.set_xlim(left=0)
@@ -217,7 +226,7 @@ def plot_histogram(
         linewidth=0,
     )
     axes.margins(x=0.01)
-    axes.set_xlabel(axis)
+    axes.set_xlabel(axis, **PLAIN)
     axes.set_ylabel("candidates")
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     share = 100 * kept.double().mean().item()
@@ -233,6 +242,7 @@ def plot_histogram(
             textcoords="offset points",
             ha=side,
             color=colour,
+            **PLAIN,
         )
     if len(marks):
         across = axes.get_xaxis_transform()
@@ -252,7 +262,7 @@ def plot_label_score(stages: Sequence[str], scores: Sequence[float], *, axis: st
     axes.scatter(range(len(scores)), scores, color=colours, s=36, zorder=3, clip_on=False)
     for position, score in enumerate(scores):
         axes.annotate(
-            f"{score:.{decimals}f}",
+            number(score, decimals),
             (position, score),
             xytext=(0, 7),
             textcoords="offset points",
@@ -265,7 +275,7 @@ def plot_label_score(stages: Sequence[str], scores: Sequence[float], *, axis: st
     axes.tick_params(axis="x", length=0, pad=7, labelcolor=BLACK)
     axes.margins(x=0.1, y=0.2)
     axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
-    axes.set_ylabel(axis)
+    axes.set_ylabel(axis, **PLAIN)
     return figure
 
 
@@ -294,6 +304,7 @@ def _label_ends(axes: Axes, lines: Sequence[Line]) -> None:
             va="center",
             color=line.colour,
             annotation_clip=False,
+            **PLAIN,
             arrowprops={"arrowstyle": "-", "color": line.colour, "linewidth": 0.6, "shrinkB": 2, "relpos": (0, 0.5)},
         )
 

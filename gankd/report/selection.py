@@ -10,12 +10,7 @@ from torch import Tensor
 from gankd.report import plots
 from gankd.report.html import as_charts, as_figure, as_section, as_table
 from gankd.report.images import IMAGES_PER_ROW, Row, images_table, label_head, strip
-from gankd.report.text import (
-    METRIC_NAMES,
-    in_unit,
-    num_digits,
-    with_unit,
-)
+from gankd.report.text import METRIC_NAMES, in_unit, num_digits, number, with_unit
 
 STEP_NAMES = {  # broken where an axis breaks them
     "candidates": "all\ncandidates",
@@ -62,7 +57,7 @@ def generator_section(generator: dict) -> str:
     """How good the generator is by itself: a weak one does not help, whatever is selected from it."""
     if "score_rows" not in generator:
         return ""
-    table = as_table(["score", "better", "value"], generator["score_rows"], num_text_columns=2)
+    table = as_table(["score", "better", "value"], generator["score_rows"], text_columns=(0, 1))
     caption = (
         "All generated images, before any selection, against real validation images in the teacher's features: comparable "
         "between runs with this teacher only. "
@@ -91,10 +86,10 @@ def counts_table(counts: dict[str, int], label_scores: dict[str, float], score_n
     body, before = [], None
     for stage, count in counts.items():
         passed = f"{100 * count / before:.1f} %" if before and stage != "stored" else ""
-        score = f"{label_scores[stage]:.{decimals}f}" if stage in label_scores else ""
+        score = number(label_scores[stage], decimals) if stage in label_scores else ""
         body.append([STEP_NAMES[stage].replace("\n", " "), f"{count:,}", passed, score])
         before = count
-    return as_table(["", "images", "passed", score_name], body, num_text_columns=1)
+    return as_table(["", "images", "passed", score_name], body, text_columns=(0,))
 
 
 def score_chart(label_scores: dict[str, float], score_name: str, decimals: int, classes: bool) -> str:

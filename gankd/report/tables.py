@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import statistics
 import sys
+from collections.abc import Callable
 
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from gankd.evaluation import PROBES, evaluate
 from gankd.experiment import provenance
+from gankd.experiment.config import RepresentationConfig, StudentConfig
 from gankd.experiment.experiment import num_parameters
 from gankd.models.store import load_model
+from gankd.report.text import SHORT_NAMES, in_unit, num_decimals, plain_console, share, with_spread, with_unit
 from gankd.synthesis.store import read_manifest
-
-METRICS = {"top1": "top-1", "mae": "MAE", "rmse": "RMSE", "r2": "R2", "top5": "top-5"}
 
 
 def summarize(experiment) -> dict:
@@ -26,27 +25,15 @@ def summarize(experiment) -> dict:
     Accuracies are in %, errors in the unit of the labels; spreads are sample standard deviations over the seeds.
     """
     config, task, data = experiment.config, experiment.task, experiment.data
-    recorded = {stage.name: stage.results for stage in experiment.stages()}  # of what was made, which nothing else is here
+    recorded = {
+        stage.name: stage.results for stage in experiment.stages()
+    }  # of what was made, which nothing else is here
 
     def on_test(path: str) -> dict[str, float]:
         model, normalize = (part.to(experiment.accelerator.device) for part in load_model(experiment.directory / path))
         answers_in = getattr(model, "output_task", task)  # a teacher may have another head, or other units
         return evaluate(model, normalize, answers_in, data.test, accelerator=experiment.accelerator)
 
-    representation, arms = summarize_backbones(experiment, recorded), {}
-    for name, arm in config.student.arms.items():
-        paths = [f"students/{name}/seed-{seed}" for seed in config.student.seeds]
-        test = [on_test(path) for path in paths]
-        validation = [recorded[path]["validation"] for path in paths]
-        arms[name] = {
-            "title": arm.title or name,
-            "synthetic": arm.synthetic,
-            "method": arm.method.model_dump(mode="json"),
-            "seeds": list(config.student.seeds),
-            "test": _collect(test),
-            "validation": _collect(validation),
-            "seconds": [recorded[path]["seconds"] for path in paths],
-        }
     synthesis = None
     if "synthetic" in recorded:
         manifest = read_manifest(experiment.directory / "synthetic")
@@ -88,8 +75,8 @@ def summarize(experiment) -> dict:
         if "generator" in recorded
         else None,
         "synthesis": synthesis,
-        "representation": representation,
-        "arms": arms,
+        "representation": summarize_backbones(experiment, recorded),
+        "arms": summarize_arms("students", config.student, recorded, on_test),
         "protocol": "networks after their last step; choices on the validation split; test split read once, for this table",
         "provenance": {
             **provenance.versions(),
@@ -99,6 +86,28 @@ def summarize(experiment) -> dict:
             "command": shlex.join(["accelerate", "launch", *sys.argv]),
         },
     }
+
+
+def summarize_arms(
+    folder: str,
+    config: StudentConfig | RepresentationConfig,
+    recorded: dict[str, dict],
+    on_test: Callable[[str], dict[str, float]],
+) -> dict[str, dict]:
+    """The networks in `folder`, arm by arm: how they were trained, and every metric with its mean and spread."""
+    arms = {}
+    for name, arm in config.arms.items():
+        paths = [f"{folder}/{name}/seed-{seed}" for seed in config.seeds]
+        arms[name] = {
+            "title": arm.title or name,
+            "synthetic": arm.synthetic,
+            "method": arm.method.model_dump(mode="json"),
+            "seeds": list(config.seeds),
+            "test": _collect([on_test(path) for path in paths]),
+            "validation": _collect([recorded[path]["validation"] for path in paths]),
+            "seconds": [recorded[path]["seconds"] for path in paths],
+        }
+    return arms
 
 
 def summarize_backbones(experiment, recorded: dict[str, dict]) -> dict | None:
@@ -116,18 +125,9 @@ def summarize_backbones(experiment, recorded: dict[str, dict]) -> dict | None:
         protocols.update({key: result.protocol for key, result in results.items()})
         return {key: result.value for key, result in results.items()}
 
-    arms = {}
-    for name, arm in config.arms.items():
-        paths = [f"representation/{name}/seed-{seed}" for seed in config.seeds]
-        arms[name] = {
-            "title": arm.title or name,
-            "synthetic": arm.synthetic,
-            "method": arm.method.model_dump(mode="json"),
-            "seeds": list(config.seeds),
-            "test": _collect([on_test(load_model(experiment.directory / path)[0]) for path in paths]),
-            "validation": _collect([recorded[path]["validation"] for path in paths]),
-            "seconds": [recorded[path]["seconds"] for path in paths],
-        }
+    arms = summarize_arms(
+        "representation", config, recorded, lambda path: on_test(load_model(experiment.directory / path)[0])
+    )
     untrained = _collect([on_test(experiment.build(experiment.backbone, seed)) for seed in config.seeds])
     real = experiment.unlabelled
     return {
@@ -154,12 +154,6 @@ def _collect(values: list[dict[str, float]]) -> dict[str, dict]:
     return collected
 
 
-def in_digits(mean: float, spread: float | None = None) -> str:
-    """A number with three significant digits, and its spread with as many decimals."""
-    decimals = max(0, 2 - math.floor(math.log10(abs(mean)))) if mean else 2
-    return f"{mean:.{decimals}f}" + ("" if spread is None else f" ± {spread:.{decimals}f}")
-
-
 def print_tables(metrics: dict) -> None:
     """Backbones and students with mean and spread, in the terminal."""
     if metrics["representation"]:
@@ -168,43 +162,45 @@ def print_tables(metrics: dict) -> None:
         print_students(metrics)
     scores = ", ".join(f"{name} {value}" for name, _, value in (metrics["generator"] or {}).get("score_rows", []))
     if scores:
-        Console().print(f"generator, before selection: {scores}")
+        plain_console().print(f"generator, before selection: {scores}")
 
 
 def print_backbones(metrics: dict) -> None:
     representation, task = metrics["representation"], metrics["task"]
     protocols = representation["protocols"]
-    title = f"{metrics['name']}: backbones without labels, test {METRICS[task['metric']]} [{task['unit']}]"
+    title = f"{metrics['name']}: backbones without labels, test {in_unit(SHORT_NAMES[task['metric']], task['unit'])}"
     table = Table(title=title, title_justify="left")
     for heading, justify in (("backbone", "left"), ("generated", "right"), ("seeds", "right")):
         table.add_column(heading, justify=justify)
     for key in protocols:
         table.add_column(PROBES[key], justify="right")
-    cells = lambda values: [in_digits(values[key]["mean"], values[key]["std"]) for key in protocols]  # noqa: E731
+    decimals = {key: num_decimals(representation, key) for key in protocols}
+    cells = lambda values: [with_spread(values[key], decimals[key]) for key in protocols]  # noqa: E731
     for arm in representation["arms"].values():
-        table.add_row(arm["title"], f"{arm['synthetic']:.0%}", str(len(arm["seeds"])), *cells(arm["test"]))
+        table.add_row(arm["title"], share(arm["synthetic"]), str(len(arm["seeds"])), *cells(arm["test"]))
     table.add_section()
     table.add_row("untrained", "", "", *cells(representation["untrained"]), style="dim")
-    Console().print(table)
+    plain_console().print(table)
     for key, protocol in protocols.items():
-        Console().print(f"{PROBES[key]}: {protocol}", highlight=False, soft_wrap=True, style="dim")
+        plain_console().print(f"{PROBES[key]}: {protocol}", soft_wrap=True, style="dim")
 
 
 def print_students(metrics: dict) -> None:
-    task, teacher = metrics["task"], metrics["teacher"]
-    metric, unit = task["metric"], task["unit"]
-    metric_names = list(next(iter(metrics["arms"].values()))["test"])
-    table = Table(title=f"{metrics['name']}: test {METRICS[metric]} [{unit}]", title_justify="left")
-    table.add_column("arm")
+    task, arms, teacher = metrics["task"], metrics["arms"], metrics["teacher"]
+    metric_names = list(next(iter(arms.values()))["test"])
+    title = f"{metrics['name']}: test {in_unit(SHORT_NAMES[task['metric']], task['unit'])}"
+    table = Table("arm", title=title, title_justify="left")
     table.add_column("seeds", justify="right")
     for name in metric_names:
-        table.add_column(METRICS[name], justify="right")
+        table.add_column(SHORT_NAMES[name], justify="right")
+    decimals = {name: num_decimals(metrics, name) for name in metric_names}
     best = max if task["higher_is_better"] else min
-    leader = best(metrics["arms"], key=lambda arm: metrics["arms"][arm]["test"][metric]["mean"])
-    for name, arm in metrics["arms"].items():
-        cells = [in_digits(arm["test"][key]["mean"], arm["test"][key]["std"]) for key in metric_names]
+    leader = best(arms, key=lambda arm: arms[arm]["test"][task["metric"]]["mean"])
+    for name, arm in arms.items():
+        cells = [with_spread(arm["test"][key], decimals[key]) for key in metric_names]
         table.add_row(arm["title"], str(len(arm["seeds"])), *cells, style="bold" if name == leader else None)
     if teacher:
         table.add_section()
-        table.add_row("teacher", "", *(in_digits(teacher["test"][key]) for key in metric_names), style="dim")
-    Console().print(table)
+        cells = [with_unit(teacher["test"][key], decimals[key], "") for key in metric_names]
+        table.add_row("teacher", "", *cells, style="dim")
+    plain_console().print(table)

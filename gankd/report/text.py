@@ -1,13 +1,20 @@
-"""Numbers and names as a person reads them."""
+"""Numbers and names as a person reads them, in the page and in the terminal."""
 
 from __future__ import annotations
 
 import math
 import re
 
+from rich.console import Console
+
 METRIC_NAMES = {"top1": "top-1 accuracy", "mae": "mean absolute error"}  # those that choices are made by
 SHORT_NAMES = {"top1": "top-1", "top5": "top-5", "mae": "MAE", "rmse": "RMSE", "r2": "R²"}
 UNITLESS = ("r2",)
+
+
+def plain_console(**settings) -> Console:
+    """A terminal in which text is text: titles, units, class names and paths of users hold no markup and no emoji codes."""
+    return Console(markup=False, emoji=False, highlight=False, **settings)
 
 
 def num_decimals(metrics: dict, name: str) -> int:
@@ -27,16 +34,22 @@ def num_digits(value: float, digits: int) -> int:
     return min(6, max(0, digits - 1 - math.floor(math.log10(value)))) if value > 0 else digits - 1
 
 
+def number(value: float, decimals: int, sign: str = "") -> str:
+    """A number with so many decimals; as a power of ten where that would be zeros, or more digits than anybody reads."""
+    extreme = value and (abs(value) >= 1e9 or abs(value) < 1e-5)
+    return f"{value:{sign}.3g}" if extreme else f"{round(value, decimals) + 0.0:{sign}.{decimals}f}"  # + 0.0: never -0
+
+
 def with_spread(collected: dict, decimals: int, unit: str = "") -> str:
     """ "93.4 ± 0.4 %"; without the spread where there is one seed."""
-    text = f"{collected['mean']:.{decimals}f}"
+    text = number(collected["mean"], decimals)
     if len(collected["values"]) > 1:
-        text += f" ± {collected['std']:.{decimals}f}"
+        text += f" ± {number(collected['std'], decimals)}"
     return minus(f"{text} {unit}".strip())
 
 
 def with_unit(value: float, decimals: int, unit: str) -> str:
-    return minus(f"{value:.{decimals}f} {unit}".strip())
+    return minus(f"{number(value, decimals)} {unit}".strip())
 
 
 def in_unit(name: str, unit: str) -> str:

@@ -14,11 +14,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gankd.models.teacher import Teacher
+from gankd.synthesis.checks import as_images, check_finite
 from gankd.synthesis.ratio import RatioModel
 from gankd.synthesis.selection import Scores
 from gankd.synthesis.store import read_tensors, write_tensors
 from gankd.tasks import Classification, Task
-from generators.images import from_generator_range, to_unit_range
+from generators.images import to_unit_range
 from generators.interface import ConditionalGenerator
 from generators.randomness import seeded
 
@@ -28,8 +29,8 @@ class Labels:
     """Which label a candidate gets, and which others share its ratio bound.
 
     Args:
-        num_classes: classes come in turn, and each is a stratum of its own.
-        low, high, num_bins: scalars are uniform in [low, high], cut into so many strata.
+        num_classes: classes come in turn, and each is a label group of its own.
+        low, high, num_bins: scalars are uniform in [low, high], cut into so many label groups.
     """
 
     num_classes: int | None
@@ -45,7 +46,7 @@ class Labels:
         return cls(None, labels.min().item(), labels.max().item(), num_bins)
 
     @property
-    def num_strata(self) -> int:
+    def num_groups(self) -> int:
         return self.num_classes or self.num_bins
 
     def draw(self, first: int, count: int, random: torch.Generator) -> Tensor:
@@ -54,7 +55,7 @@ class Labels:
             return torch.arange(first, first + count) % self.num_classes
         return self.low + (self.high - self.low) * torch.rand(count, generator=random)
 
-    def strata(self, labels: Tensor) -> Tensor:
+    def groups(self, labels: Tensor) -> Tensor:
         """int64 [N]."""
         if self.num_classes:
             return labels
@@ -109,8 +110,9 @@ class Candidates:
         latents = self.generator.draw_latents(self.chunk_size, generator=random)
         uniforms = torch.rand(self.chunk_size, generator=random)
         on_device = labels.to(self.teacher.device)
-        images = from_generator_range(self.generator.sample(on_device, latents))
+        images = as_images(self.generator.sample(on_device, latents), f"{self.stream}, chunk {chunk}")
         outputs = self.teacher(to_unit_range(images)).float()
+        check_finite(outputs, self.task, f"{self.stream}, chunk {chunk}: the teacher's outputs")
         rows = {
             "labels": labels,
             "uniforms": uniforms,
@@ -128,7 +130,7 @@ class Candidates:
         rows = self.rows(torch.arange(self.num_chunks * self.chunk_size), images=False)
         return Scores(
             labels=rows["labels"],
-            strata=self.labels.strata(rows["labels"]),
+            groups=self.labels.groups(rows["labels"]),
             chunks=torch.arange(self.num_chunks).repeat_interleave(self.chunk_size),
             errors=rows["errors"],
             uniforms=rows["uniforms"],

@@ -70,6 +70,7 @@ def train_density_ratio(
     *,
     real_features: Tensor,
     real_labels: Tensor,
+    frequencies: Tensor | None = None,
     fake_features: Callable[[Tensor], Tensor],
     encode: Callable[[Tensor], Tensor],
     log: Callable[[dict], None] = lambda values: None,
@@ -78,6 +79,7 @@ def train_density_ratio(
 
     Args:
         real_features: [N, D], real_labels: [N], class ids or scalars in the user's units.
+        frequencies: how often a real sample is drawn, [N], up to a factor; None: all as often.
         fake_features: labels [B] -> features [B, D] of fresh generated images.
         encode: labels [B] -> what `ratio` takes as its second argument.
 
@@ -90,7 +92,10 @@ def train_density_ratio(
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones)
     ratio.train()
     for step in range(config.steps):
-        indices = torch.randint(len(real_labels), (config.batch_size,), device=device)
+        if frequencies is None:
+            indices = torch.randint(len(real_labels), (config.batch_size,), device=device)
+        else:
+            indices = torch.multinomial(frequencies, config.batch_size, replacement=True)
         labels = real_labels[indices]
         codes = encode(labels)
         real_ratios = ratio(real_features[indices], codes)

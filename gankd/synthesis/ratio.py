@@ -30,6 +30,18 @@ class TeacherFeatures(nn.Module):
         return self.teacher.outputs_and_features((images + 1) / 2)[1].float()
 
 
+def even_frequencies(labels: Tensor, num_groups: int) -> Tensor:
+    """How often each sample is to be drawn, [N], so that labels come evenly over their range, as those of candidates do.
+
+    A value stands for that part of the range which is nearer to it than to any other, but for no more than the width of a
+    label group: one image in a wide gap must not fill the batches. Samples of one value share its part.
+    """
+    values, inverse, counts = labels.cpu().double().unique(return_inverse=True, return_counts=True)
+    borders = torch.cat([values[:1], (values[1:] + values[:-1]) / 2, values[-1:]])
+    parts = borders.diff().clamp(max=(values[-1] - values[0]) / num_groups)
+    return (parts / counts)[inverse]
+
+
 class RatioModel:
     """r(x|y) of uint8 images: a feature extractor and a ratio network, trained together or read from a file.
 
@@ -89,11 +101,15 @@ class RatioModel:
                 self.extractor, real.images, labels, steps=config.extractor_steps, device=self.device, log=log
             )
         chunks = torch.arange(len(real)).split(512)
+        frequencies = None
+        if not self.is_classification:
+            frequencies = even_frequencies(real.labels, config.label_bins).to(self.device)
         train_density_ratio(
             self.network,
             config,
             real_features=torch.cat([self.features(real.images[chunk]) for chunk in chunks]),
             real_labels=real.labels.to(self.device),
+            frequencies=frequencies,
             fake_features=lambda labels: self.features(from_generator_range(self.generator.sample(labels))),
             encode=self.code,
             log=log,

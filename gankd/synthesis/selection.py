@@ -81,8 +81,8 @@ class Scores:
 
     labels: Tensor
     """The labels that the generator was given, [N]."""
-    strata: Tensor
-    """int64 [N]: the class, or the label bin; each has its own bound."""
+    groups: Tensor
+    """int64 [N]: the label group, a class or a bin of scalars; each has its own bound."""
     chunks: Tensor
     """int64 [N]: the chunk in which a candidate was drawn; bounds grow from chunk to chunk."""
     errors: Tensor
@@ -95,20 +95,20 @@ class Scores:
     """What the teacher said, [N, K]."""
 
 
-def ratio_bounds(ratios: Tensor, strata: Tensor, num_strata: int, *, quantile: float) -> Tensor:
-    """The bound M of every stratum, [S]: a quantile (1: the maximum) of the burn-in's ratios [N].
+def ratio_bounds(ratios: Tensor, groups: Tensor, num_groups: int, *, quantile: float) -> Tensor:
+    """The bound M of every label group, [G]: a quantile (1: the maximum) of the burn-in's ratios [N].
 
     Raises:
-        ValueError: a stratum in which the bound is 0, so that nothing could be accepted; a ratio that is not finite.
+        ValueError: a label group in which the bound is 0, so that nothing could be accepted; a ratio that is not finite.
     """
     if not ratios.isfinite().all():
         raise ValueError("the density ratio is not finite; lower synthesis.subsample.learning_rate.")
-    empty = (torch.bincount(strata, minlength=num_strata) == 0).nonzero().flatten().tolist()
+    empty = (torch.bincount(groups, minlength=num_groups) == 0).nonzero().flatten().tolist()
     if empty:
         raise ValueError(
             f"no burn-in sample fell into the label groups {empty}: raise synthesis.subsample.burn_in or lower label_bins."
         )
-    bounds = torch.stack([error_quantile(errors=ratios[strata == group], rho=quantile) for group in range(num_strata)])
+    bounds = torch.stack([error_quantile(errors=ratios[groups == group], rho=quantile) for group in range(num_groups)])
     if not (bounds > 0).all():
         raise ValueError(
             f"the density ratio is 0 almost everywhere for label groups {(bounds <= 0).nonzero().flatten().tolist()}: "
@@ -119,16 +119,16 @@ def ratio_bounds(ratios: Tensor, strata: Tensor, num_strata: int, *, quantile: f
 
 
 def subsample(scores: Scores, bounds: Tensor, *, growing: bool) -> Tensor:
-    """M1: accept candidates (bool [N]) with probability r / M, M starting at bounds [S] of the strata.
+    """M1: accept candidates (bool [N]) with probability r / M, M starting at bounds [G] of the label groups.
 
-    `growing`: M grows to the largest ratio of its stratum so far, chunk by chunk (the rule of `rejection_sample`);
+    `growing`: M grows to the largest ratio of its group so far, chunk by chunk (the rule of `rejection_sample`);
     otherwise M stays and a ratio beyond it always passes.
     """
     accepted = torch.zeros(len(scores.labels), dtype=torch.bool)
-    for stratum in range(len(bounds)):
-        members = (scores.strata == stratum).nonzero().flatten()
+    for group in range(len(bounds)):
+        members = (scores.groups == group).nonzero().flatten()
         ratios = scores.ratios[members]
-        bound = bounds[stratum].expand(len(members))
+        bound = bounds[group].expand(len(members))
         if growing:
             chunks = scores.chunks[members]
             chunk_max = torch.zeros(int(scores.chunks.max()) + 1).scatter_reduce(0, chunks, ratios, "amax")
@@ -145,16 +145,10 @@ def teacher_filter(scores: Scores, accepted: Tensor, rho: float, *, num_classes:
     tie at the threshold, so that the strict rule would discard more than that (a teacher whose cross-entropy is 0 for most
     samples), those at the threshold stay.
     """
-    if num_classes is None:
-        groups = torch.zeros_like(scores.strata)
-        thresholds = class_error_quantiles(
-            errors=scores.errors[accepted], labels=groups[accepted], rho=rho, num_classes=1
-        )
-    else:
-        groups = scores.labels
-        thresholds = class_error_quantiles(
-            errors=scores.errors[accepted], labels=groups[accepted], rho=rho, num_classes=num_classes
-        )
+    groups = torch.zeros_like(scores.groups) if num_classes is None else scores.labels
+    thresholds = class_error_quantiles(
+        errors=scores.errors[accepted], labels=groups[accepted], rho=rho, num_classes=num_classes or 1
+    )
     kept = accepted & filter_by_teacher_error(errors=scores.errors, threshold=thresholds, labels=groups)
     count = lambda mask: torch.bincount(groups[mask], minlength=len(thresholds))  # noqa: E731
     tied = count(kept) < (rho * (count(accepted) - 1)).long().clamp(min=1)

@@ -9,6 +9,7 @@ store comes out of any number of processes and after any interruption.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 from collections.abc import Callable
@@ -19,16 +20,19 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from gankd.data.sets import ImageSet
+from gankd.models.state import preserve_state
 from gankd.models.teacher import Teacher
 from gankd.synthesis.candidates import Candidates, Labels
+from gankd.synthesis.checks import NUM_SAMPLES, check_generator, check_samples, check_teacher
 from gankd.synthesis.config import SynthesisConfig
 from gankd.synthesis.ratio import RatioModel
 from gankd.synthesis.selection import Scores, ratio_bounds, select_rho, subsample, take, teacher_filter
 from gankd.synthesis.store import write_store, write_tensors
-from gankd.tasks import CLASSIFICATION, Task
+from gankd.tasks import Task
 from generators.interface import ConditionalGenerator
 from generators.randomness import mix
 
+PAPER_RHO = {"classification": 0.9, "regression": 0.7}  # arXiv 2104.03164, of all tables
 EXAMPLES_PER_KIND = 8  # kept and rejected images a label that the report shows
 
 
@@ -47,24 +51,11 @@ class Selection:
     """The teacher-error thresholds: [K] for classes, [] for scalars, None without a filter."""
 
 
-def check_generator(generator: ConditionalGenerator, task: Task, real: ImageSet) -> None:
-    """Raise a ValueError unless a generator makes images of the real data's shape and takes labels of its kind."""
-    shape = (generator.config.image_channels, generator.config.resolution, generator.config.resolution)
-    if shape != real.image_shape:
-        raise ValueError(
-            f"the generator makes images of {shape}, the data has {real.image_shape}: set data.image_size and "
-            "data.channels to the generator's."
-        )
-    if generator.is_class_conditional != (task.kind == CLASSIFICATION):
-        kind = "class ids" if generator.is_class_conditional else "a scalar"
-        raise ValueError(f"the generator takes {kind}, which are not the labels of a {task.kind} task.")
-    generator.condition(real.labels.unique())
-
-
 class Synthesis:
     """One run of the synthesis; `run` is its table of contents.
 
     Args:
+        real: the images that the generator was trained on, which M1 compares its images with; their labels are drawn.
         validation_error: error on the validation split of a student trained on a selection, for `rho: validation`.
         provenance: what the manifest should tell besides.
     """
@@ -86,11 +77,13 @@ class Synthesis:
     ):
         # of a teacher only its predictions count here, which a student's head might not keep
         self.task = task = task.plain()
-        self.teacher = teacher = teacher.speak(task)
+        self.teacher = teacher = teacher.for_task(task)
         self.generator, self.real, self.config = generator, real, config
         self.directory, self.seed, self.accelerator, self.log = directory, seed, accelerator, log
         self.provenance, self.validation_error = provenance or {}, validation_error
         check_generator(generator, task, real)
+        check_teacher(teacher, task, real)
+        self.rho = PAPER_RHO[task.kind] if config.rho == "paper" else config.rho
         if config.rho == "validation" and validation_error is None:
             raise ValueError(
                 "rho: validation trains students, which only a whole experiment does; give a number or None."
@@ -102,8 +95,24 @@ class Synthesis:
         """Fill `directory` with a finished store; what an interrupted run left there is used.
 
         Raises:
-            ValueError: too few candidates survive; a density ratio that is of no use.
+            ValueError: see `check_samples`; too few candidates survive; a density ratio that is of no use.
         """
+        with contextlib.ExitStack() as lent:
+            for module in (self.generator, self.teacher.module):
+                lent.enter_context(preserve_state(module))
+            self.generator.eval()
+            self.make_store()
+
+    def make_store(self) -> None:
+        check_samples(
+            self.generator,
+            self.teacher,
+            self.task,
+            self.real,
+            seed=self.seed,
+            force=self.config.force,
+            num_samples=min(NUM_SAMPLES, self.config.num_samples),
+        )
         ratio = self.ratio_model() if self.config.subsample.enabled else None
         bounds = self.burn_in(ratio) if ratio else None
         candidates = self.stream("candidates", ratio, keep_images=True)
@@ -132,11 +141,11 @@ class Synthesis:
         return model
 
     def burn_in(self, ratio: RatioModel) -> Tensor:
-        """The bound with which every stratum starts, [S], from candidates that serve for nothing else."""
+        """The bound with which every label group starts, [S], from candidates that serve for nothing else."""
         stream = self.stream("burn_in", ratio, keep_images=False)
-        stream.draw_until(-(-self.config.subsample.burn_in * self.labels.num_strata // self.config.chunk_size))
+        stream.draw_until(-(-self.config.subsample.burn_in * self.labels.num_groups // self.config.chunk_size))
         scores = stream.scores()
-        return ratio_bounds(scores.ratios, scores.strata, self.labels.num_strata, quantile=self.config.subsample.bound)
+        return ratio_bounds(scores.ratios, scores.groups, self.labels.num_groups, quantile=self.config.subsample.bound)
 
     def stream(self, name: str, ratio: RatioModel | None, *, keep_images: bool) -> Candidates:
         return Candidates(
@@ -170,8 +179,8 @@ class Synthesis:
         accepted = torch.ones(len(scores.labels), dtype=torch.bool)
         if bounds is not None:
             accepted = subsample(scores, bounds, growing=self.config.subsample.bound == 1)
-        if self.config.rho != "validation":
-            return self.filter(scores, accepted, self.config.rho)
+        if self.rho != "validation":
+            return self.filter(scores, accepted, self.rho)
         choices = [self.filter(scores, accepted, rho) for rho in self.config.rho_grid]
         if None in choices:
             return None
@@ -251,7 +260,7 @@ class Synthesis:
         write_store(self.directory, samples, shard_size=self.config.shard_size, manifest=manifest)
 
     def examples(self, candidates: Candidates, scores: Scores, selection: Selection) -> dict[str, Tensor]:
-        """A few images a stratum of each fate: kept, rejected by the ratio (lowest first), by the teacher (worst first)."""
+        """A few images a label group: kept, rejected by the ratio (lowest first), rejected by the teacher (worst first)."""
         kept = selection.kept.nonzero().flatten()
         by_ratio = (~selection.accepted).nonzero().flatten()
         by_teacher = (selection.accepted & ~selection.kept).nonzero().flatten()
@@ -260,8 +269,8 @@ class Synthesis:
             by_ratio = by_ratio[scores.ratios[by_ratio].argsort(stable=True)]
         tensors = {}
         for fate, members in (("kept", kept), ("ratio", by_ratio), ("teacher", by_teacher)):
-            strata = scores.strata[members]
-            first = [members[strata == stratum][:EXAMPLES_PER_KIND] for stratum in range(self.labels.num_strata)]
+            groups = scores.groups[members]
+            first = [members[groups == group][:EXAMPLES_PER_KIND] for group in range(self.labels.num_groups)]
             rows = candidates.rows(torch.cat(first).sort().values)
             tensors |= {f"{fate}.{name}": rows[name] for name in ("images", "labels", "errors")}
         return tensors

@@ -26,7 +26,9 @@ from gankd.methods import (
     method_config,
     sampling_of,
 )
-from gankd.models.teacher import Normalize, Teacher, borrowed
+from gankd.models.inputs import normalization_of, remember
+from gankd.models.state import preserve_state
+from gankd.models.teacher import Normalize, Teacher
 from gankd.tasks import Representation, Task, task_of
 from gankd.training.config import TrainingConfig
 from gankd.training.context import RunContext
@@ -71,8 +73,7 @@ def distill(
         data = (real, synthetic, synthetic_fraction)
         distiller = _train(student, known, data, task, config, training, normalize, context)
         trained = distiller.deployable()
-    trained.input_normalization = (normalize.mean.flatten().tolist(), normalize.std.flatten().tolist())
-    trained.output_task = task
+    remember(trained, normalize, task)
     return trained.eval()
 
 
@@ -114,7 +115,7 @@ def pretrain(
         known = [as_teacher(each, normalize, device, None) for each in teachers] or None
         data = (real, synthetic, synthetic_fraction)
         _train(student.to(device).train(), known, data, task, config, training, normalize, context)
-    student.input_normalization = (normalize.mean.flatten().tolist(), normalize.std.flatten().tolist())
+    remember(student, normalize)
     return student.eval()
 
 
@@ -165,7 +166,7 @@ def _lent(*networks) -> contextlib.ExitStack:
     stack = contextlib.ExitStack()
     for network in networks:
         if isinstance(network, nn.Module):
-            stack.enter_context(borrowed(network))
+            stack.enter_context(preserve_state(network))
     return stack
 
 
@@ -191,18 +192,12 @@ def settings_of(
 def check_outputs(student: nn.Module, task: Task, normalize: Normalize, dataset: ImageSet) -> None:
     """Raise a ValueError unless the student answers an image with as many numbers as the task has outputs."""
     image = to_unit_range(dataset.images[torch.arange(1)]).to(normalize.mean.device)
-    with borrowed(student):
+    with preserve_state(student):
         outputs = student.to(image.device).eval()(normalize(image))
     if outputs.numel() != task.num_outputs:
         raise ValueError(
             f"the student has {outputs.numel()} outputs an image, the task needs {task.num_outputs}: change its last layer."
         )
-
-
-def normalization_of(model: nn.Module) -> Normalize | None:
-    """The input normalisation that a model trained by gankd carries, or None."""
-    known = getattr(model, "input_normalization", None)
-    return Normalize(*map(torch.tensor, known)) if known else None
 
 
 def as_teacher(teacher: nn.Module | Teacher | None, normalize: Normalize, device, task: Task | None) -> Teacher | None:
@@ -211,11 +206,10 @@ def as_teacher(teacher: nn.Module | Teacher | None, normalize: Normalize, device
     A module is normalised as it says itself where it was trained by gankd, else by `normalize`.
     """
     if isinstance(teacher, nn.Module):
-        own = getattr(teacher, "output_task", None)
-        teacher = Teacher(teacher, normalization_of(teacher) or normalize, device=device, task=own)
+        teacher = Teacher(teacher, normalization_of(teacher) or normalize, device=device)
     if teacher is None or task is None:
         return teacher
-    return teacher.speak(task, device)
+    return teacher.for_task(task, device)
 
 
 def warn_near_chance(teacher: Teacher, task: Task, real: ImageSet, sample: int = 1000) -> None:

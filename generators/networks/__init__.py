@@ -1,66 +1,149 @@
-"""The architectures by name, each a generator with its discriminator in the file of that name."""
+"""The architectures by name: a generator with its discriminator, ours in the file of that name, and those of a user.
+
+    from generators.model import GeneratorModel, register_to_config
+    from generators.networks import NETWORKS
+
+    @NETWORKS.register("tiny")
+    def tiny(resolution, image_channels, num_classes, label_range, *, width: Count = 16, latent_dim: Count = 8):
+        return TinyGenerator(...), TinyDiscriminator(...)
+
+    generators.train(images, labels, num_classes=10, network="tiny", options={"width": 32})
+
+The generator is a `GeneratorModel`, the discriminator a module of (images [N, C, H, W] in [-1, 1], y [N]) that returns
+logits [N]; y are class ids, or scalars in [0, 1]. The keyword-only parameters are the network's options.
+"""
 
 from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from generators.config import GeneratorConfig
+from generators.registry import Registry
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from generators.interface import ConditionalGenerator
+    from generators.config import GeneratorConfig
+    from generators.model import GeneratorModel
 
-NETWORKS = {
-    "sngan": ("SNGANGenerator", "SNGANDiscriminator"),
-    "sagan": ("SAGANGenerator", "SAGANDiscriminator"),
-    "biggan": ("BigGANGenerator", "BigGANDiscriminator"),
-    "biggan_deep": ("BigGANDeepGenerator", "BigGANDeepDiscriminator"),
-    "dcgan": ("DCGANGenerator", "DCGANDiscriminator"),
+NETWORKS: Registry[Callable[..., tuple[GeneratorModel, nn.Module]]] = Registry("generator network")
+
+# ours: the two classes, and the fields of GeneratorConfig that shape them
+PAIRS = {
+    "sngan": (
+        ("SNGANGenerator", "SNGANDiscriminator"),
+        ("widths", "discriminator_widths", "latent_dim", "label_dim", "label_input"),
+    ),
+    "sagan": (("SAGANGenerator", "SAGANDiscriminator"), ("channels", "latent_dim", "label_dim", "label_input")),
+    "biggan": (
+        ("BigGANGenerator", "BigGANDiscriminator"),
+        ("channels", "latent_dim", "label_dim", "attention", "shared_embedding", "hierarchical"),
+    ),
+    "biggan_deep": (
+        ("BigGANDeepGenerator", "BigGANDeepDiscriminator"),
+        ("channels", "latent_dim", "label_dim", "attention", "depth"),
+    ),
+    "dcgan": (("DCGANGenerator", "DCGANDiscriminator"), ("channels", "latent_dim", "label_dim", "label_input")),
 }
+NETWORK_SETTINGS = {name: settings for name, (_, settings) in PAIRS.items()}
 # where each generator is defined; that of StyleGAN2 is loaded, not trained
-GENERATORS = {generator: name for name, (generator, _) in NETWORKS.items()} | {"StyleGAN2Generator": "stylegan2"}
+GENERATORS = {classes[0]: name for name, (classes, _) in PAIRS.items()} | {"StyleGAN2Generator": "stylegan2"}
 
 
-def generator_class(class_name: str) -> type[ConditionalGenerator]:
-    """The generator class of that name, imported on first use."""
-    return getattr(importlib.import_module(f"generators.networks.{GENERATORS[class_name]}"), class_name)
+def generator_class(class_name: str, module: str | None = None) -> type[GeneratorModel]:
+    """The generator class of that name: one of ours, imported on first use, or of a user's `module`, imported before.
+
+    Raises:
+        LookupError: no class of that name is known; what would help, as the end of a sentence.
+    """
+    if class_name in GENERATORS:
+        return getattr(importlib.import_module(f"generators.networks.{GENERATORS[class_name]}"), class_name)
+    from generators.model import GeneratorModel
+
+    waiting, found = [GeneratorModel], None
+    while waiting:
+        kind = waiting.pop()
+        waiting += kind.__subclasses__()
+        if kind.__name__ == class_name and not kind.__module__.startswith("generators."):
+            found = kind  # the newest where a module was imported again
+    if found is None:
+        missing = f"defined in {module}, which is not imported: import it first (in a YAML, plugins: [{module}])."
+        raise LookupError(
+            f"the architecture '{class_name}'; {missing if module else 'known: ' + ', '.join(GENERATORS)}"
+        )
+    return found
 
 
-def network_classes(name: str) -> tuple[type[ConditionalGenerator], type[nn.Module]]:
-    """The classes of the generator and of the discriminator called `name`, imported on first use."""
-    generator, discriminator = NETWORKS[name]
-    return generator_class(generator), getattr(importlib.import_module(f"generators.networks.{name}"), discriminator)
+def network_classes(name: str) -> tuple[type[GeneratorModel], type[nn.Module]]:
+    """The classes of our generator called `name` and of its discriminator, imported on first use."""
+    module = importlib.import_module(f"generators.networks.{name}")
+    generator, discriminator = (getattr(module, class_name) for class_name in PAIRS[name][0])
+    return generator, discriminator
 
 
 def build_networks(
-    config: GeneratorConfig, image_shape: tuple[int, int, int], num_classes: int | None, label_range: tuple | None
-) -> tuple[ConditionalGenerator, nn.Module]:
+    config: GeneratorConfig,
+    image_shape: tuple[int, int, int],
+    num_classes: int | None,
+    label_range: tuple[float, float] | None,
+) -> tuple[GeneratorModel, nn.Module]:
     """A fresh generator and discriminator for images [C, H, W] and one kind of label.
 
     Raises:
-        ValueError: images that are not square or of a size the networks cannot take; labels of a kind they do not know.
+        ValueError: images that are not square or of a size the networks cannot take; labels of a kind they do not know; a
+            network of a user's that is no generator for these images.
     """
     channels, height, width = image_shape
     if height != width:
         raise ValueError(f"images are {height}x{width}; the generators need square images: set data.image_size.")
-    settings = {
-        **config.network_settings(),
-        "resolution": height,
-        "image_channels": channels,
-        "num_classes": num_classes,
-        "label_range": label_range,
-        "label_input": config.label_input or ("embedding" if num_classes else "fourier"),
-    }
-    generator, discriminator = network_classes(config.network)
-    return (
-        generator(**understood(generator, settings)),
-        discriminator(**understood(discriminator, {**settings, "widths": config.discriminator_widths})),
-    )
+    data = {"resolution": height, "image_channels": channels, "num_classes": num_classes, "label_range": label_range}
+    generator, discriminator = NETWORKS.find(config.network)(**data, **config.network_settings())
+    check_generator(generator, config.network, data)
+    return generator, discriminator
+
+
+def check_generator(generator: nn.Module, network: str, data: dict[str, Any]) -> None:
+    """Raise a ValueError unless what a network's builder returns first is a generator for images and labels of `data`."""
+    from generators.model import GeneratorModel
+
+    if not isinstance(generator, GeneratorModel):
+        raise ValueError(
+            f"the generator network '{network}' returns a {type(generator).__name__} first; return a GeneratorModel and its "
+            "discriminator."
+        )
+    there = {name: tuple(value) if isinstance(value, list) else value for name, value in generator.config.items()}
+    if "latent_dim" not in there:
+        raise ValueError(f"the generator of '{network}' has no latent_dim in its config; let its __init__ take one.")
+    for name, value in data.items():
+        if there.get(name) != value:
+            raise ValueError(
+                f"the generator of '{network}' has {name} {there.get(name)} in its config, where the data has {value}; let "
+                "its __init__ take what the builder is given, under @register_to_config."
+            )
 
 
 def understood(network: type, settings: dict[str, Any]) -> dict[str, Any]:
     """Those of the settings that the network's constructor names."""
     return {name: value for name, value in settings.items() if name in inspect.signature(network).parameters}
+
+
+def _ours(name: str) -> Callable[..., tuple[GeneratorModel, nn.Module]]:
+    """The builder of one of our networks; its settings are fields of GeneratorConfig."""
+
+    def build(*, num_classes, **settings):
+        label_input = settings.get("label_input") or ("embedding" if num_classes else "fourier")
+        settings |= {"num_classes": num_classes, "label_input": label_input}
+        generator, discriminator = network_classes(name)
+        of_discriminator = settings | {"widths": settings.get("discriminator_widths")}
+        return (
+            generator(**understood(generator, settings)),
+            discriminator(**understood(discriminator, of_discriminator)),
+        )
+
+    return build
+
+
+for _name in PAIRS:
+    NETWORKS[_name] = _ours(_name)

@@ -12,12 +12,10 @@ from functools import partial
 from typing import Literal
 
 import torch
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from generators.conditioning import ConditionalBatchNorm
-from generators.interface import ConditionalGenerator
 from generators.layers import (
     DiscriminatorBlock,
     GeneratorBlock,
@@ -29,6 +27,7 @@ from generators.layers import (
     torch_sn_conv2d,
     torch_sn_linear,
 )
+from generators.model import GeneratorModel, register_to_config
 
 # widths in units of `channels`: at 4x4 and after every doubling; the table for 32 pixels is BigGAN-PyTorch's for CIFAR
 GENERATOR_WIDTHS = {
@@ -62,7 +61,7 @@ def check_settings(resolution: int, num_classes: int | None, attention: tuple[in
         )
 
 
-class BigGANGenerator(ConditionalGenerator):
+class BigGANGenerator(GeneratorModel):
     """`forward(z, y)`: z [N, latent_dim], y int64 [N] -> image [N, C, H, W] in [-1, 1].
 
     Args:

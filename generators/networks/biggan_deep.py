@@ -10,13 +10,12 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from generators.conditioning import ConditionalBatchNorm, upsample
-from generators.interface import ConditionalGenerator
 from generators.layers import SelfAttention, SNConv2d, SNEmbedding, SNLinear, initialize_normal
+from generators.model import GeneratorModel, register_to_config
 from generators.networks.biggan import DISCRIMINATOR_WIDTHS, GENERATOR_WIDTHS, HALVINGS, check_settings
 
 
@@ -45,7 +44,7 @@ class BottleneckUp(nn.Module):
         return self.conv4(F.relu(self.bn4(h, code))) + x
 
 
-class BigGANDeepGenerator(ConditionalGenerator):
+class BigGANDeepGenerator(GeneratorModel):
     """`forward(z, y)`: z [N, latent_dim], y int64 [N] -> image [N, C, H, W] in [-1, 1].
 
     Args:

@@ -9,12 +9,11 @@ discriminator's batch norm, so that it can be trained on real and fake images in
 from __future__ import annotations
 
 import torch
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from generators.conditioning import LabelInput, code_length, label_encoder
-from generators.interface import ConditionalGenerator
 from generators.layers import SNConv2d, SNLinear, initialize_normal
+from generators.model import GeneratorModel, register_to_config
 
 
 def widths_of(resolution: int, channels: int) -> list[int]:
@@ -29,7 +28,7 @@ def widths_of(resolution: int, channels: int) -> list[int]:
     return [channels * min(2**index, 8) for index in range(valid.index(resolution) + 1)]
 
 
-class DCGANGenerator(ConditionalGenerator):
+class DCGANGenerator(GeneratorModel):
     """`forward(z, y)`: z [N, latent_dim], y [N] -> image [N, C, H, W] in [-1, 1]."""
 
     @register_to_config

@@ -12,14 +12,13 @@ from functools import partial
 from typing import Literal
 
 import torch
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from generators.conditioning import ConditionalBatchNorm, LabelInput, PlainBatchNorm, code_length, label_encoder
-from generators.interface import ConditionalGenerator
 from generators.layers import DiscriminatorBlock, GeneratorBlock, SelfAttention
+from generators.model import GeneratorModel, register_to_config
 
 # in units of `channels`: the generator at 4x4 and after every doubling; the discriminator after every halving to 4x4 and
 # after a last block
@@ -48,7 +47,7 @@ def check_resolution(resolution: int) -> None:
         )
 
 
-class SAGANGenerator(ConditionalGenerator):
+class SAGANGenerator(GeneratorModel):
     """`forward(z, y)`: z [N, latent_dim], y [N] -> image [N, C, H, W] in [-1, 1].
 
     Args:

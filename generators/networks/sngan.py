@@ -11,14 +11,13 @@ from functools import partial
 from typing import Literal
 
 import torch
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from generators.conditioning import ConditionalBatchNorm, LabelInput, PlainBatchNorm, code_length, label_encoder
-from generators.interface import ConditionalGenerator
 from generators.layers import DiscriminatorBlock, GeneratorBlock, torch_sn_linear
+from generators.model import GeneratorModel, register_to_config
 
 
 def check_resolution(resolution: int, num_blocks: int) -> None:
@@ -33,7 +32,7 @@ def check_resolution(resolution: int, num_blocks: int) -> None:
         )
 
 
-class SNGANGenerator(ConditionalGenerator):
+class SNGANGenerator(GeneratorModel):
     """Generator of residual blocks. `forward(z, y)`: z [N, latent_dim], y [N] -> image [N, C, H, W] in [-1, 1].
 
     Args:

@@ -12,11 +12,10 @@ import math
 from typing import Literal
 
 import torch
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from generators.interface import ConditionalGenerator
+from generators.model import GeneratorModel, register_to_config
 
 FILTER = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8  # the low-pass filter, along each axis
 
@@ -152,7 +151,7 @@ class SynthesisBlock(nn.Module):
         return x, low_pass(image, double=True) + self.torgb(x, w)
 
 
-class StyleGAN2Generator(ConditionalGenerator):
+class StyleGAN2Generator(GeneratorModel):
     """`forward(z, y)`: z [N, latent_dim], y int64 [N] -> image [N, C, H, W] in [-1, 1].
 
     Args:

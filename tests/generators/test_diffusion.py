@@ -229,8 +229,8 @@ def test_a_module_is_a_generator_in_one_line() -> None:
     labels, latents = torch.tensor([2, 0]), torch.randn(2, 4)
     images, features = generator.sample_with_features(labels, latents)
     assert torch.equal(images, painter(latents, labels)) and torch.equal(features["mix"].tanh(), images)
-    assert isinstance(generator, ConditionalGenerator) and not painter.training
-    assert not any(parameter.requires_grad for parameter in painter.parameters())
+    assert isinstance(generator, ConditionalGenerator) and not images.requires_grad
+    assert painter.training and all(parameter.requires_grad for parameter in painter.parameters()), "F20: it was lent"
     with pytest.raises(ValueError, match=r"labels span \[3, 3\]; this generator knows \[0, 2\]"):
         generator.sample(torch.tensor([3]))
 

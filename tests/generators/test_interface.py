@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import generators
 from generators import load_generator
 from generators.conditioning import FourierEncoder, LabelNetwork
 from generators.networks.sngan import SNGANDiscriminator, SNGANGenerator
@@ -335,6 +336,40 @@ def test_importing_costs_no_more_than_torch() -> None:
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert {"generators", "gankd"} <= set(loaded)
     assert not heavy & {name.split(".")[0] for name in loaded}
+
+
+LIGHT = "checkpoints config images interface labels randomness registry settings vicinity wrapping".split()
+
+
+def test_what_everybody_imports_costs_no_more_than_torch() -> None:
+    """H: pydantic is allowed, for settings; diffusers alone costs as much as torch."""
+    heavy = {
+        "diffusers",
+        "torchvision",
+        "accelerate",
+        "matplotlib",
+        "sklearn",
+        "h5py",
+        "torchmetrics",
+        "huggingface_hub",
+    }
+    names = ", ".join(f"generators.{name}" for name in LIGHT)
+    code = f"import sys, torch; before = set(sys.modules); import {names}; print(*set(sys.modules) - before)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not heavy & {name.split(".")[0] for name in loaded}
+
+
+def test_completion_sees_the_public_names_and_the_type_checker_the_same() -> None:
+    assert set(generators.__all__) == set(generators._HOMES) <= set(dir(generators))
+    source = Path(generators.__file__).read_text()
+    for name, home in generators._HOMES.items():
+        assert f"    from generators.{home} import {name}\n" in source and getattr(generators, name) is not None
+
+
+def test_the_generators_do_not_speak_of_students_and_teachers() -> None:
+    """R3: what only an experiment means is a setting of the experiment."""
+    package = Path(__file__).parents[2] / "generators"
+    assert not [path for path in package.rglob("*.py") if re.search("student|teacher", path.read_text(), re.IGNORECASE)]
 
 
 def test_the_generators_know_nothing_of_distillation() -> None:

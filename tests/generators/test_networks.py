@@ -386,7 +386,7 @@ def test_conditional_batch_norm_follows_its_formula(of_classes: bool) -> None:
             {"network": "biggan_deep", "shared_embedding": True},
             "shared_embedding does not shape the network 'biggan_deep'",
         ),
-        ({"network": "stylegan"}, "Input should be 'sngan', 'sagan', 'biggan', 'biggan_deep' or 'dcgan'"),
+        ({"network": "dcgann"}, "unknown generator network 'dcgann'; did you mean 'dcgan'"),
     ],
 )
 def test_settings_of_another_network_are_refused(settings: dict, sentence: str) -> None:

@@ -44,14 +44,6 @@ CASES = [(name, kind) for name in METHODS for kind in KINDS if defined(name, kin
 HEAD_CASES = [(name, head) for name in METHODS for head in ("bins", "gaussian") if defined(name, "regression", head)]
 """Every method with every other regression head that it is defined for; for parametrize(("name", "head"), HEAD_CASES)."""
 STUDENT, TEACHER = (4, 8, 8), (8, 16, 16)  # widths of the stages, maps of 8, 4 and 2 pixels
-LIKE_WIDTHS = {"fsp"}
-"""Methods whose student has the widths of its teacher."""
-FEWEST_CLASSES = {"zipf_ls": 3}
-"""Of methods that two classes are not enough for."""
-FEWEST_SAMPLES = {"squeeze_and_span": 4}
-"""Of methods that compare real images among themselves and synthetic ones too."""
-WITH_TEACHER = {"combined", "simreg"}
-"""Methods that are given a teacher although it is not declared that they always need one."""
 NARROW = {
     "squeeze_and_span": {"embedding_width": 16, "squeeze_width": 16},
     "vicreg": {"embedding_width": 16, "projector_width": 16},
@@ -118,7 +110,7 @@ def image_sets(batch: Batch) -> tuple[ImageSet, ImageSet]:
 
 def source_of(batch: Batch, kind: str, config: MethodConfig, batch_size: int, **processes: int) -> BatchSource:
     """The batch as training data, drawn as a method asks for it. processes: `rank` and `world_size`."""
-    fraction = 0.5 if config.name == "squeeze_and_span" else None
+    fraction = 0.5 if config.method.needs_generator_features else None
     return BatchSource(
         *image_sets(batch),
         batch_size=batch_size,
@@ -151,16 +143,16 @@ def make(
         teacher_widths: None: twice the student's, where the method allows it.
         data: the training data; None: `fixed_batch(kind)` of the same channels, classes and pixels.
     """
+    if not isinstance(config, MethodConfig):
+        config = method_config({"name": name, **NARROW.get(name, {}), **(config or {})})
     task = task_like(kind, num_classes=num_classes, head=head)
     batch = fixed_batch(kind, channels=channels, num_classes=num_classes, pixels=pixels) if data is None else data
     normalize = Normalize.of(batch.images)
-    teacher_widths = teacher_widths or (STUDENT if name in LIKE_WIDTHS else TEACHER)
+    teacher_widths = teacher_widths or (STUDENT if config.method.needs_equal_widths else TEACHER)
     teacher = Teacher(network(task, teacher_seed, teacher_widths, channels), normalize)
-    if not isinstance(config, MethodConfig):
-        config = method_config({"name": name, **NARROW.get(name, {}), **(config or {})})
     distiller = build_distiller(
         network(task, 0, student_widths, channels),
-        teacher if name in WITH_TEACHER or METHODS[name].needs_teacher else None,
+        teacher if config.uses_teacher else None,
         task,
         config,
         augment=Augment(augmentation or AugmentationConfig()),

@@ -59,7 +59,7 @@ def test_a_training_without_any_loss_is_refused(settings: dict) -> None:
 
 def test_every_method_is_found_under_the_name_of_its_settings() -> None:
     for name, method in METHODS.items():
-        assert method.Config().name == name
+        assert method.Config.model_fields["name"].default == name and method.Config.method is method
         assert method.tasks <= {"classification", "regression", "representation"} and method.tasks
         assert method.__doc__ and method.Config.__doc__
 

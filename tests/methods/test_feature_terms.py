@@ -48,7 +48,7 @@ def features(distiller, *, preact: tuple[bool, bool] = (False, False)) -> tuple[
 
 def term_value(distiller, name: str) -> Tensor:
     term = distiller.terms[name]
-    return term(distiller.passes(BATCH, {name: term}))
+    return term(distiller.outputs(BATCH, {name: term}))
 
 
 # --- each term is its equation on its features ------------------------------------------------------------------------

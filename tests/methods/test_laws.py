@@ -21,10 +21,7 @@ from gankd.methods import METHODS, Distiller, Term
 from gankd.training import RunContext, TrainingConfig, build_optimizer, fit
 from tests.methods.common import (
     CASES,
-    FEWEST_CLASSES,
-    FEWEST_SAMPLES,
     HEAD_CASES,
-    LIKE_WIDTHS,
     STUDENT,
     TEACHER,
     fixed_batch,
@@ -147,10 +144,10 @@ def test_the_loss_of_a_first_stage_falls_too(name: str, kind: str) -> None:
 def test_every_term_is_a_finite_scalar_and_the_total_reaches_the_whole_student(
     name: str, kind: str, size: int, num_classes: int, channels: int
 ) -> None:
-    shapes = {"num_classes": max(num_classes, FEWEST_CLASSES.get(name, 2)), "channels": channels}
+    shapes = {"num_classes": max(num_classes, METHODS[name].fewest_classes), "channels": channels}
     distiller, _ = make(name, kind, **shapes)
     distiller.start_step(10, 20, 1)
-    terms = distiller(fixed_batch(kind, max(size, FEWEST_SAMPLES.get(name, 2)), **shapes))
+    terms = distiller(fixed_batch(kind, max(size, METHODS[name].fewest_samples), **shapes))
     assert "loss" in terms and len(terms) > (0 if name == "simreg" else 1)  # of one teacher it has no other term
     assert all(term.shape == () and term.isfinite() for term in terms.values())
     terms["loss"].backward()
@@ -162,7 +159,7 @@ def test_every_term_is_a_finite_scalar_and_the_total_reaches_the_whole_student(
         assert parameter.grad.isfinite().all()
 
 
-@pytest.mark.parametrize(("name", "kind"), [case for case in CASES if case[0] not in LIKE_WIDTHS])
+@pytest.mark.parametrize(("name", "kind"), [case for case in CASES if not METHODS[case[0]].needs_equal_widths])
 @pytest.mark.parametrize(("student", "teacher"), [((8, 16), (8, 16, 32)), ((8, 16, 16), (16, 32))])
 def test_student_and_teacher_may_have_unlike_numbers_of_stages(name: str, kind: str, student, teacher) -> None:
     distiller, _ = make(name, kind, student_widths=student, teacher_widths=teacher)
@@ -288,7 +285,7 @@ def test_a_term_of_weight_zero_is_plain_supervised_training(name: str, kind: str
     """Bit for bit, through the library's door; with its own weight the student is another one."""
     settings = METHODS[name].Config.model_fields
     off = {"name": name, "task_weight": 1, "weight": 0} if "weight" in settings else {"name": name, "alpha": 0}
-    teacher = network(kind, 1, STUDENT if name in LIKE_WIDTHS else TEACHER)
+    teacher = network(kind, 1, STUDENT if METHODS[name].needs_equal_widths else TEACHER)
     plain, student = supervised(kind), distilled(kind, off, teacher)
     assert_equal_state(student, plain)
     weights = [torch.cat([p.flatten() for p in one.parameters()]) for one in (distilled(kind, name, teacher), plain)]

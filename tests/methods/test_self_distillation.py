@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gankd.data.augment import AugmentationConfig
+from gankd.data.augment import Augment, AugmentationConfig
 from gankd.data.loader import Batch, BatchSource
 from gankd.data.sets import ImageSet
 from gankd.losses import attention_transfer_loss, kd_loss, self_attention_loss, zipf_loss
@@ -80,9 +80,8 @@ class Flattened(nn.Sequential):
 
 def setup_of(student: nn.Module, pixels: int = 8, channels: int = 1) -> Setup:
     batch = fixed_batch("classification", channels=channels, pixels=pixels)
-    return Setup(
-        student, None, TASKS["classification"], BatchSource(ImageSet(batch.images, batch.labels), batch_size=4)
-    )
+    source = BatchSource(ImageSet(batch.images, batch.labels), batch_size=4)
+    return Setup(student, None, TASKS["classification"], source, Augment(AugmentationConfig()), nn.Identity())
 
 
 def test_zipf_reads_the_map_that_is_averaged_wherever_it_is_and_refuses_a_network_without() -> None:

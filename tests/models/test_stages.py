@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from gankd.models import SmallResNet, Taps, build_model, default_taps
-from gankd.models.tail import Remainder, redraw
+from gankd.models.tail import NetworkTail, reinitialize
 
 NAMES = ["small_resnet", "resnet8", "wrn_16_1", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2", "torchvision:resnet18"]
 
@@ -17,7 +17,7 @@ def test_the_rest_of_a_network_gives_its_outputs_from_the_trunk_s_map(name: str)
     model = build_model(name, num_classes=5).eval()
     trunk = default_taps(model, image_shape=(3, 32, 32))[-3]
     images = torch.rand(2, 3, 32, 32)
-    rest = Remainder(model, trunk, (3, 32, 32))
+    rest = NetworkTail(model, trunk, (3, 32, 32))
     with torch.no_grad():
         outputs, (feature,) = Taps(model, [trunk])(images)
         torch.testing.assert_close(
@@ -31,8 +31,8 @@ def test_the_rest_of_a_network_gives_its_outputs_from_the_trunk_s_map(name: str)
 def test_a_copy_shares_no_weights_and_the_model_stays_as_it_was() -> None:
     model = SmallResNet(3, widths=(4, 8)).train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    rest = Remainder(model, "stages.0", (3, 8, 8))
-    redraw(rest)
+    rest = NetworkTail(model, "stages.0", (3, 8, 8))
+    reinitialize(rest)
     assert model.training and rest.network.training
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
@@ -51,9 +51,9 @@ class Skipping(nn.Module):
 
 def test_a_network_that_reads_around_the_cut_is_refused() -> None:
     model = Skipping()
-    Remainder(model, "first", (3, 8, 8))
+    NetworkTail(model, "first", (3, 8, 8))
     with pytest.raises(ValueError, match="cannot be cut behind 'second'"):
-        Remainder(model, "second", (3, 8, 8))
+        NetworkTail(model, "second", (3, 8, 8))
 
 
 def test_a_redrawn_network_is_another_one_of_the_same_kind() -> None:
@@ -61,7 +61,7 @@ def test_a_redrawn_network_is_another_one_of_the_same_kind() -> None:
     model(torch.rand(4, 3, 8, 8))  # moves the running statistics
     model.head.bias.requires_grad_(False)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    redraw(model)
+    reinitialize(model)
     for key, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.flatten().sort()[0], before[key].flatten().sort()[0])
         if parameter.ndim > 1:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from gankd.models import MODELS, build_model, default_taps, feature_shapes, forward_with_features
+from gankd.models import NETWORKS, build_model, default_taps, feature_shapes, forward_with_features
 from gankd.models.resnet import ResNet
 from gankd.models.shufflenet import UnitV2, shuffle
 from gankd.models.vgg import VGG
@@ -29,6 +29,11 @@ ZOO = {  # parameters, millions of multiply-adds, entries of the state dict, tap
     "resnet44": (667_188, 97.44, 272, RESNET),
     "resnet56": (861_620, 125.75, 344, RESNET),
     "resnet110": (1_736_564, 253.16, 668, RESNET),
+    "resnet20_a": (275_572, 40.56, 116, RESNET),
+    "resnet32_a": (470_004, 68.87, 188, RESNET),
+    "resnet44_a": (664_436, 97.18, 260, RESNET),
+    "resnet56_a": (858_868, 125.49, 332, RESNET),
+    "resnet110_a": (1_733_812, 252.89, 656, RESNET),
     "resnet8x4": (1_233_540, 177.07, 62, RESNET_X4),
     "resnet32x4": (7_433_860, 1083.04, 206, RESNET_X4),
     "wrn_16_1": (180_916, 26.66, 82, WRN_1),
@@ -73,7 +78,7 @@ def weightless(name: str, **keywords) -> nn.Module:
 
 
 def test_the_zoo_is_complete() -> None:
-    assert set(MODELS) == {"small_resnet", *ZOO}
+    assert set(NETWORKS) == {"small_resnet", *ZOO}
 
 
 @pytest.mark.parametrize("name", ZOO)

@@ -20,16 +20,13 @@ from PIL import Image
 from gankd.data.sets import ImageSet
 from gankd.data.splits import Splits
 from gankd.report import write_report
+from gankd.report.comparison import backbone_result, key_result
+from gankd.report.curves import mean_curve
 from gankd.report.images import LABEL_BINS, MOST_ROWS, label_rows
-from gankd.report.page import (
-    backbone_result,
-    duration,
-    key_result,
-    mean_curve,
-    num_decimals,
-    read_log,
-)
+from gankd.report.page import duration
 from gankd.report.plots import BLUE, Arm, Line, figure_to_svg, plot_arms, plot_curves, spread, strip_to_png
+from gankd.report.sections import read_log
+from gankd.report.text import num_decimals
 from gankd.synthesis.store import read_manifest, write_store, write_tensors
 
 CLASS_NAMES = ("cats & dogs", "<i>birds</i>", "fish")
@@ -585,6 +582,6 @@ def test_figures_leave_no_global_state():
     before = dict(matplotlib.rcParams)
     lines = [Line("a", [1, 2], [1.0, 0.5]), Line("b", [1, 2], [2.0, 0.5])]
     svg = figure_to_svg(plot_curves(lines, axis="loss"), "curves")
-    figure_to_svg(plot_arms([Arm("arm", [1.0, 2.0], BLUE)], mark=1.0, mark_title="teacher", axis="accuracy"), "arms")
+    figure_to_svg(plot_arms([Arm("arm", [1.0, 2.0], BLUE)], mark=(1.0, "teacher"), axis="accuracy"), "arms")
     assert dict(matplotlib.rcParams) == before
     assert ">a</text>" in svg and ">b</text>" in svg and "xmlns" not in svg and "<metadata" not in svg

@@ -35,7 +35,7 @@ def make_scores(
     errors: Tensor | None = None,
     labels: Tensor | None = None,
     uniforms: Tensor | None = None,
-    strata: Tensor | None = None,
+    groups: Tensor | None = None,
     chunks: Tensor | None = None,
 ) -> Scores:
     """Scores of which a test names only what matters to it."""
@@ -45,7 +45,7 @@ def make_scores(
     labels = zeros if labels is None else labels
     return Scores(
         labels=labels,
-        strata=labels if strata is None else strata,
+        groups=labels if groups is None else groups,
         chunks=zeros if chunks is None else chunks,
         errors=torch.zeros(count) if errors is None else errors,
         uniforms=torch.zeros(count) if uniforms is None else uniforms,
@@ -65,7 +65,7 @@ def draw(seed: int, count: int) -> tuple[torch.Generator, Tensor]:
 
 @quick
 @given(seed=seeds, rounds=st.integers(1, 6), size=st.integers(1, 8), burn_in=st.floats(0.01, 20))
-def test_growing_bounds_on_one_stratum_are_the_rejection_sampling_of_the_paper(seed, rounds, size, burn_in) -> None:
+def test_growing_bounds_on_one_label_group_are_the_rejection_sampling_of_the_paper(seed, rounds, size, burn_in) -> None:
     generator, ratios = draw(seed, rounds * size)
     uniforms = torch.rand(rounds * size, generator=generator)
     scores = make_scores(ratios=ratios, uniforms=uniforms, chunks=torch.arange(rounds).repeat_interleave(size))
@@ -100,22 +100,22 @@ def test_accepting_batch_after_batch_is_the_same_rule(seed: int, rounds: int, si
 
 
 @quick
-@given(seed=seeds, num_strata=st.integers(1, 4), growing=st.booleans())
-def test_strata_do_not_influence_one_another(seed: int, num_strata: int, growing: bool) -> None:
+@given(seed=seeds, num_groups=st.integers(1, 4), growing=st.booleans())
+def test_groups_do_not_influence_one_another(seed: int, num_groups: int, growing: bool) -> None:
     count = 24
     generator, ratios = draw(seed, count)
-    strata = torch.randint(num_strata, (count,), generator=generator)
+    groups = torch.randint(num_groups, (count,), generator=generator)
     uniforms, chunks = torch.rand(count, generator=generator), torch.arange(count) // 6
-    bounds = torch.rand(num_strata, generator=generator) + 0.1
+    bounds = torch.rand(num_groups, generator=generator) + 0.1
     together = subsample(
-        make_scores(ratios=ratios, uniforms=uniforms, strata=strata, chunks=chunks), bounds, growing=growing
+        make_scores(ratios=ratios, uniforms=uniforms, groups=groups, chunks=chunks), bounds, growing=growing
     )
-    for stratum in range(num_strata):
-        members = (strata == stratum).nonzero().flatten()
+    for group in range(num_groups):
+        members = (groups == group).nonzero().flatten()
         if len(members) == 0:
             continue
         alone = make_scores(ratios=ratios[members], uniforms=uniforms[members], chunks=chunks[members])
-        assert torch.equal(subsample(alone, bounds[stratum : stratum + 1], growing=growing), together[members])
+        assert torch.equal(subsample(alone, bounds[group : group + 1], growing=growing), together[members])
 
 
 @quick
@@ -159,24 +159,24 @@ def test_beyond_a_fixed_bound_everything_passes_and_a_ratio_of_zero_does_not() -
     assert subsample(scores, torch.tensor([1.0]), growing=True).tolist() == [True, False, False, False]
 
 
-def test_subsampling_asks_only_for_the_strata_that_have_candidates() -> None:
-    scores = make_scores(ratios=torch.ones(3), strata=torch.tensor([0, 2, 2]))
+def test_subsampling_asks_only_for_the_groups_that_have_candidates() -> None:
+    scores = make_scores(ratios=torch.ones(3), groups=torch.tensor([0, 2, 2]))
     assert subsample(scores, torch.ones(4), growing=True).all()
 
 
-def test_bounds_are_a_quantile_of_each_stratum() -> None:
-    ratios, strata = torch.tensor([1.0, 2.0, 3.0, 10.0, 30.0]), torch.tensor([0, 0, 0, 1, 1])
-    assert ratio_bounds(ratios, strata, 2, quantile=1.0).tolist() == [3, 30]
-    assert ratio_bounds(ratios, strata, 2, quantile=0.5).tolist() == [2, 20]
+def test_bounds_are_a_quantile_of_each_label_group() -> None:
+    ratios, groups = torch.tensor([1.0, 2.0, 3.0, 10.0, 30.0]), torch.tensor([0, 0, 0, 1, 1])
+    assert ratio_bounds(ratios, groups, 2, quantile=1.0).tolist() == [3, 30]
+    assert ratio_bounds(ratios, groups, 2, quantile=0.5).tolist() == [2, 20]
 
 
-def test_a_stratum_whose_ratios_are_dead_is_named() -> None:
-    ratios, strata = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0, 1, 1])
+def test_a_label_group_whose_ratios_are_dead_is_named() -> None:
+    ratios, groups = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0, 1, 1])
     with pytest.raises(ValueError, match=r"0 almost everywhere for label groups \[1\].*subsample"):
-        ratio_bounds(ratios, strata, 2, quantile=1.0)
+        ratio_bounds(ratios, groups, 2, quantile=1.0)
 
 
-def test_a_stratum_without_a_burn_in_sample_is_not_called_dead() -> None:
+def test_a_label_group_without_a_burn_in_sample_is_not_called_dead() -> None:
     """It says nothing of the ratio; what helps is a larger burn-in or fewer label bins."""
     with pytest.raises(ValueError, match=r"\[1\].*(burn_in|label_bins)"):
         ratio_bounds(torch.tensor([1.0]), torch.tensor([0]), 2, quantile=1.0)

@@ -209,9 +209,9 @@ def test_the_scores_tell_the_fate_of_every_candidate(store) -> None:
     thresholds = torch.tensor(manifest["thresholds"])
     limit = thresholds[scores["labels"]] if kind == "classification" else thresholds
     assert torch.equal(kept, accepted & (scores["errors"] < limit))
-    strata = scores["labels"] if kind == "classification" else ((scores["labels"] + 30) / 30).long().clamp(0, 2)
-    for stratum in range(3):
-        members = (strata == stratum) & accepted
+    groups = scores["labels"] if kind == "classification" else ((scores["labels"] + 30) / 30).long().clamp(0, 2)
+    for group in range(3):
+        members = (groups == group) & accepted
         if kind == "classification":
             assert 0.8 * (members.sum() - 1) - 1e-4 <= (kept & members).sum() <= 0.8 * (members.sum() - 1) + 1
 
@@ -227,7 +227,7 @@ def test_the_rejections_follow_from_the_ratios_the_bounds_and_the_candidates_own
     assert torch.equal(join("ratios"), scores["ratios"])
     again = Scores(
         labels=join("labels"),
-        strata=join("labels"),
+        groups=join("labels"),
         chunks=torch.arange(num_chunks).repeat_interleave(10),
         errors=join("errors"),
         uniforms=join("uniforms"),

@@ -13,7 +13,8 @@ from torch import Tensor
 from gankd.losses import bake_loss, bake_targets
 from gankd.losses.self_distillation import spread_over_batch
 from gankd.methods.branches import imitation
-from gankd.methods.terms import Passes, Setup, Term, TermConfig
+from gankd.methods.setup import Outputs, Setup
+from gankd.methods.terms import Term, TermConfig
 from gankd.models.taps import default_taps
 from gankd.tasks import CLASSIFICATION
 from generators.settings import Positive, Weight
@@ -47,18 +48,18 @@ class BAKE(Term):
 
     Config = BAKEConfig
     heads = frozenset({"scalar"})
-    instead = "bake averages predictions of similar images. Use task.head: scalar."
+    hint = "bake averages predictions of similar images. Use task.head: scalar."
     needs_teacher = False
 
     def __init__(self, config: BAKEConfig, setup: Setup):
         super().__init__(config, setup)
         self.student_taps = default_taps(setup.student, image_shape=setup.data.image_shape)[-1:]
 
-    def forward(self, passes: Passes) -> Tensor:
-        outputs, embeddings = passes.student_outputs, passes.student_features[self.student_taps[0]]
+    def forward(self, outputs: Outputs) -> Tensor:
+        logits, embeddings = outputs.student, outputs.student_features[self.student_taps[0]]
         temperature, omega = self.config.temperature, self.config.omega
         if self.task.kind == CLASSIFICATION:
-            targets = bake_targets(embeddings=embeddings, logits=outputs, temperature=temperature, omega=omega)
-            return bake_loss(student_logits=outputs, soft_targets=targets, temperature=temperature)
-        targets = spread_over_batch(embeddings=embeddings, values=outputs.view(len(outputs), -1), omega=omega)
-        return imitation(self.task, outputs, targets, temperature)
+            targets = bake_targets(embeddings=embeddings, logits=logits, temperature=temperature, omega=omega)
+            return bake_loss(student_logits=logits, soft_targets=targets, temperature=temperature)
+        targets = spread_over_batch(embeddings=embeddings, values=logits.view(len(logits), -1), omega=omega)
+        return imitation(self.task, logits, targets, temperature)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from gankd.losses import byot_loss, hint_loss
 from gankd.methods.branches import Branch, StagesTermConfig, imitation, separable, stage_taps
-from gankd.methods.terms import Passes, Setup, Term
+from gankd.methods.setup import Outputs, Setup
+from gankd.methods.terms import Term
 from gankd.tasks import CLASSIFICATION
 from generators.settings import Positive, Weight
 
@@ -35,7 +36,7 @@ class BYOT(Term):
 
     Config = BYOTConfig
     heads = frozenset({"scalar"})
-    instead = "byot's deepest head teaches by its prediction. Use task.head: scalar."
+    hint = "byot's deepest head teaches by its prediction. Use task.head: scalar."
     needs_teacher = False
 
     def __init__(self, config: BYOTConfig, setup: Setup):
@@ -45,25 +46,25 @@ class BYOT(Term):
             Branch(shapes[stage:], setup.task.num_outputs, separable) for stage in range(len(shapes) - 1)
         )
 
-    def forward(self, passes: Passes) -> Tensor:
-        *shallow, deepest = (passes.student_features[path] for path in self.student_taps)
-        outputs, maps = zip(*(branch(map_) for branch, map_ in zip(self.branches, shallow, strict=True)), strict=True)
-        labels = sum(self.task.loss(output, passes.batch.labels) for output in outputs)
-        return labels + self.rest(passes, outputs, maps, deepest)
+    def forward(self, outputs: Outputs) -> Tensor:
+        *shallow, deepest = (outputs.student_features[path] for path in self.student_taps)
+        answers, maps = zip(*(branch(map_) for branch, map_ in zip(self.branches, shallow, strict=True)), strict=True)
+        labels = sum(self.task.loss(output, outputs.batch.labels) for output in answers)
+        return labels + self.rest(outputs, answers, maps, deepest)
 
-    def rest(self, passes: Passes, outputs: tuple[Tensor, ...], maps: tuple[Tensor, ...], deepest: Tensor) -> Tensor:
+    def rest(self, outputs: Outputs, answers: tuple[Tensor, ...], maps: tuple[Tensor, ...], deepest: Tensor) -> Tensor:
         """What the branches learn from the deepest head."""
-        config, teacher = self.config, passes.student_outputs
+        config, teacher = self.config, outputs.student
         if self.task.kind == CLASSIFICATION:
             _, _, rest = byot_loss(
-                logits=[teacher, *outputs],
+                logits=[teacher, *answers],
                 shallow_features=maps,
                 deepest_feature=deepest,
-                labels=passes.batch.labels,
+                labels=outputs.batch.labels,
                 temperature=config.temperature,
                 feature_weight=config.feature_weight,
             )
             return rest
-        rest = sum(imitation(self.task, output, teacher, config.temperature) for output in outputs)
+        rest = sum(imitation(self.task, output, teacher, config.temperature) for output in answers)
         hints = sum(hint_loss(student_feature=map_, teacher_feature=deepest) for map_ in maps)
         return rest + config.feature_weight * hints

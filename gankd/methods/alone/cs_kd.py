@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from gankd.losses import cs_kd_loss
-from gankd.methods.terms import Passes, Term, TermConfig
+from gankd.methods.setup import Outputs
+from gankd.methods.terms import Term, TermConfig
 from generators.settings import Positive, Weight
 
 
@@ -44,10 +45,10 @@ class CSKD(Term):
     tasks = frozenset({"classification"})
     needs_teacher = False
     own_label_loss = True
-    instead = "cs_kd pairs images of a class; this task has a scalar target. Use ps_kd, or a classification task."
+    hint = "cs_kd pairs images of a class; this task has a scalar target. Use ps_kd, or a classification task."
 
-    def forward(self, passes: Passes) -> Tensor:
-        logits, labels = passes.student_outputs, passes.batch.labels
+    def forward(self, outputs: Outputs) -> Tensor:
+        logits, labels = outputs.student, outputs.batch.labels
         learners, partners = self.pairs(labels)
         _, _, rest = cs_kd_loss(
             student_logits=logits[learners],
@@ -57,9 +58,9 @@ class CSKD(Term):
         )
         return rest
 
-    def label_loss(self, passes: Passes) -> Tensor:
-        learners, _ = self.pairs(passes.batch.labels)
-        return self.task.loss(passes.student_outputs[learners], passes.batch.labels[learners])
+    def label_loss(self, outputs: Outputs) -> Tensor:
+        learners, _ = self.pairs(outputs.batch.labels)
+        return self.task.loss(outputs.student[learners], outputs.batch.labels[learners])
 
     def pairs(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of those who learn, and of whom they follow: themselves where the batch has nobody else of the class."""

@@ -15,6 +15,7 @@ from gankd.losses import ddgsd_loss
 from gankd.losses.precision import full_precision
 from gankd.methods.base import EVERY_TASK, Distiller
 from gankd.methods.branches import imitation
+from gankd.methods.setup import Setup
 from gankd.methods.terms import TermConfig
 from gankd.models.taps import Taps, default_taps
 from gankd.tasks import CLASSIFICATION
@@ -43,12 +44,12 @@ class DDGSD(Distiller):
     Config = DDGSDConfig
     tasks = EVERY_TASK
     heads = frozenset({"scalar"})
-    instead = "ddgsd compares predictions of two views. Use task.head: scalar."
+    hint = "ddgsd compares predictions of two views. Use task.head: scalar."
     needs_teacher = False
 
-    def __init__(self, student, teacher, task, config, **others):
-        super().__init__(student, teacher, task, config, **others)
-        self.taps = default_taps(student, image_shape=others["data"].image_shape)[-1:]
+    def __init__(self, config: DDGSDConfig, setup: Setup):
+        super().__init__(config, setup)
+        self.taps = default_taps(setup.student, image_shape=setup.data.image_shape)[-1:]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         views = torch.cat([self.augment(batch.images), self.augment(batch.images)])  # [2 N, C, H, W]

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from gankd.losses import dks_loss
 from gankd.methods.branches import Branch, StagesTermConfig, stage_taps
-from gankd.methods.terms import Passes, Setup, Term
+from gankd.methods.setup import Outputs, Setup
+from gankd.methods.terms import Term
 from gankd.models.small_resnet import ResidualBlock
 from generators.settings import Positive
 
@@ -33,9 +34,7 @@ class DKS(Term):
     Config = DKSConfig
     tasks = frozenset({"classification"})
     needs_teacher = False
-    instead = (
-        "dks' heads exchange class probabilities; this task has a scalar target. Use byot, or a classification task."
-    )
+    hint = "dks' heads exchange class probabilities; this task has a scalar target. Use byot, or a classification task."
 
     def __init__(self, config: DKSConfig, setup: Setup):
         super().__init__(config, setup)
@@ -44,11 +43,9 @@ class DKS(Term):
             Branch(shapes[stage:], setup.task.num_outputs, ResidualBlock) for stage in range(len(shapes) - 1)
         )
 
-    def forward(self, passes: Passes) -> Tensor:
-        labels = passes.batch.labels
-        features = [passes.student_features[path] for path in self.student_taps[:-1]]
+    def forward(self, outputs: Outputs) -> Tensor:
+        labels = outputs.batch.labels
+        features = [outputs.student_features[path] for path in self.student_taps[:-1]]
         logits = [branch(feature)[0] for branch, feature in zip(self.branches, features, strict=True)]
-        _, _, rest = dks_loss(
-            logits=[passes.student_outputs, *logits], labels=labels, temperature=self.config.temperature
-        )
+        _, _, rest = dks_loss(logits=[outputs.student, *logits], labels=labels, temperature=self.config.temperature)
         return sum(self.task.loss(head, labels) for head in logits) + rest

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from gankd.losses import attention_transfer_loss, frskd_loss
 from gankd.methods.branches import StagesTermConfig, imitation, separable, stage_taps
+from gankd.methods.setup import Outputs, Setup
 from gankd.methods.taps import Shape
-from gankd.methods.terms import Passes, Setup, Term
+from gankd.methods.terms import Term
 from gankd.tasks import CLASSIFICATION
 from generators.settings import Count, Positive, Weight
 
@@ -46,7 +47,7 @@ class FRSKD(Term):
 
     Config = FRSKDConfig
     heads = frozenset({"scalar"})
-    instead = "frskd's self-teacher teaches by its prediction. Use task.head: scalar."
+    hint = "frskd's self-teacher teaches by its prediction. Use task.head: scalar."
     needs_teacher = False
 
     def __init__(self, config: FRSKDConfig, setup: Setup):
@@ -54,9 +55,9 @@ class FRSKD(Term):
         self.student_taps, shapes = stage_taps(setup, config.name, config.student_taps, at_least=2)
         self.self_teacher = BiFPN(shapes, setup.task.num_outputs, width=config.width, depth=config.depth)
 
-    def forward(self, passes: Passes) -> Tensor:
-        config, student, labels = self.config, passes.student_outputs, passes.batch.labels
-        features = [passes.student_features[path] for path in self.student_taps]
+    def forward(self, outputs: Outputs) -> Tensor:
+        config, student, labels = self.config, outputs.student, outputs.batch.labels
+        features = [outputs.student_features[path] for path in self.student_taps]
         teacher, refined = self.self_teacher(features)
         if self.task.kind == CLASSIFICATION:
             _, _, rest = frskd_loss(

@@ -18,6 +18,7 @@ from torch import Tensor
 from gankd.data.loader import Batch
 from gankd.losses import cutmix_batch, mixup_batch, mixup_cross_entropy
 from gankd.methods.base import EVERY_TASK, Distiller, MethodConfig
+from gankd.methods.setup import Setup
 from gankd.models.taps import default_taps
 from gankd.tasks import CLASSIFICATION, Task
 from generators.settings import Weight
@@ -43,13 +44,13 @@ class Mixup(Distiller):
     tasks = EVERY_TASK
     needs_teacher = False
 
-    def __init__(self, student, teacher, task, config, **others):
-        super().__init__(student, teacher, task, config, **others)
+    def __init__(self, config: MixupConfig, setup: Setup):
+        super().__init__(config, setup)
         self.before_stages: list[str] = []
         if config.blended == "stages":
-            self.before_stages = default_taps(student, image_shape=others["data"].image_shape)[:-2]
+            self.before_stages = default_taps(setup.student, image_shape=setup.data.image_shape)[:-2]
             if not self.before_stages:
-                raise ValueError(f"{type(student).__name__} has no stage behind another; set blended: images.")
+                raise ValueError(f"{type(setup.student).__name__} has no stage behind another; set blended: images.")
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         view = self.augment(batch.images)
@@ -91,9 +92,7 @@ class CutMix(Distiller):
     Config = CutMixConfig
     tasks = frozenset({"classification"})
     needs_teacher = False
-    instead = (
-        "cutmix mixes labels by area, which is no measure of a scalar target. Use mixup, or a classification task."
-    )
+    hint = "cutmix mixes labels by area, which is no measure of a scalar target. Use mixup, or a classification task."
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         view = self.augment(batch.images)

@@ -24,7 +24,7 @@ from gankd.losses.precision import full_precision
 from gankd.methods.alone.mixing import draw_mixing, mixed_loss
 from gankd.methods.base import EVERY_TASK, Distiller, MethodConfig
 from gankd.methods.branches import Branch, imitation, stage_taps
-from gankd.methods.terms import Setup
+from gankd.methods.setup import Setup
 from gankd.models.small_resnet import ResidualBlock
 from gankd.models.taps import Taps
 from gankd.tasks import CLASSIFICATION
@@ -75,19 +75,18 @@ class MixSKD(Distiller):
     Config = MixSKDConfig
     tasks = EVERY_TASK
     heads = frozenset({"scalar"})
-    instead = "mixskd mixes predictions. Use task.head: scalar."
+    hint = "mixskd mixes predictions. Use task.head: scalar."
     needs_teacher = False
 
-    def __init__(self, student, teacher, task, config, **others):
-        super().__init__(student, teacher, task, config, **others)
-        setup = Setup(student, None, task, others["data"])
+    def __init__(self, config: MixSKDConfig, setup: Setup):
+        super().__init__(config, setup)
         self.taps, shapes = stage_taps(setup, config.name, config.student_taps)
         channels = shapes[-1][0]
         self.branches = nn.ModuleList(
-            Branch(shapes[stage:], task.num_outputs, ResidualBlock) for stage in range(len(shapes) - 1)
+            Branch(shapes[stage:], setup.task.num_outputs, ResidualBlock) for stage in range(len(shapes) - 1)
         )
         self.fusion = nn.Conv2d(len(shapes) * channels, channels, 1, bias=False)
-        self.self_teacher_head = nn.Linear(channels, task.num_outputs)
+        self.self_teacher_head = nn.Linear(channels, setup.task.num_outputs)
         self.discriminators = nn.ModuleList()
         if config.adversarial_weight > 0:
             self.discriminators.extend(Discriminator(channels) for _ in shapes)

@@ -15,7 +15,8 @@ from gankd.distributed.processes import gather
 from gankd.losses import ps_kd_loss
 from gankd.losses.precision import full_precision
 from gankd.methods.base import MethodConfig
-from gankd.methods.terms import Passes, Setup, Term
+from gankd.methods.setup import Outputs, Setup
+from gankd.methods.terms import Term
 from gankd.tasks import CLASSIFICATION
 from generators.settings import Share
 
@@ -48,7 +49,7 @@ class PSKD(Term):
 
     Config = PSKDConfig
     heads = frozenset({"scalar"})
-    instead = "ps_kd blends a label with a prediction. Use task.head: scalar."
+    hint = "ps_kd blends a label with a prediction. Use task.head: scalar."
     needs_teacher = False
 
     def __init__(self, config: PSKDConfig, setup: Setup):
@@ -68,18 +69,18 @@ class PSKD(Term):
         num_epochs = -(-num_steps // steps_per_epoch)
         self.share = self.config.alpha * (step // steps_per_epoch + 1) / num_epochs
 
-    def forward(self, passes: Passes) -> Tensor:
-        outputs, batch = passes.student_outputs, passes.batch
+    def forward(self, outputs: Outputs) -> Tensor:
+        student, batch = outputs.student, outputs.batch
         previous = self.history[batch.indices]
         if self.task.kind == CLASSIFICATION:
-            now = full_precision(outputs.detach()).softmax(dim=1)
+            now = full_precision(student.detach()).softmax(dim=1)
             loss = ps_kd_loss(
-                student_logits=outputs, labels=batch.labels, previous_probabilities=previous.float(), alpha=self.share
+                student_logits=student, labels=batch.labels, previous_probabilities=previous.float(), alpha=self.share
             )
         else:
-            now = full_precision(outputs.detach().flatten())
+            now = full_precision(student.detach().flatten())
             labels = self.task.standardize(batch.labels.float())
-            loss = F.mse_loss(full_precision(outputs.flatten()), (1 - self.share) * labels + self.share * previous)
+            loss = F.mse_loss(full_precision(student.flatten()), (1 - self.share) * labels + self.share * previous)
         if self.training:
             self.remember(batch.indices, now)
         return loss

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from gankd.losses import self_attention_loss
 from gankd.methods.branches import StagesTermConfig, stage_taps
-from gankd.methods.terms import Passes, Setup, Term
+from gankd.methods.setup import Outputs, Setup
+from gankd.methods.terms import Term
 from generators.settings import Weight
 
 
@@ -36,8 +37,8 @@ class SAD(Term):
         super().__init__(config, setup)
         self.student_taps, _ = stage_taps(setup, config.name, config.student_taps, at_least=2)
 
-    def forward(self, passes: Passes) -> Tensor:
-        features = [passes.student_features[path] for path in self.student_taps]
+    def forward(self, outputs: Outputs) -> Tensor:
+        features = [outputs.student_features[path] for path in self.student_taps]
         return sum(
             self_attention_loss(student_feature=shallow, teacher_feature=deep) for shallow, deep in pairwise(features)
         )

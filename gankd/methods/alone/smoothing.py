@@ -17,7 +17,8 @@ from torch import Tensor
 
 from gankd.losses import confidence_penalty, focal_loss, label_smoothing_loss, virtual_softmax_logits
 from gankd.methods.branches import output_layer
-from gankd.methods.terms import Passes, Setup, Term, TermConfig
+from gankd.methods.setup import Outputs, Setup
+from gankd.methods.terms import Term, TermConfig
 from gankd.models.taps import INPUT
 from generators.settings import Weight
 
@@ -46,14 +47,14 @@ class LabelSmoothing(Term):
     Config = LabelSmoothingConfig
     tasks = CLASSES
     needs_teacher = False
-    instead = (
+    hint = (
         "label_smoothing spreads probability over wrong classes; this task has a scalar target. Use supervised with "
         "task.head: bins, whose labels are smoothed to distributions, or a classification task."
     )
 
-    def forward(self, passes: Passes) -> Tensor:
+    def forward(self, outputs: Outputs) -> Tensor:
         return label_smoothing_loss(
-            student_logits=passes.student_outputs, labels=passes.batch.labels, smoothing=self.config.smoothing
+            student_logits=outputs.student, labels=outputs.batch.labels, smoothing=self.config.smoothing
         )
 
 
@@ -72,10 +73,10 @@ class Focal(Term):
     Config = FocalConfig
     tasks = CLASSES
     needs_teacher = False
-    instead = "focal weighs samples by the probability of their class; this task has a scalar target. Use supervised."
+    hint = "focal weighs samples by the probability of their class; this task has a scalar target. Use supervised."
 
-    def forward(self, passes: Passes) -> Tensor:
-        return focal_loss(student_logits=passes.student_outputs, labels=passes.batch.labels, gamma=self.config.gamma)
+    def forward(self, outputs: Outputs) -> Tensor:
+        return focal_loss(student_logits=outputs.student, labels=outputs.batch.labels, gamma=self.config.gamma)
 
 
 class MaxEntropyConfig(TermConfig):
@@ -93,10 +94,10 @@ class MaxEntropy(Term):
     Config = MaxEntropyConfig
     tasks = CLASSES
     needs_teacher = False
-    instead = "max_entropy is about class probabilities; this task has a scalar target. Use supervised."
+    hint = "max_entropy is about class probabilities; this task has a scalar target. Use supervised."
 
-    def forward(self, passes: Passes) -> Tensor:
-        return confidence_penalty(student_logits=passes.student_outputs)
+    def forward(self, outputs: Outputs) -> Tensor:
+        return confidence_penalty(student_logits=outputs.student)
 
 
 class VirtualSoftmaxConfig(ReplacingConfig):
@@ -115,24 +116,24 @@ class VirtualSoftmax(Term):
     Config = VirtualSoftmaxConfig
     tasks = CLASSES
     needs_teacher = False
-    instead = "virtual_softmax adds a class; this task has a scalar target. Use supervised."
+    hint = "virtual_softmax adds a class; this task has a scalar target. Use supervised."
 
     def __init__(self, config: VirtualSoftmaxConfig, setup: Setup):
         super().__init__(config, setup)
         self.setup = setup
         self.student_taps = [output_layer(setup, config.name)[0]]
 
-    def forward(self, passes: Passes) -> Tensor:
+    def forward(self, outputs: Outputs) -> Tensor:
         (path,) = self.student_taps
         classifier = self.setup.student.get_submodule(path.removesuffix(INPUT))
-        embeddings, weight = passes.student_features[path], classifier.weight
+        embeddings, weight = outputs.student_features[path], classifier.weight
         if classifier.bias is not None:
             embeddings = F.pad(embeddings, (0, 1), value=1.0)  # [N, D + 1]
             weight = torch.cat([weight, classifier.bias[:, None]], dim=1)  # [K, D + 1]
         logits = virtual_softmax_logits(
-            logits=passes.student_outputs,
+            logits=outputs.student,
             embeddings=embeddings,
             classifier_weight=weight,
-            labels=passes.batch.labels,
+            labels=outputs.batch.labels,
         )
-        return self.task.loss(logits, passes.batch.labels)
+        return self.task.loss(logits, outputs.batch.labels)

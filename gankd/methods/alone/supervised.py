@@ -22,6 +22,7 @@ class Supervised(Distiller):
     """loss = task loss(student(view), labels)."""
 
     Config = SupervisedConfig
+    repeats_views = True
     tasks = frozenset({"classification", "regression"})
     needs_teacher = False
 

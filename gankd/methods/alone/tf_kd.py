@@ -13,7 +13,8 @@ from torch import Tensor
 
 from gankd.losses import regression_kd_loss, tf_kd_regularization_loss, tf_kd_self_loss
 from gankd.methods.base import MethodConfig
-from gankd.methods.terms import Passes, Term
+from gankd.methods.setup import Outputs
+from gankd.methods.terms import Term
 from generators.settings import Positive, Share
 
 
@@ -49,15 +50,15 @@ class TFKDReg(Term):
     Config = TFKDRegConfig
     tasks = frozenset({"classification"})
     needs_teacher = False
-    instead = (
+    hint = (
         "tf_kd_reg makes a teacher of class probabilities; this task has a scalar target. Use tf_kd_self, or a "
         "classification task."
     )
 
-    def forward(self, passes: Passes) -> Tensor:
+    def forward(self, outputs: Outputs) -> Tensor:
         return tf_kd_regularization_loss(
-            student_logits=passes.student_outputs,
-            labels=passes.batch.labels,
+            student_logits=outputs.student,
+            labels=outputs.batch.labels,
             temperature=self.config.temperature,
             correct_probability=self.config.correct_probability,
             multiplier=self.config.multiplier,
@@ -96,11 +97,11 @@ class TFKDSelf(Term):
 
     Config = TFKDSelfConfig
     heads = frozenset({"scalar", "bins"})
-    instead = "Use kd."
+    hint = "Use kd."
     reads_teacher_outputs = True
 
-    def forward(self, passes: Passes) -> Tensor:
-        student, teacher = passes.student_outputs, passes.teacher_outputs
+    def forward(self, outputs: Outputs) -> Tensor:
+        student, teacher = outputs.student, outputs.teacher
         if student.ndim == 2 and student.shape[1] > 1:  # classes or bins
             return tf_kd_self_loss(
                 student_logits=student,

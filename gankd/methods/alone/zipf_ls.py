@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from gankd.losses import class_votes, zipf_loss, zipf_targets
 from gankd.methods.branches import output_layer, stage_taps
-from gankd.methods.terms import Passes, Setup, Term, TermConfig
+from gankd.methods.setup import Outputs, Setup
+from gankd.methods.terms import Term, TermConfig
+from gankd.models.state import preserve_state
 from gankd.models.taps import INPUT, Taps
-from gankd.models.teacher import borrowed
 from generators.randomness import seeded
 from generators.settings import Count, Positive, Weight
 
@@ -61,9 +62,10 @@ class ZipfLS(Term):
     """
 
     Config = ZipfLSConfig
+    fewest_classes = 3
     tasks = frozenset({"classification"})
     needs_teacher = False
-    instead = (
+    hint = (
         "zipf_ls ranks classes; this task has a scalar target. Use supervised with task.head: bins, whose labels are "
         "smoothed to distributions, or a classification task."
     )
@@ -87,12 +89,12 @@ class ZipfLS(Term):
             self.student_taps += paths[first:-1]
             self.classifiers.extend(nn.Linear(shape[0], setup.task.num_outputs) for shape in shapes[first:-1])
 
-    def forward(self, passes: Passes) -> Tensor:
-        labels, config = passes.batch.labels, self.config
+    def forward(self, outputs: Outputs) -> Tensor:
+        labels, config = outputs.batch.labels, self.config
         law = dict(power=config.power, distribution=config.distribution)
-        scores = passes.student_outputs.detach()
+        scores = outputs.student.detach()
         if config.votes == "pixels":
-            last, *shallower = (passes.student_features[path] for path in self.student_taps)
+            last, *shallower = (outputs.student_features[path] for path in self.student_taps)
             scores = self.class_votes(last, self.setup.student.get_submodule(self.classifier_input.removesuffix(INPUT)))
             for feature_map, classifier in zip(shallower, self.classifiers, strict=True):
                 scores = scores + self.class_votes(feature_map, classifier)
@@ -104,10 +106,10 @@ class ZipfLS(Term):
                     "label_votes": (scores.gather(1, labels[:, None]).squeeze(1) / scores.sum(dim=1)).mean(),
                 }
         loss = zipf_loss(
-            student_logits=passes.student_outputs, labels=labels, scores=scores, only_correct=config.only_correct, **law
+            student_logits=outputs.student, labels=labels, scores=scores, only_correct=config.only_correct, **law
         )
         for path, classifier in zip(self.student_taps[1:], self.classifiers, strict=True):
-            pooled = passes.student_features[path].mean(dim=(2, 3))  # [N, C]
+            pooled = outputs.student_features[path].mean(dim=(2, 3))  # [N, C]
             loss = loss + config.auxiliary_weight * self.task.loss(classifier(pooled), labels)
         return loss
 
@@ -138,7 +140,7 @@ def _map_before_pooling(setup: Setup, classifier_input: str) -> str:
             means[path] = (output.mean(dim=(2, 3)), output.shape[2] * output.shape[3])
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(borrowed(student))
+        stack.enter_context(preserve_state(student))
         stack.enter_context(torch.no_grad())
         student.eval()
         for path, module in student.named_modules():

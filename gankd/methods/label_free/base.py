@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from gankd.data.loader import Batch, BatchSource
 from gankd.distributed.batch_norm import synchronized
 from gankd.methods.base import EVERY_TASK, Distiller, MethodConfig
+from gankd.methods.setup import Setup
 from gankd.models.taps import INPUT, Taps, default_taps, feature_shapes
 from gankd.tasks import CLASSIFICATION, REPRESENTATION, Task
 from generators.settings import Weight
@@ -42,17 +43,17 @@ class LabelFree(Distiller):
     tasks = EVERY_TASK | {REPRESENTATION}
     needs_teacher = False
 
-    def __init__(self, student, teacher, task, config, **others):
-        super().__init__(student, teacher, task, config, **others)
-        data: BatchSource = others["data"]
+    def __init__(self, config: MethodConfig, setup: Setup):
+        super().__init__(config, setup)
+        data: BatchSource = setup.data
         image_shape = data.image_shape
-        self.feature_path = default_taps(student, image_shape=image_shape)[-1]
-        self.width = feature_shapes(student, image_shape, [self.feature_path])[0][0]
+        self.feature_path = default_taps(setup.student, image_shape=image_shape)[-1]
+        self.width = feature_shapes(setup.student, image_shape, [self.feature_path])[0][0]
         self.probe = None
-        if task.kind == REPRESENTATION:
-            student.get_submodule(self.feature_path.removesuffix(INPUT)).requires_grad_(False)
+        if setup.task.kind == REPRESENTATION:
+            setup.student.get_submodule(self.feature_path.removesuffix(INPUT)).requires_grad_(False)
             with torch.random.fork_rng():  # the weights of what is built next are the same with a probe and without
-                self.probe = OnlineProbe(self.width, task.labels) if task.labels is not None else None
+                self.probe = OnlineProbe(self.width, setup.task.labels) if setup.task.labels is not None else None
 
     def learn(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Named losses, `"loss"` the total; outputs [N, K] and pooled features [N, D] of one view of the batch."""

@@ -17,6 +17,7 @@ from gankd.data.loader import Batch
 from gankd.data.views import Views, view_of
 from gankd.losses import multi_teacher_simreg_loss
 from gankd.methods.label_free.base import LabelFree, LabelFreeConfig
+from gankd.methods.setup import Setup
 from gankd.models import ModelConfig, build_model, load_checkpoint
 from gankd.models.taps import INPUT
 from gankd.models.teacher import Teacher
@@ -41,6 +42,14 @@ class SimRegConfig(LabelFreeConfig):
     teacher_augmentation: AugmentationConfig | None = None
     """independent: of the teacher's views. Null: as the student's."""
 
+    @property
+    def networks(self) -> tuple[ModelConfig, ...]:
+        return self.teachers
+
+    @property
+    def uses_teacher(self) -> bool:
+        return not self.teachers
+
     @model_validator(mode="after")
     def _views_fit(self):
         if self.teacher_augmentation is not None and self.teacher_view == "shared":
@@ -59,12 +68,14 @@ class SimReg(LabelFree):
     """
 
     Config = SimRegConfig
+    repeats_views = True
 
-    def __init__(self, student, teacher, task, config, **others):
-        super().__init__(student, teacher, task, config, **others)
-        image_shape, device = others["data"].image_shape, others["data"].device
-        self.teachers: list[Teacher] = [] if teacher is None else [*teacher] if isinstance(teacher, list) else [teacher]
-        outputs = student.get_submodule(self.feature_path.removesuffix(INPUT)).out_features
+    def __init__(self, config: SimRegConfig, setup: Setup):
+        super().__init__(config, setup)
+        image_shape, device = setup.data.image_shape, setup.data.device
+        given = setup.teacher if isinstance(setup.teacher, list) else [setup.teacher]
+        self.teachers: list[Teacher] = [teacher for teacher in given if teacher is not None]
+        outputs = setup.student.get_submodule(self.feature_path.removesuffix(INPUT)).out_features
         for model in config.teachers:
             network = load_teacher(model, outputs, image_shape[0])
             self.teachers.append(Teacher(network, self.normalize, device=device))

@@ -16,6 +16,7 @@ from gankd.data.loader import Batch, BatchSource
 from gankd.distributed.processes import gather_with_gradient
 from gankd.losses import span_loss, squeeze_loss
 from gankd.methods.label_free.base import LabelFree, LabelFreeConfig, Projector
+from gankd.methods.setup import Setup
 from generators.settings import Count, Weight
 
 
@@ -66,11 +67,13 @@ class SqueezeAndSpan(LabelFree):
     """
 
     Config = SqueezeAndSpanConfig
+    needs_generator_features = True
+    fewest_samples = 4  # real images are compared among themselves, and synthetic ones too
     compared_views = "real"
 
-    def __init__(self, student, teacher, task, config, **others):
-        super().__init__(student, teacher, task, config, **others)
-        data: BatchSource = others["data"]
+    def __init__(self, config: SqueezeAndSpanConfig, setup: Setup):
+        super().__init__(config, setup)
+        data: BatchSource = setup.data
         if not data.feature_widths or data.num_real_per_step is None:
             raise ValueError(
                 "squeeze_and_span needs synthetic images with their generator's features, in a share of the batch that is "

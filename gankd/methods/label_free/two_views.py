@@ -18,6 +18,7 @@ from gankd.distributed.processes import gather_with_gradient
 from gankd.losses import simreg_loss, span_loss
 from gankd.methods.label_free.base import LabelFree, LabelFreeConfig, Projector
 from gankd.methods.label_free.squeeze_and_span import VarianceSettings
+from gankd.methods.setup import Setup
 from generators.settings import Count
 
 
@@ -39,8 +40,8 @@ class VICReg(LabelFree):
     Config = VICRegConfig
     compared_views = "all"
 
-    def __init__(self, student, teacher, task, config, **others):
-        super().__init__(student, teacher, task, config, **others)
+    def __init__(self, config: VICRegConfig, setup: Setup):
+        super().__init__(config, setup)
         hidden = config.projector_width or self.width
         self.projector = Projector(self.width, hidden, config.embedding_width, config.projector_layers)
 
@@ -74,8 +75,8 @@ class SimSiam(LabelFree):
     Config = SimSiamConfig
     compared_views = "all"
 
-    def __init__(self, student, teacher, task, config, **others):
-        super().__init__(student, teacher, task, config, **others)
+    def __init__(self, config: SimSiamConfig, setup: Setup):
+        super().__init__(config, setup)
         width = config.embedding_width
         self.projector = nn.Sequential(
             Projector(self.width, width, width, config.projector_layers), nn.BatchNorm1d(width, affine=False)

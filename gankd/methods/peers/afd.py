@@ -16,6 +16,7 @@ from gankd.losses import afd_discriminator_loss, afd_generator_loss, dml_loss
 from gankd.methods.peers.base import Online, PeersConfig
 from gankd.methods.peers.dml import mutual_loss
 from gankd.methods.peers.ffl import Align
+from gankd.methods.setup import Setup
 from gankd.tasks import CLASSIFICATION
 from generators.settings import Positive, Weight
 
@@ -50,8 +51,8 @@ class AFD(Online):
     Config = AFDConfig
     reads = ("map",)
 
-    def __init__(self, student, teacher, task, config, **others):
-        super().__init__(student, teacher, task, config, **others)
+    def __init__(self, config: AFDConfig, setup: Setup):
+        super().__init__(config, setup)
         self.transfer = Align(self.shapes("map"), always=True)
         self.discriminators = nn.ModuleList(discriminator(self.transfer.channels) for _ in range(config.peers))
 

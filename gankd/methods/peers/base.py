@@ -22,8 +22,9 @@ from gankd.losses import rampup_weight
 from gankd.losses.online import softened_divergence
 from gankd.losses.precision import full_precision
 from gankd.methods.base import EVERY_TASK, Distiller, MethodConfig
+from gankd.methods.setup import Setup
 from gankd.models import ModelConfig, build_model, load_checkpoint
-from gankd.models.tail import Remainder, redraw
+from gankd.models.tail import NetworkTail, reinitialize
 from gankd.models.taps import Taps, default_taps, feature_shapes
 from gankd.tasks import CLASSIFICATION, Task
 
@@ -48,6 +49,10 @@ class PeersConfig(MethodConfig):
 
     cannot_spread: ClassVar[str] = ""
     """Of a method whose peers cannot be spread: why, and the way out."""
+
+    @property
+    def networks(self) -> tuple[ModelConfig, ...]:
+        return self.peer_models
 
     @property
     def deploys_student(self) -> bool:
@@ -108,23 +113,25 @@ class Online(Distiller):
     tasks = EVERY_TASK
     heads = frozenset({"scalar", "bins"})
     needs_teacher = False
-    instead = "Use task.head: scalar."
+    hint = "Use task.head: scalar."
     reads: ClassVar[tuple[str, ...]] = ()
     """Of `map` and `pooled`."""
 
-    def __init__(self, student, teacher, task, config, **others):
-        super().__init__(student, teacher, task, config, **others)
+    def __init__(self, config: MethodConfig, setup: Setup):
+        super().__init__(config, setup)
         if self.is_spread and distributed.get_world_size() > config.peers:
             raise ValueError(
                 f"spread_peers: {config.peers} peers leave some of {distributed.get_world_size()} processes idle; start "
                 f"at most {config.peers}, or set it to false."
             )
-        self.image_shape = others["data"].image_shape
+        self.image_shape = setup.data.image_shape
         self.trunk_path = None
         if getattr(config, "share", "nothing") == "trunk":
-            taps = default_taps(student, image_shape=self.image_shape)
+            taps = default_taps(setup.student, image_shape=self.image_shape)
             if len(taps) < 3:
-                raise ValueError(f"{type(student).__name__} has a single stage, no trunk to share; set share: nothing.")
+                raise ValueError(
+                    f"{type(setup.student).__name__} has a single stage, no trunk to share; set share: nothing."
+                )
             self.trunk_path = taps[-3]
         self.others = nn.ModuleList([self._peer(index) for index in range(config.peers - 1)])
         self.register_buffer("label_losses", torch.zeros(config.peers))  # running, for deploy: best
@@ -144,10 +151,10 @@ class Online(Distiller):
             network = build_model(model.name, self.task.num_outputs, self.image_shape[0], **model.options)
             return load_checkpoint(network, model.checkpoint) if model.checkpoint else network
         if self.trunk_path:
-            peer = Remainder(self.student, self.trunk_path, self.image_shape)
+            peer = NetworkTail(self.student, self.trunk_path, self.image_shape)
         else:
             peer = copy.deepcopy(self.student)
-        redraw(peer)
+        reinitialize(peer)
         return peer
 
     @property
@@ -301,7 +308,7 @@ class Ensemble(nn.Module):
 class _BranchTaps(Taps):
     """Taps of a branch, which is called with the trunk's map and the images."""
 
-    def __init__(self, branch: Remainder, paths: list[str]):
+    def __init__(self, branch: NetworkTail, paths: list[str]):
         super().__init__(branch, [f"network.{path}" for path in paths])
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from gankd.data.loader import Batch
 from gankd.losses import fused_logits, mfef_loss
 from gankd.methods.peers.base import RAMP, BranchesConfig, Online, spread
+from gankd.methods.setup import Setup
 from gankd.tasks import CLASSIFICATION
 from generators.settings import Positive, Share, Weight
 
@@ -104,10 +105,10 @@ class FFL(Online):
     Config = FFLConfig
     reads = ("map",)
 
-    def __init__(self, student, teacher, task, config, **others):
-        super().__init__(student, teacher, task, config, **others)
+    def __init__(self, config: FFLConfig, setup: Setup):
+        super().__init__(config, setup)
         self.align = Align(self.shapes("map"))
-        self.fusion = Fusion(config.peers, self.align.channels, task.num_outputs)
+        self.fusion = Fusion(config.peers, self.align.channels, setup.task.num_outputs)
 
     def fuse(self, maps: list[Tensor]) -> Tensor:
         """The fused classifier's outputs [N, K]."""

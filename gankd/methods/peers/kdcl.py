@@ -16,6 +16,7 @@ from gankd.data.loader import Batch, BatchSource
 from gankd.losses import kdcl_general_weights, kdcl_loss, regression_ensemble_weights
 from gankd.losses.precision import full_precision
 from gankd.methods.peers.base import Online, PeersConfig
+from gankd.methods.setup import Setup
 from gankd.tasks import CLASSIFICATION
 from generators.images import to_unit_range
 from generators.settings import Positive, Weight
@@ -59,9 +60,9 @@ class KDCL(Online):
 
     Config = KDCLConfig
 
-    def __init__(self, student, teacher, task, config, **others):
-        super().__init__(student, teacher, task, config, **others)
-        self.data: BatchSource = others["data"]
+    def __init__(self, config: KDCLConfig, setup: Setup):
+        super().__init__(config, setup)
+        self.data: BatchSource = setup.data
         self.register_buffer("mixture", None)
         if config.ensemble == "general":
             pool = self.data.num_real or self.data.num_samples  # generated labels say too little about errors

@@ -20,7 +20,8 @@ from gankd.losses import layer_matching_weights, layerwise_mcl_loss
 from gankd.losses.precision import full_precision
 from gankd.methods.peers.base import Online, PeersConfig
 from gankd.methods.peers.mcl import EmbeddingHead
-from gankd.models.tail import Remainder, redraw
+from gankd.methods.setup import Setup
+from gankd.models.tail import NetworkTail, reinitialize
 from gankd.models.taps import Taps, default_taps, feature_shapes
 from generators.settings import Count, Positive, Weight
 
@@ -83,8 +84,8 @@ class Peer(nn.Module):
         super().__init__()
         taps = default_taps(network, image_shape=image_shape)
         self.stages, self.pooled = taps[1:-2], taps[-1]
-        self.branches = nn.ModuleList(Remainder(network, path, image_shape) for path in self.stages)
-        redraw(self.branches)
+        self.branches = nn.ModuleList(NetworkTail(network, path, image_shape) for path in self.stages)
+        reinitialize(self.branches)
         ((inputs,),) = feature_shapes(network, image_shape, [self.pooled])
         count = len(self.stages) + 1
         self.inputs = inputs
@@ -128,10 +129,10 @@ class LMCL(Online):
 
     Config = LMCLConfig
     tasks = frozenset({"classification"})
-    instead = "It finds positives by class; for a scalar target use method mcl (form: queue, or positives: vicinal)."
+    hint = "It finds positives by class; for a scalar target use method mcl (form: queue, or positives: vicinal)."
 
-    def __init__(self, student, teacher, task, config, **others):
-        super().__init__(student, teacher, task, config, **others)
+    def __init__(self, config: LMCLConfig, setup: Setup):
+        super().__init__(config, setup)
         self.peers = nn.ModuleList(Peer(network, self.image_shape, config.embedding_width) for network in self.networks)
         self.meta = nn.ModuleList(
             nn.ModuleList(nn.Linear(peer.inputs, config.embedding_width) for _ in peer.heads) for peer in self.peers

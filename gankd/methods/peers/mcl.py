@@ -26,6 +26,7 @@ from gankd.losses import (
 from gankd.losses.precision import full_precision
 from gankd.methods.peers.base import Online, PeersConfig
 from gankd.methods.peers.dml import mutual_loss
+from gankd.methods.setup import Setup
 from gankd.methods.teacher.crd import Alike, draw_contrast
 from gankd.models.taps import Taps
 from gankd.tasks import CLASSIFICATION
@@ -111,15 +112,15 @@ class MCL(Online):
     Config = MCLConfig
     reads = ("pooled",)
 
-    def __init__(self, student, teacher, task, config, **others):
-        super().__init__(student, teacher, task, config, **others)
-        self.form = config.form_for(task.kind)
+    def __init__(self, config: MCLConfig, setup: Setup):
+        super().__init__(config, setup)
+        self.form = config.form_for(setup.task.kind)
         vicinal = self.form != "queue" and config.positives == "vicinal"
         self.kappa = config.kappa if vicinal else None  # None: alike are those of one class
         self.heads_of_peers = nn.ModuleList(
             EmbeddingHead(shape[0], config.embedding_width) for shape in self.shapes("pooled")
         )
-        data, width = others["data"], config.embedding_width
+        data, width = setup.data, config.embedding_width
         if self.form == "memory":
             alike = Alike.of(data.labels.cpu(), self.kappa)
             self.largest = int(alike.count.max())

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from gankd.losses import dual_attention, multi_scale_features
 from gankd.methods.peers.ffl import FFL, FusionConfig
+from gankd.methods.setup import Setup
 from generators.settings import Count
 
 
@@ -96,8 +97,8 @@ class MFEF(FFL):
 
     Config = MFEFConfig
 
-    def __init__(self, student, teacher, task, config, **others):
-        super().__init__(student, teacher, task, config, **others)
+    def __init__(self, config: MFEFConfig, setup: Setup):
+        super().__init__(config, setup)
         channels, height = self.align.channels, min(self.align.size)
         self.extractions = nn.ModuleList()
         for _ in range(config.peers):
@@ -105,7 +106,7 @@ class MFEF(FFL):
             steps += [DualAttention(channels, height, config.reduction)] if config.attention else []
             self.extractions.append(nn.Sequential(*steps))
         if not config.fusion:
-            self.fusion = MeanFusion(channels, task.num_outputs)
+            self.fusion = MeanFusion(channels, setup.task.num_outputs)
 
     def fuse(self, maps: list[Tensor]) -> Tensor:
         aligned = self.align(maps)

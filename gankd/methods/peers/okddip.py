@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gankd.data.loader import Batch
 from gankd.losses import okddip_loss
 from gankd.methods.peers.base import RAMP, BranchesConfig, Online, spread
+from gankd.methods.setup import Setup
 from gankd.tasks import CLASSIFICATION
 from generators.settings import Count, Positive, Share, Weight
 
@@ -46,8 +47,8 @@ class OKDDip(Online):
     Config = OKDDipConfig
     reads = ("pooled",)
 
-    def __init__(self, student, teacher, task, config, **others):
-        super().__init__(student, teacher, task, config, **others)
+    def __init__(self, config: OKDDipConfig, setup: Setup):
+        super().__init__(config, setup)
         widths = {shape[0] for shape in self.shapes("pooled")[1:]}
         if len(widths) > 1:
             raise ValueError(

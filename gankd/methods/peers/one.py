@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gankd.data.loader import Batch
 from gankd.losses import one_gates, one_loss
 from gankd.methods.peers.base import RAMP, BranchesConfig, Online
+from gankd.methods.setup import Setup
 from gankd.models.taps import feature_shapes
 from gankd.tasks import CLASSIFICATION
 from generators.settings import Positive, Share, Weight
@@ -46,9 +47,9 @@ class ONE(Online):
 
     Config = ONEConfig
 
-    def __init__(self, student, teacher, task, config, **others):
-        super().__init__(student, teacher, task, config, **others)
-        (shape,) = feature_shapes(student, self.image_shape, [self.trunk_path])
+    def __init__(self, config: ONEConfig, setup: Setup):
+        super().__init__(config, setup)
+        (shape,) = feature_shapes(setup.student, self.image_shape, [self.trunk_path])
         self.gate = nn.Linear(shape[0], config.peers)
         self.gate_norm = nn.BatchNorm1d(config.peers, track_running_stats=False)
 

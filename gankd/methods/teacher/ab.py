@@ -11,8 +11,9 @@ from typing import Literal
 from torch import Tensor, nn
 
 from gankd.losses import activation_boundary_loss
+from gankd.methods.setup import Outputs, Setup
 from gankd.methods.taps import ConvRegressor, map_taps
-from gankd.methods.terms import FeatureTermConfig, Passes, Setup, Term
+from gankd.methods.terms import FeatureTermConfig, Term
 from generators.settings import Positive, Weight
 
 
@@ -46,13 +47,13 @@ class AB(Term):
         )
         self.first_stage_share, self.factor = config.first_stage, 0.0
 
-    def forward(self, passes: Passes) -> Tensor:
-        student, teacher = self.features(passes)
+    def forward(self, outputs: Outputs) -> Tensor:
+        student, teacher = self.features(outputs)
         return activation_boundary_loss(
             student_features=[connect(s) for connect, s in zip(self.connectors, student, strict=True)],
             teacher_features=teacher,
             margin=self.config.margin,
         )
 
-    def first_stage_loss(self, passes: Passes) -> Tensor:
-        return self(passes)
+    def first_stage_loss(self, outputs: Outputs) -> Tensor:
+        return self(outputs)

@@ -10,8 +10,9 @@ from typing import Literal
 from torch import Tensor
 
 from gankd.losses import attention_transfer_loss
+from gankd.methods.setup import Outputs, Setup
 from gankd.methods.taps import map_taps
-from gankd.methods.terms import FeatureTermConfig, Passes, Setup, Term
+from gankd.methods.terms import FeatureTermConfig, Term
 from generators.settings import Count, Weight
 
 
@@ -35,6 +36,6 @@ class AT(Term):
         super().__init__(config, setup)
         self.student_taps, self.teacher_taps, *_ = map_taps(setup, config)
 
-    def forward(self, passes: Passes) -> Tensor:
-        student, teacher = self.features(passes)
+    def forward(self, outputs: Outputs) -> Tensor:
+        student, teacher = self.features(outputs)
         return attention_transfer_loss(student_features=student, teacher_features=teacher, p=self.config.power)

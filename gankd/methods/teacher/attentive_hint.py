@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from gankd.losses import attentive_hint_loss, teacher_confidence
+from gankd.methods.setup import Outputs, Setup
 from gankd.methods.teacher.fitnet import FitNet, FitNetConfig
 from gankd.methods.teacher.scalar_regression import error_range
-from gankd.methods.terms import Passes, Setup
 from gankd.tasks import REGRESSION
 
 
@@ -33,7 +33,7 @@ class AttentiveHint(FitNet):
 
     Config = AttentiveHintConfig
     tasks = frozenset({REGRESSION})
-    instead = "Use method fitnet."
+    hint = "Use method fitnet."
     reads_teacher_outputs = True
 
     def __init__(self, config: AttentiveHintConfig, setup: Setup):
@@ -43,13 +43,13 @@ class AttentiveHint(FitNet):
     def prepare(self, setup: Setup) -> None:
         self.error_range.copy_(error_range(setup))
 
-    def forward(self, passes: Passes) -> Tensor:
+    def forward(self, outputs: Outputs) -> Tensor:
         confidences = teacher_confidence(
-            teacher_predictions=self.task.prediction(passes.teacher_outputs),
-            labels=self.task.standardize(passes.batch.labels.float()),
+            teacher_predictions=self.task.prediction(outputs.teacher),
+            labels=self.task.standardize(outputs.batch.labels.float()),
             error_range=self.error_range,
         )
         return sum(
             attentive_hint_loss(student_feature=regressor(student), teacher_feature=teacher, confidences=confidences)
-            for regressor, student, teacher in zip(self.regressors, *self.features(passes), strict=True)
+            for regressor, student, teacher in zip(self.regressors, *self.features(outputs), strict=True)
         )

@@ -11,8 +11,9 @@ from typing import Literal
 from torch import Tensor, nn
 
 from gankd.losses import correlation_congruence_loss
+from gankd.methods.setup import Outputs, Setup
 from gankd.methods.taps import relation_taps
-from gankd.methods.terms import FeatureTermConfig, Passes, Setup, Term
+from gankd.methods.terms import FeatureTermConfig, Term
 from generators.settings import Count, Weight
 
 
@@ -43,8 +44,8 @@ class CC(Term):
             nn.ModuleList(nn.Linear(math.prod(shape), config.dimensions) for shape in those) for those in shapes
         )
 
-    def forward(self, passes: Passes) -> Tensor:
-        student, teacher = self.features(passes)
+    def forward(self, outputs: Outputs) -> Tensor:
+        student, teacher = self.features(outputs)
         return sum(
             correlation_congruence_loss(
                 student_embedding=embed_student(s.flatten(1)),

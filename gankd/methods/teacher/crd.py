@@ -13,7 +13,8 @@ from torch import Tensor, distributed, nn
 
 from gankd.distributed.processes import gather, several
 from gankd.losses import crd_initial_bank, crd_loss, crd_update_bank, embed_and_normalize
-from gankd.methods.terms import FeatureTermConfig, Passes, Setup, Term
+from gankd.methods.setup import Outputs, Setup
+from gankd.methods.terms import FeatureTermConfig, Term
 from gankd.tasks import REGRESSION
 from generators.settings import Count, Share, Weight
 
@@ -165,14 +166,14 @@ class CRD(Term):
             return Alike.of(torch.arange(len(labels), device=labels.device), None)
         return Alike.of(labels, self.kappa)
 
-    def forward(self, passes: Passes) -> Tensor:
+    def forward(self, outputs: Outputs) -> Tensor:
         student, teacher = (
             embed_and_normalize(feature=feature, weight=head.weight, bias=head.bias)
-            for (feature,), head in zip(self.features(passes), (self.student_head, self.teacher_head), strict=True)
+            for (feature,), head in zip(self.features(outputs), (self.student_head, self.teacher_head), strict=True)
         )
         if self.config.memory == "bank":
-            return self._against_banks(student, teacher, passes.batch.indices)
-        return self._against_queue(student, teacher, passes.batch.labels)
+            return self._against_banks(student, teacher, outputs.batch.indices)
+        return self._against_queue(student, teacher, outputs.batch.labels)
 
     def _against_banks(self, student: Tensor, teacher: Tensor, indices: Tensor) -> Tensor:
         num_negatives = min(self.config.num_negatives, len(self.order) - self.largest)

@@ -10,7 +10,8 @@ from typing import Literal
 from torch import Tensor
 
 from gankd.losses import dist_loss
-from gankd.methods.terms import Passes, Term, TermConfig
+from gankd.methods.setup import Outputs
+from gankd.methods.terms import Term, TermConfig
 from generators.settings import Positive, Weight
 
 
@@ -34,13 +35,13 @@ class DIST(Term):
 
     Config = DISTConfig
     heads = frozenset({"bins"})
-    instead = "It correlates probabilities; set task.head: bins."
+    hint = "It correlates probabilities; set task.head: bins."
     reads_teacher_outputs = True
 
-    def forward(self, passes: Passes) -> Tensor:
+    def forward(self, outputs: Outputs) -> Tensor:
         return dist_loss(
-            student_logits=passes.student_outputs,
-            teacher_logits=passes.teacher_outputs,
+            student_logits=outputs.student,
+            teacher_logits=outputs.teacher,
             beta=self.config.beta,
             gamma=self.config.gamma,
             temperature=self.config.temperature,

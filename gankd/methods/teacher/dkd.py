@@ -10,8 +10,9 @@ from typing import Literal
 from torch import Tensor
 
 from gankd.losses import dkd_loss
+from gankd.methods.setup import Outputs
 from gankd.methods.temperature import TemperatureSetting, TemperatureTerm
-from gankd.methods.terms import Passes, TermConfig
+from gankd.methods.terms import TermConfig
 from gankd.tasks import CLASSIFICATION
 from generators.settings import Share, Weight
 
@@ -40,14 +41,14 @@ class DKD(TemperatureTerm):
 
     Config = DKDConfig
     tasks = frozenset({CLASSIFICATION})
-    instead = "It needs a target class; use method kd, or dist on task.head: bins."
+    hint = "It needs a target class; use method kd, or dist on task.head: bins."
 
-    def forward(self, passes: Passes) -> Tensor:
-        student, teacher = passes.student_outputs, passes.teacher_outputs
+    def forward(self, outputs: Outputs) -> Tensor:
+        student, teacher = outputs.student, outputs.teacher
         return dkd_loss(
             student_logits=student,
             teacher_logits=teacher,
-            labels=passes.batch.labels,
+            labels=outputs.batch.labels,
             alpha=self.config.alpha,
             beta=self.config.beta,
             temperature=self.temperature(student, teacher),

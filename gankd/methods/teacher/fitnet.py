@@ -10,8 +10,9 @@ from typing import Literal
 from torch import Tensor, nn
 
 from gankd.losses import hint_loss
+from gankd.methods.setup import Outputs, Setup
 from gankd.methods.taps import ConvRegressor, map_taps, stages
-from gankd.methods.terms import FeatureTermConfig, Passes, Setup, Term
+from gankd.methods.terms import FeatureTermConfig, Term
 from generators.settings import Weight
 
 
@@ -34,8 +35,8 @@ class FitNet(Term):
         self.student_taps, self.teacher_taps, *shapes = map_taps(setup, config, lambda taps: stages(taps)[:2][-1:])
         self.regressors = nn.ModuleList(ConvRegressor(s, t) for s, t in zip(*shapes, strict=True))
 
-    def forward(self, passes: Passes) -> Tensor:
+    def forward(self, outputs: Outputs) -> Tensor:
         return sum(
             hint_loss(student_feature=regressor(student), teacher_feature=teacher)
-            for regressor, student, teacher in zip(self.regressors, *self.features(passes), strict=True)
+            for regressor, student, teacher in zip(self.regressors, *self.features(outputs), strict=True)
         )

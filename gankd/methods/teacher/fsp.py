@@ -10,8 +10,9 @@ from typing import Literal
 from torch import Tensor
 
 from gankd.losses import fsp_loss
+from gankd.methods.setup import Outputs, Setup
 from gankd.methods.taps import map_taps
-from gankd.methods.terms import FeatureTermConfig, Passes, Setup, Term
+from gankd.methods.terms import FeatureTermConfig, Term
 from generators.settings import Positive, Weight
 
 
@@ -37,6 +38,7 @@ class FSP(Term):
     """
 
     Config = FSPConfig
+    needs_equal_widths = True
 
     def __init__(self, config: FSPConfig, setup: Setup):
         super().__init__(config, setup)
@@ -54,9 +56,9 @@ class FSP(Term):
                 )
         self.first_stage_share, self.factor = config.first_stage, 0.0
 
-    def forward(self, passes: Passes) -> Tensor:
-        student, teacher = self.features(passes)
+    def forward(self, outputs: Outputs) -> Tensor:
+        student, teacher = self.features(outputs)
         return fsp_loss(student_features=student, teacher_features=teacher)
 
-    def first_stage_loss(self, passes: Passes) -> Tensor:
-        return self(passes)  # unweighted: 50 times it ends a student under SGD with a rate of 0.05
+    def first_stage_loss(self, outputs: Outputs) -> Tensor:
+        return self(outputs)  # unweighted: 50 times it ends a student under SGD with a rate of 0.05

@@ -10,8 +10,9 @@ from typing import Literal
 from torch import Tensor, nn
 
 from gankd.losses import factor_transfer_loss, hint_loss
+from gankd.methods.setup import Outputs, Setup
 from gankd.methods.taps import map_taps, stages
-from gankd.methods.terms import FeatureTermConfig, Passes, Setup, Term
+from gankd.methods.terms import FeatureTermConfig, Term
 from generators.settings import Count, Positive, Weight
 
 
@@ -74,14 +75,14 @@ class FT(Term):
         self.translators = nn.ModuleList(encoder(student, factors, norm=True) for student, _, factors in widths)
         self.first_stage_share = config.first_stage
 
-    def first_stage_loss(self, passes: Passes) -> Tensor:
-        features = [passes.teacher_features[path] for path in self.teacher_taps]
+    def first_stage_loss(self, outputs: Outputs) -> Tensor:
+        features = [outputs.teacher_features[path] for path in self.teacher_taps]
         return sum(
             hint_loss(student_feature=paraphrase(feature), teacher_feature=feature)
             for paraphrase, feature in zip(self.paraphrasers, features, strict=True)
         )
 
-    def forward(self, passes: Passes) -> Tensor:
+    def forward(self, outputs: Outputs) -> Tensor:
         return sum(
             factor_transfer_loss(
                 student_factor=translate(student),
@@ -90,6 +91,6 @@ class FT(Term):
                 p2=self.config.norm,
             )
             for translate, paraphrase, student, teacher in zip(
-                self.translators, self.paraphrasers, *self.features(passes), strict=True
+                self.translators, self.paraphrasers, *self.features(outputs), strict=True
             )
         )

@@ -24,11 +24,12 @@ from gankd.data.loader import Batch, BatchSource
 from gankd.distributed.processes import several
 from gankd.losses import hsakd_student_loss, hsakd_teacher_loss, rotation_batch
 from gankd.methods.base import Distiller, MethodConfig
+from gankd.methods.setup import Setup
 from gankd.models.mobilenet import GROUPS, InvertedResidual, MobileNetV2
 from gankd.models.resnet import BasicBlock, Bottleneck, ResNet, ResNet50, initialize_convolutions
 from gankd.models.shufflenet import ShuffleV1, ShuffleV2, UnitV1, UnitV2
 from gankd.models.small_resnet import ResidualBlock, SmallResNet
-from gankd.models.tail import Remainder
+from gankd.models.tail import NetworkTail
 from gankd.models.taps import Taps
 from gankd.models.teacher import Teacher
 from gankd.models.vgg import VGG
@@ -38,7 +39,7 @@ from generators.checkpoints import replace_whole
 from generators.settings import Count, Positive, Settings
 
 NUM_ROTATIONS = 4
-INSTEAD = "Its labels are pairs of class and rotation; for a scalar target use method kd, crd, sp or at."
+HINT = "Its labels are pairs of class and rotation; for a scalar target use method kd, crd, sp or at."
 
 
 class HSAKDConfig(MethodConfig):
@@ -68,7 +69,7 @@ class HSAKDTeacherConfig(MethodConfig):
 class Branch(nn.Module):
     """What follows a stage, with weights of its own, up to logits of pairs of class and rotation."""
 
-    def __init__(self, before: nn.Module, rest: Remainder):
+    def __init__(self, before: nn.Module, rest: NetworkTail):
         super().__init__()
         self.before, self.rest = before, rest
 
@@ -90,7 +91,7 @@ class Branches(nn.ModuleDict):
         super().__init__()
         self.paths = stage_paths(model)[-num_stages:]
         for path in self.paths:
-            rest = Remainder(model, path, image_shape)
+            rest = NetworkTail(model, path, image_shape)
             linear, name = next((m, name) for name, m in rest.network.named_modules() if isinstance(m, nn.Linear))
             parent, _, name = name.rpartition(".")
             setattr(
@@ -181,17 +182,19 @@ class HSAKD(Distiller):
 
     Config = HSAKDConfig
     tasks = frozenset({CLASSIFICATION})
-    instead = INSTEAD
+    hint = HINT
 
-    def __init__(self, student: nn.Module, teacher: Teacher, task, config: HSAKDConfig, **others):
-        super().__init__(student, teacher, task, config, **others)
-        image_shape, num_classes = others["data"].image_shape, task.num_classes
+    def __init__(self, config: HSAKDConfig, setup: Setup):
+        super().__init__(config, setup)
+        image_shape, num_classes = setup.data.image_shape, setup.task.num_classes
         check_square("hsakd", image_shape)
-        most = min(len(stage_paths(student)), len(stage_paths(teacher.module)))
+        most = min(len(stage_paths(setup.student)), len(stage_paths(setup.teacher.module)))
         if (config.stages or most) > most:
             raise ValueError(f"method hsakd: stages is {config.stages}, but the networks have {most} in common.")
-        self.branches = Branches(student, image_shape, num_classes, config.stages or most)
-        self.fixed_branches = Branches(teacher.module, image_shape, num_classes, config.stages or most)  # the teacher's
+        self.branches = Branches(setup.student, image_shape, num_classes, config.stages or most)
+        self.fixed_branches = Branches(
+            setup.teacher.module, image_shape, num_classes, config.stages or most
+        )  # the teacher's
         self.fixed_branches.requires_grad_(False).eval()
 
     def train(self, mode: bool = True):
@@ -255,13 +258,13 @@ class HSAKDTeacher(Distiller):
     Config = HSAKDTeacherConfig
     tasks = HSAKD.tasks
     needs_teacher = False
-    instead = INSTEAD
+    hint = HINT
 
-    def __init__(self, student: nn.Module, teacher, task, config: HSAKDTeacherConfig, **others):
-        super().__init__(student, teacher, task, config, **others)
-        image_shape = others["data"].image_shape
+    def __init__(self, config: HSAKDTeacherConfig, setup: Setup):
+        super().__init__(config, setup)
+        image_shape = setup.data.image_shape
         check_square("hsakd_teacher", image_shape)
-        self.branches = Branches(student, image_shape, task.num_classes, len(stage_paths(student)))
+        self.branches = Branches(setup.student, image_shape, setup.task.num_classes, len(stage_paths(setup.student)))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         view, _ = rotation_batch(images=self.augment(batch.images), labels=batch.labels)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from gankd.losses import gaussian_kd_loss, kd_loss, regression_kd_loss
 from gankd.methods.base import MethodConfig
+from gankd.methods.setup import Outputs
 from gankd.methods.temperature import LearnedTemperature, TemperatureSetting, TemperatureTerm
-from gankd.methods.terms import Passes
 from gankd.tasks import CLASSIFICATION, REGRESSION
 from generators.settings import Positive, Share
 
@@ -59,8 +59,8 @@ class KD(TemperatureTerm):
 
     Config = KDConfig
 
-    def forward(self, passes: Passes) -> Tensor:
-        student, teacher = passes.student_outputs, passes.teacher_outputs
+    def forward(self, outputs: Outputs) -> Tensor:
+        student, teacher = outputs.student, outputs.teacher
         if self.task.kind == CLASSIFICATION or self.task.head == "bins":
             temperature = self.temperature(student, teacher)
             return kd_loss(student_logits=student, teacher_logits=teacher, temperature=temperature)
@@ -93,4 +93,4 @@ class CTKD(KD):
 
     Config = CTKDConfig
     heads = frozenset({"bins"})
-    instead = NEEDS_BINS
+    hint = NEEDS_BINS

@@ -11,8 +11,9 @@ from typing import Literal
 from torch import Tensor, nn
 
 from gankd.losses import ofd_loss, ofd_margin
+from gankd.methods.setup import Outputs, Setup
 from gankd.methods.taps import map_taps
-from gankd.methods.terms import FeatureTermConfig, Passes, Setup, Term
+from gankd.methods.terms import FeatureTermConfig, Term
 from gankd.models.taps import batch_norms_before_relu, default_taps
 from generators.settings import Weight
 
@@ -62,10 +63,10 @@ class OFD(Term):
             Connector(shape[0], norms[path]) for shape, path in zip(student_shapes, self.teacher_taps, strict=True)
         )
 
-    def forward(self, passes: Passes) -> Tensor:
+    def forward(self, outputs: Outputs) -> Tensor:
         losses = [
             ofd_loss(student_feature=connect(student), teacher_feature=teacher, margin=connect.margin)
-            for connect, student, teacher in zip(self.connectors, *self.features(passes), strict=True)
+            for connect, student, teacher in zip(self.connectors, *self.features(outputs), strict=True)
         ]
         return sum(loss / 2**depth for depth, loss in enumerate(reversed(losses)))
 

@@ -10,8 +10,9 @@ from typing import Literal
 from torch import Tensor
 
 from gankd.losses import pkt_loss
+from gankd.methods.setup import Outputs, Setup
 from gankd.methods.taps import relation_taps
-from gankd.methods.terms import FeatureTermConfig, Passes, Setup, Term
+from gankd.methods.terms import FeatureTermConfig, Term
 from generators.settings import Weight
 
 
@@ -33,8 +34,8 @@ class PKT(Term):
         super().__init__(config, setup)
         self.student_taps, self.teacher_taps, *_ = relation_taps(setup, config, lambda taps: taps[-1:])
 
-    def forward(self, passes: Passes) -> Tensor:
+    def forward(self, outputs: Outputs) -> Tensor:
         return sum(
             pkt_loss(student_feature=student.flatten(1), teacher_feature=teacher.flatten(1))
-            for student, teacher in zip(*self.features(passes), strict=True)
+            for student, teacher in zip(*self.features(outputs), strict=True)
         )

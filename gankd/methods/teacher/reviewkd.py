@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gankd.losses import attention_based_fusion, hcl_loss
+from gankd.methods.setup import Outputs, Setup
 from gankd.methods.taps import Shape
-from gankd.methods.terms import FeatureTermConfig, Passes, Setup, Term
+from gankd.methods.terms import FeatureTermConfig, Term
 from gankd.models.taps import default_taps
 from generators.settings import Share, Weight
 
@@ -80,13 +81,13 @@ class ReviewKD(Term):
             for index, (s, t) in enumerate(zip(student, teacher, strict=True))
         )
 
-    def forward(self, passes: Passes) -> Tensor:
-        student, teacher = ([as_map(feature) for feature in features] for features in self.features(passes))
-        outputs, review = [], None
+    def forward(self, outputs: Outputs) -> Tensor:
+        student, teacher = ([as_map(feature) for feature in features] for features in self.features(outputs))
+        reviewed, review = [], None
         for fuse, feature in zip(reversed(self.fusions), reversed(student), strict=True):
             output, review = fuse(feature, review)
-            outputs.append(output)
-        return hcl_loss(student_features=outputs, teacher_features=teacher[::-1])
+            reviewed.append(output)
+        return hcl_loss(student_features=reviewed, teacher_features=teacher[::-1])
 
     def start_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:
         # From 1, as the original counts its epochs: a weight of 0 would leave the term out of the step.

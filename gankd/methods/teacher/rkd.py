@@ -10,8 +10,9 @@ from typing import Literal
 from torch import Tensor
 
 from gankd.losses import rkd_loss
+from gankd.methods.setup import Outputs, Setup
 from gankd.methods.taps import relation_taps
-from gankd.methods.terms import FeatureTermConfig, Passes, Setup, Term
+from gankd.methods.terms import FeatureTermConfig, Term
 from generators.settings import Weight
 
 
@@ -37,9 +38,9 @@ class RKD(Term):
         super().__init__(config, setup)
         self.student_taps, self.teacher_taps, *_ = relation_taps(setup, config, lambda taps: taps[-1:])
 
-    def forward(self, passes: Passes) -> Tensor:
+    def forward(self, outputs: Outputs) -> Tensor:
         weights = {"distance_weight": self.config.distance_weight, "angle_weight": self.config.angle_weight}
         return sum(
             rkd_loss(student_feature=student, teacher_feature=teacher, **weights)
-            for student, teacher in zip(*self.features(passes), strict=True)
+            for student, teacher in zip(*self.features(outputs), strict=True)
         )

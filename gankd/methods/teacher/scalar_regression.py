@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from gankd.losses import attentive_imitation_loss, teacher_bounded_regression_loss, teacher_outlier_rejection_loss
-from gankd.methods.terms import Passes, Setup, Term, TermConfig
+from gankd.methods.setup import Outputs, Setup
+from gankd.methods.terms import Term, TermConfig
 from gankd.models.taps import default_taps, feature_shapes
 from gankd.tasks import REGRESSION
 from generators.images import to_unit_range
@@ -41,15 +42,15 @@ class ScalarTerm(Term):
 
     tasks = frozenset({REGRESSION})
     heads = frozenset({"scalar"})
-    instead = "Use method kd."
+    hint = "Use method kd."
     reads_teacher_outputs = True
 
-    def predictions(self, passes: Passes) -> dict[str, Tensor]:
+    def predictions(self, outputs: Outputs) -> dict[str, Tensor]:
         """s, t and y, [N] each, as the losses name them."""
         return {
-            "student_predictions": self.task.prediction(passes.student_outputs),
-            "teacher_predictions": self.task.prediction(passes.teacher_outputs),
-            "labels": self.task.standardize(passes.batch.labels.float()),
+            "student_predictions": self.task.prediction(outputs.student),
+            "teacher_predictions": self.task.prediction(outputs.teacher),
+            "labels": self.task.standardize(outputs.batch.labels.float()),
         }
 
 
@@ -77,15 +78,15 @@ class TeacherBounded(ScalarTerm):
     Config = TeacherBoundedConfig
     own_label_loss = True
 
-    def forward(self, passes: Passes) -> Tensor:
-        return self.losses(passes)[2]
+    def forward(self, outputs: Outputs) -> Tensor:
+        return self.losses(outputs)[2]
 
-    def label_loss(self, passes: Passes) -> Tensor:
-        return self.losses(passes)[1]
+    def label_loss(self, outputs: Outputs) -> Tensor:
+        return self.losses(outputs)[1]
 
-    def losses(self, passes: Passes) -> tuple[Tensor, Tensor, Tensor]:
+    def losses(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
         return teacher_bounded_regression_loss(
-            **self.predictions(passes), margin=self.config.margin, loss=self.config.loss, delta=self.config.delta
+            **self.predictions(outputs), margin=self.config.margin, loss=self.config.loss, delta=self.config.delta
         )
 
 
@@ -115,8 +116,8 @@ class AttentiveImitation(ScalarTerm):
     def prepare(self, setup: Setup) -> None:
         self.error_range.copy_(error_range(setup))
 
-    def forward(self, passes: Passes) -> Tensor:
-        return attentive_imitation_loss(**self.predictions(passes), error_range=self.error_range)[2]
+    def forward(self, outputs: Outputs) -> Tensor:
+        return attentive_imitation_loss(**self.predictions(outputs), error_range=self.error_range)[2]
 
 
 def error_range(setup: Setup) -> Tensor:
@@ -162,15 +163,15 @@ class OutlierRejection(ScalarTerm):
         median = (distances[(len(distances) - 1) // 2] + distances[len(distances) // 2]) / 2
         self.threshold.copy_(3 * 1.4826 * median)
 
-    def forward(self, passes: Passes) -> Tensor:
+    def forward(self, outputs: Outputs) -> Tensor:
         second = None
         if self.config.two_heads:
-            feature = passes.student_features[self.student_taps[0]]
+            feature = outputs.student_features[self.student_taps[0]]
             second = self.head(feature.flatten(2).mean(2) if feature.ndim == 4 else feature).flatten()
         losses = teacher_outlier_rejection_loss(
-            **self.predictions(passes), threshold=self.threshold, student_teacher_predictions=second
+            **self.predictions(outputs), threshold=self.threshold, student_teacher_predictions=second
         )
         return losses[2]
 
-    def label_loss(self, passes: Passes) -> Tensor:
-        return teacher_outlier_rejection_loss(**self.predictions(passes), threshold=self.threshold)[1]
+    def label_loss(self, outputs: Outputs) -> Tensor:
+        return teacher_outlier_rejection_loss(**self.predictions(outputs), threshold=self.threshold)[1]

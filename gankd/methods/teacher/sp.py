@@ -10,8 +10,9 @@ from typing import Literal
 from torch import Tensor
 
 from gankd.losses import similarity_preserving_loss
+from gankd.methods.setup import Outputs, Setup
 from gankd.methods.taps import relation_taps
-from gankd.methods.terms import FeatureTermConfig, Passes, Setup, Term
+from gankd.methods.terms import FeatureTermConfig, Term
 from generators.settings import Weight
 
 
@@ -33,8 +34,8 @@ class SP(Term):
         super().__init__(config, setup)
         self.student_taps, self.teacher_taps, *_ = relation_taps(setup, config, lambda taps: taps[-2:-1])
 
-    def forward(self, passes: Passes) -> Tensor:
-        student, teacher = self.features(passes)
+    def forward(self, outputs: Outputs) -> Tensor:
+        student, teacher = self.features(outputs)
         losses = [
             similarity_preserving_loss(student_feature=s, teacher_feature=t)
             for s, t in zip(student, teacher, strict=True)

@@ -13,8 +13,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gankd.losses import vid_loss
+from gankd.methods.setup import Outputs, Setup
 from gankd.methods.taps import map_taps
-from gankd.methods.terms import FeatureTermConfig, Passes, Setup, Term
+from gankd.methods.terms import FeatureTermConfig, Term
 from generators.settings import Weight
 
 SMALLEST_VARIANCE = 1e-5
@@ -66,8 +67,8 @@ class VID(Term):
             VariationalRegressor(s[0], t[0], config.initial_variance) for s, t in zip(*shapes, strict=True)
         )
 
-    def forward(self, passes: Passes) -> Tensor:
+    def forward(self, outputs: Outputs) -> Tensor:
         return sum(
             regressor(student, teacher)
-            for regressor, student, teacher in zip(self.regressors, *self.features(passes), strict=True)
+            for regressor, student, teacher in zip(self.regressors, *self.features(outputs), strict=True)
         )

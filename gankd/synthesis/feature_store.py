@@ -15,7 +15,7 @@ from gankd.synthesis.store import read_tensors, write_store, write_tensors
 CHUNK = 1000
 
 
-def write_generated(live: Generated, directory: Path, *, accelerator: Accelerator, provenance: dict) -> None:
+def write_feature_store(live: Generated, directory: Path, *, accelerator: Accelerator, provenance: dict) -> None:
     """Write all samples to a store, each process its share of the chunks; those that are there already are kept."""
     chunks = torch.arange(len(live)).split(CHUNK)
     files = [directory / "chunks" / f"chunk-{number:05d}.safetensors" for number in range(len(chunks))]

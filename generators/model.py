@@ -1,0 +1,55 @@
+"""Generators that can be saved: diffusers models, a folder of safetensors and config.json.
+
+    generator = SNGANGenerator.from_pretrained("runs/digits/generator")
+    generator.save_pretrained("elsewhere")
+
+The base class of a network of your own, too:
+
+    class Tiny(GeneratorModel):
+        @register_to_config
+        def __init__(self, resolution, image_channels, num_classes=None, label_range=None, latent_dim=16): ...
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+
+from generators.checkpoints import replace_whole, telling_failed_writes
+from generators.interface import ConditionalGenerator
+
+__all__ = ["GeneratorModel", "register_to_config"]
+
+
+class GeneratorModel(ConditionalGenerator, ModelMixin, ConfigMixin):
+    """Base of the generators that have a folder; what `__init__` takes is registered by `register_to_config`."""
+
+    config_name = "config.json"
+
+    def save_pretrained(self, save_directory: str | Path, **settings) -> None:
+        """Write the folder; every file in it is always whole, and the weights come before the configuration.
+
+        settings: those of diffusers' `ModelMixin.save_pretrained`.
+
+        Raises:
+            OSError: one sentence, when the disk is full or the folder may not be written.
+        """
+        folder = Path(save_directory)
+        if settings.get("push_to_hub"):
+            settings.setdefault("repo_id", folder.name)
+        with telling_failed_writes(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=folder) as temporary:
+                super().save_pretrained(temporary, **settings)
+                config = Path(temporary, self.config_name)
+                if not type(self).__module__.startswith("generators."):  # the file that must be imported to load it
+                    values = {**json.loads(config.read_text()), "_module": type(self).__module__}
+                    config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+                for file in sorted(config.parent.iterdir(), key=lambda file: file == config):
+                    with replace_whole(folder / file.name) as place:
+                        os.replace(file, place)
