@@ -17,6 +17,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from generators.images import Images
+
 # how torch.save and safetensors say that a write failed, whatever the reason; an OSError says it by its type
 FULL_OR_FROZEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 FAILED_WRITES = re.compile(r"PytorchStreamWriter|inline_container|unexpected pos|iostream|I/?O ?error", re.IGNORECASE)
@@ -118,7 +120,7 @@ def check_same_run(state: dict[str, Any], run: dict[str, Any], path: Path) -> No
         )
 
 
-def fingerprint(values) -> str:
+def fingerprint(values: Images) -> str:
     """A short hash of the contents of a tensor, or of what indexes like one, which is read in parts for it.
 
     Values that know their own, as `fingerprint`, are asked.

@@ -78,7 +78,6 @@ class Lent(nn.Module):
         super().__init__()
         self.layer, self.norm = nn.Linear(2, 64), nn.BatchNorm1d(64)
         self.norm.eval().requires_grad_(False)
-        self.train_mode = self.layer.training
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         assert not self.training and not self.norm.training
@@ -87,11 +86,8 @@ class Lent(nn.Module):
 
 def state_of(module: nn.Module) -> list:
     modes = [part.training for part in module.modules()]
-    return [
-        modes,
-        [weight.requires_grad for weight in module.parameters()],
-        copy.deepcopy(list(module.state_dict().values())),
-    ]
+    trainable = [weight.requires_grad for weight in module.parameters()]
+    return [modes, trainable, copy.deepcopy(list(module.state_dict().values()))]
 
 
 @pytest.mark.parametrize("fails", [False, True])
