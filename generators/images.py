@@ -6,8 +6,20 @@ float in [-1, 1].
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, Protocol
+
 import torch
 from torch import Tensor
+
+
+class Images(Protocol):
+    """Images uint8 [N, C, H, W]: a tensor, or what indexes like one and reads them when they are asked for."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+    def __getitem__(self, indices: Tensor, /) -> Tensor: ...
 
 
 def to_unit_range(images: Tensor) -> Tensor:
@@ -25,7 +37,7 @@ def from_generator_range(images: Tensor) -> Tensor:
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def as_uint8(image) -> Tensor:
+def as_uint8(image: Any) -> Tensor:
     """One image in any usual form to uint8 [C, H, W].
 
     Accepts a PIL image, a uint8 array or tensor ([H, W], [H, W, C] or [C, H, W]; C is 1 or 3) or a float tensor
