@@ -23,9 +23,10 @@ from gankd import evaluation
 from gankd.data import readers
 from gankd.data.augment import SELF_SUPERVISED, Augment
 from gankd.data.config import DataConfig
-from gankd.data.generated import generated_set
+from gankd.data.inputs import as_image_set, as_unlabelled
+from gankd.data.live import live_set
 from gankd.data.loader import BatchSource
-from gankd.data.sets import ImageSet, as_image_set, as_unlabelled
+from gankd.data.sets import ImageSet
 from gankd.data.splits import Splits
 from gankd.data.views import Views
 from gankd.experiment.artifacts import Stage, fingerprint
@@ -312,7 +313,7 @@ def generated(
         ValueError: a generator without known features, or a `directory` that holds something else.
     """
     accelerator = accelerator or Accelerator()
-    live = generated_set(generator.to(accelerator.device), num_samples, seed=seed)
+    live = live_set(generator.to(accelerator.device), num_samples, seed=seed)
     if directory is None:
         return live
     stage = Stage(Path(directory), {"generated": fingerprint(live)})

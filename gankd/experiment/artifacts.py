@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from gankd.data.generated import Generated
+from gankd.data.live import LiveSamples
 from gankd.data.sets import ImageSet
 from gankd.models.teacher import Teacher
 from generators.checkpoints import read_json, replace_whole
@@ -137,21 +137,17 @@ def fingerprint(value: Tensor | ImageSet | Teacher | nn.Module) -> str:
     """A short hash of what a tensor, a data set, a teacher or a network is.
 
     Of a network, weights and buffers and the configuration that a generator carries; of a teacher, also how it reads images
-    and what its outputs mean. Images that are read lazily are represented by their number, size and labels: hashing them
-    would read them all.
+    and what its outputs mean. Of images see `ImageSet.fingerprint`.
     """
     if isinstance(value, Tensor):
         data = value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
         return digest(f"{value.dtype}{tuple(value.shape)}".encode() + data)
     if isinstance(value, ImageSet):
         images = value.images
-        if isinstance(images, Generated):
+        if isinstance(images, LiveSamples):
             generator = images.generator
             return digest(f"{fingerprint(generator)}{generator.feature_names}{images.seed}{images.shape}".encode())
-        content = fingerprint(images) if isinstance(images, Tensor) else str(images.shape)
-        if value.generator_features is not None:
-            content += fingerprint(value.generator_features)
-        return digest((content + fingerprint(value.labels)).encode())
+        return value.fingerprint()
     if isinstance(value, Teacher):
         normalization = "".join(name + fingerprint(buffer) for name, buffer in value.normalize.named_buffers())
         return digest(f"{fingerprint(value.module)}{normalization}{value.feature_path}{value.task}".encode())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gankd.models.taps import Taps
 from gankd.tasks import Regression, Task
-from generators.images import to_unit_range
+from generators.images import channel_statistics, to_unit_range
 
 
 class Normalize(nn.Module):
@@ -29,10 +29,7 @@ class Normalize(nn.Module):
     @classmethod
     def of(cls, images, sample: int = 10_000) -> Normalize:
         """The statistics of uint8 images [N, C, H, W], from an even sample of at most `sample` of them."""
-        indices = torch.linspace(0, len(images) - 1, min(sample, len(images))).long()
-        pixels = to_unit_range(images[indices].cpu())
-        std = pixels.std(dim=(0, 2, 3), unbiased=False)
-        return cls(pixels.mean(dim=(0, 2, 3)), std.clamp(min=1e-3))  # a constant channel stays finite
+        return cls(*channel_statistics(images, sample))
 
 
 class Teacher:

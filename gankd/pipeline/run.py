@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from gankd import api
-from gankd.data.generated import generated_set
+from gankd.data.live import live_set
 from gankd.data.sets import ImageSet
 from gankd.evaluation import evaluate
 from gankd.experiment.artifacts import Stage, fingerprint
@@ -153,7 +153,7 @@ class Run(Experiment):
     def generated(self, generator: ConditionalGenerator) -> ImageSet:
         """The generator's samples with its features of them: live, or in a store."""
         config = self.config.representation
-        live = generated_set(generator, config.num_generated, seed=self.config.seed)
+        live = live_set(generator, config.num_generated, seed=self.config.seed)
         if config.live:
             return live
         stage = self.stage("generated", {"generated": fingerprint(live)})
