@@ -1,4 +1,4 @@
-"""Changes of a batch of images, one parameter a sample: pure functions without randomness and without a host synchronisation."""
+"""Changes of a batch of images, one parameter a sample: pure functions, without randomness and host synchronisation."""
 
 from __future__ import annotations
 
