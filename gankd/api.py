@@ -181,13 +181,13 @@ def generated(
     """
     from accelerate import Accelerator
 
-    from gankd.data.generated import generated_set
+    from gankd.data.live import live_set
     from gankd.experiment.artifacts import StageDirectory, fingerprint
     from gankd.synthesis.feature_store import write_feature_store
     from gankd.synthesis.store import load_store
 
     accelerator = accelerator or Accelerator()
-    live = generated_set(generator.to(accelerator.device), num_samples, seed=seed)
+    live = live_set(generator.to(accelerator.device), num_samples, seed=seed)
     if directory is None:
         return live
     stage = StageDirectory(Path(directory), {"generated": fingerprint(live)})
@@ -220,7 +220,7 @@ def probe(
     from accelerate import Accelerator
 
     from gankd import evaluation
-    from gankd.data.sets import as_image_set
+    from gankd.data.inputs import as_image_set
     from gankd.models.inputs import normalization_of
     from gankd.models.teacher import Normalize
 
@@ -266,7 +266,7 @@ def synthesize(
     from accelerate import Accelerator
     from torch import nn
 
-    from gankd.data.sets import as_image_set
+    from gankd.data.inputs import as_image_set
     from gankd.experiment.artifacts import StageDirectory, fingerprint
     from gankd.models.state import preserve_state
     from gankd.models.teacher import Normalize
@@ -330,7 +330,7 @@ def evaluate(
     from accelerate import Accelerator
 
     from gankd import evaluation
-    from gankd.data.sets import as_image_set
+    from gankd.data.inputs import as_image_set
     from gankd.models.inputs import normalization_of
     from gankd.models.state import preserve_state
     from gankd.models.teacher import Normalize

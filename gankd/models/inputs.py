@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from gankd.tasks import Task, task_from
-from generators.images import to_unit_range
+from generators.images import channel_statistics
 
 CARD = "gankd"  # under which a state dict's metadata holds what `remember` was told
 
@@ -44,10 +44,7 @@ class Normalize(nn.Module):
     @classmethod
     def of(cls, images, sample: int = 10_000) -> Normalize:
         """The statistics of uint8 images [N, C, H, W], from an even sample of at most `sample` of them."""
-        indices = torch.linspace(0, len(images) - 1, min(sample, len(images))).long()
-        pixels = to_unit_range(images[indices].cpu())
-        std = pixels.std(dim=(0, 2, 3), unbiased=False)
-        return cls(pixels.mean(dim=(0, 2, 3)), std.clamp(min=1e-3), "the images")  # a constant channel stays finite
+        return cls(*channel_statistics(images, sample), "the images")
 
 
 def normalization_of(model: Any) -> Normalize | None:

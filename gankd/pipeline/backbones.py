@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gankd import api
-from gankd.data.generated import generated_set
+from gankd.data.live import live_set
 from gankd.data.sets import ImageSet
 from gankd.experiment.artifacts import PENDING, digest, file_hash
 from gankd.experiment.experiment import num_parameters
@@ -36,7 +36,7 @@ class Generated(Stage):
 
     def live(self) -> ImageSet:
         config = self.run.config
-        return generated_set(self.run.generator.result, config.representation.num_generated, seed=config.seed)
+        return live_set(self.run.generator.result, config.representation.num_generated, seed=config.seed)
 
     def make(self) -> dict[str, Any]:
         provenance = {"inputs": self.directory.inputs}
