@@ -12,7 +12,6 @@ from torch import Tensor
 
 from gankd.losses import bake_loss, bake_targets
 from gankd.losses.self_distillation import spread_over_batch
-from gankd.methods.branches import imitation
 from gankd.methods.setup import Outputs, Setup
 from gankd.methods.terms import Term, TermConfig
 from gankd.models.taps import default_taps
@@ -62,4 +61,4 @@ class BAKE(Term):
             targets = bake_targets(embeddings=embeddings, logits=logits, temperature=temperature, omega=omega)
             return bake_loss(student_logits=logits, soft_targets=targets, temperature=temperature)
         targets = spread_over_batch(embeddings=embeddings, values=logits.view(len(logits), -1), omega=omega)
-        return imitation(self.task, logits, targets, temperature)
+        return self.task.divergence(logits, targets)

@@ -82,33 +82,19 @@ class KDCL(Online):
                 zero = sum(output.sum() for output in outputs) * 0
                 return {"loss": zero, "task": zero, "kdcl": zero}
             outputs, labels = [output[used] for output in outputs], labels[used]
-        self.keep_score(outputs, labels)
-        if self.task.kind == CLASSIFICATION:
-            weights = linear_weights(torch.stack(outputs), labels) if config.ensemble == "linear" else self.mixture
-            loss, label_loss, divergence = kdcl_loss(
-                student_logits=outputs,
-                labels=labels,
-                temperature=config.temperature,
-                ce_weight=config.task_weight,
-                kd_weight=config.weight,
-                ensemble=config.ensemble if weights is None else "weighted",
-                weights=weights,
-            )
-            return {"loss": loss, "task": label_loss, "kdcl": divergence}
-        target = self.target(torch.stack(outputs).detach().float(), labels)
-        divergence = sum(self.follow(output, target, temperature=config.temperature) for output in outputs)
-        label_loss = self.label_loss(outputs, labels)
-        loss = config.task_weight * label_loss + config.weight * divergence
+        self.update_running_loss(outputs, labels)
+        weights = linear_weights(torch.stack(outputs), labels) if config.ensemble == "linear" else self.mixture
+        loss, label_loss, divergence = kdcl_loss(
+            student_logits=outputs,
+            labels=labels,
+            temperature=config.temperature,
+            ce_weight=config.task_weight,
+            kd_weight=config.weight,
+            ensemble=config.ensemble if weights is None else "weighted",
+            weights=weights,
+            task=self.task,
+        )
         return {"loss": loss, "task": label_loss, "kdcl": divergence}
-
-    def target(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Scalar targets: the common target of outputs [m, N, ...]."""
-        if self.config.ensemble == "mean":
-            return outputs.mean(0)
-        if self.config.ensemble == "best":
-            best = torch.stack([self.task.error(output, labels) for output in outputs]).argmin(0)  # [N]
-            return outputs[best, torch.arange(len(labels), device=labels.device)]
-        return torch.tensordot(self.mixture, outputs, dims=1)
 
     def start_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:
         super().start_step(step, num_steps, steps_per_epoch)
