@@ -122,6 +122,13 @@ class Distiller(Method, nn.Module):
         """The student alone, without anything that only training needs."""
         return self.student
 
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """Buffers that `DistributedDataParallel` need not send before each step, of modules with `buffers_stay_equal`."""
+        modules = {path: part for path, part in self.named_modules() if getattr(part, "buffers_stay_equal", False)}
+        own = [(path, name) for path, part in modules.items() for name, _ in part.named_buffers(recurse=False)]
+        return [f"{path}.{name}".lstrip(".") for path, name in own]
+
     # --- hooks: the loop calls them, most methods leave them as they are ----------------------------------------------
 
     def first_stage(self, training: Settings) -> tuple[Distiller, Settings] | None:

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gankd.distributed.processes import gather
 from gankd.losses import ps_kd_loss
 from gankd.losses.precision import full_precision
 from gankd.methods.base import MethodConfig
+from gankd.methods.memory_bank import MemoryBank
 from gankd.methods.setup import Outputs, Setup
 from gankd.methods.terms import Term
 from gankd.tasks import CLASSIFICATION
@@ -61,7 +61,7 @@ class PSKD(Term):
             history.scatter_(1, labels[:, None], 1.0)
         else:
             history = setup.task.standardize(labels.float())
-        self.register_buffer("history", history)
+        self.last_predictions = MemoryBank(history)
         self.share = 0.0
         """Of the last prediction in the target, now."""
 
@@ -71,7 +71,7 @@ class PSKD(Term):
 
     def forward(self, outputs: Outputs) -> Tensor:
         student, batch = outputs.student, outputs.batch
-        previous = self.history[batch.indices]
+        previous = self.last_predictions.rows[batch.indices]
         if self.task.kind == CLASSIFICATION:
             now = full_precision(student.detach()).softmax(dim=1)
             loss = ps_kd_loss(
@@ -82,10 +82,5 @@ class PSKD(Term):
             labels = self.task.standardize(batch.labels.float())
             loss = F.mse_loss(full_precision(student.flatten()), (1 - self.share) * labels + self.share * previous)
         if self.training:
-            self.remember(batch.indices, now)
+            self.last_predictions.write(batch.indices, now)
         return loss
-
-    @torch.no_grad()
-    def remember(self, indices: Tensor, predictions: Tensor) -> None:
-        """Store the predictions on samples, those of all processes in each of them."""
-        self.history[gather(indices)] = gather(predictions).to(self.history.dtype)

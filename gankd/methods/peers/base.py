@@ -182,9 +182,10 @@ class Online(Distiller):
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
-        """What `DistributedDataParallel` need not send before each step: spread peers send their own."""
+        """Spread peers send their own buffers."""
         sent = {id(buffer) for network in self.networks for buffer in network.buffers()} if self.is_spread else set()
-        return [name for name, buffer in self.named_buffers() if id(buffer) in sent]
+        own = [name for name, buffer in self.named_buffers() if id(buffer) in sent]
+        return [*super()._ddp_params_and_buffers_to_ignore, *own]
 
     def views_of(self, batch: Batch, count: int = 1) -> tuple[list[Tensor], Batch]:
         """`count` views of the batch, [N, C, H, W] in [0, 1], and the batch that losses are taken of.
