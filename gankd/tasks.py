@@ -296,11 +296,27 @@ class Regression:
             )
         return F.mse_loss(full_precision(outputs).flatten(), full_precision(targets).flatten())
 
+    def soften(self, labels: Tensor, num_outputs: int = 1, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Labels as a network would answer with them: [N], standardised."""
+        return self.standardize(labels.float())
+
+    def soft_labels(self, outputs: Tensor, *, temperature: float = 1.0) -> Tensor:
+        """What outputs say, as something that can be averaged: predictions [N], standardised."""
+        return self.prediction(outputs)
+
+    def soft_loss(self, outputs: Tensor, soft_labels: Tensor) -> Tensor:
+        """Squared error to averages [N] of labels and predictions, standardised, mean over the batch."""
+        return F.mse_loss(full_precision(outputs).flatten(), soft_labels)
+
+    def soft_divergence(self, outputs: Tensor, soft_labels: Tensor, *, temperature: float = 1.0) -> Tensor:
+        """As `soft_loss`: scalars have no temperature."""
+        return self.soft_loss(outputs, soft_labels)
+
     def prediction(self, outputs: Tensor) -> Tensor:
         """The number that outputs stand for, [N], standardised and not clipped: itself, the expectation, or the mean."""
         if self.head == BINS:
             return distribution_expectation(student_logits=outputs.float(), bins=self.centres(outputs.device))
-        return outputs[:, 0].float() if self.head == GAUSSIAN else outputs.float().flatten()
+        return outputs[:, 0].float() if self.head == GAUSSIAN else full_precision(outputs).flatten()
 
     def translate(self, outputs: Tensor, theirs: Regression) -> Tensor:
         """Outputs of a network of another standardisation or head, in this one's; a single number is always a scalar.

@@ -56,16 +56,16 @@ def ps_kd_loss(
     labels: Tensor,  # [N], class ids
     previous_probabilities: Tensor,  # [N, K], of the same samples in the last epoch, detached
     alpha: float,  # in epoch e = 0, 1, .. of E: alpha_T (e + 1) / E, the paper's alpha_T = 0.8
+    task: Equations = CLASSES,
 ) -> Tensor:
     """Cross-entropy to labels softened by the network's own predictions one epoch ago.
 
     q = (1 - alpha) one_hot(y) + alpha p_previous;  L = -1 / N * sum_n sum_k q_nk log softmax(s_n)_k. Returns a scalar.
     Raises ValueError when the shapes differ or the labels are not class ids [N].
     """
-    _check_same_shape(student_logits, previous_probabilities, "logits and previous probabilities")
-    logits = full_precision(student_logits)
-    ce = cross_entropy(logits, labels)
-    return (1 - alpha) * ce + alpha * F.cross_entropy(logits, previous_probabilities.detach().to(logits.dtype))
+    label = task.soften(labels, student_logits.shape[-1])
+    _check_same_shape(label, previous_probabilities, "logits and previous probabilities")
+    return task.soft_loss(student_logits, (1 - alpha) * label + alpha * full_precision(previous_probabilities.detach()))
 
 
 @torch.no_grad()
@@ -84,7 +84,7 @@ def bake_targets(
     No gradient. Returns [N, K] probabilities.
     Raises ValueError for a batch of one sample (it has no neighbour), other sizes or an omega outside [0, 1).
     """
-    predictions = (full_precision(logits) / temperature).softmax(dim=1)
+    predictions = CLASSES.soft_labels(logits, temperature=temperature)
     return spread_over_batch(embeddings=embeddings, values=predictions, omega=omega)
 
 
@@ -129,9 +129,7 @@ def bake_loss(
     Raises ValueError when the shapes differ.
     """
     _check_same_shape(student_logits, soft_targets, "logits and soft targets")
-    log_student = F.log_softmax(full_precision(student_logits) / temperature, dim=1)
-    divergence = F.kl_div(log_student, full_precision(soft_targets.detach()), reduction="sum")
-    return temperature**2 * divergence / len(student_logits)
+    return CLASSES.soft_divergence(student_logits, soft_targets.detach(), temperature=temperature)
 
 
 def ddgsd_divergence(

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from gankd.data.loader import Batch, BatchSource
-from gankd.losses import kdcl_general_weights, kdcl_loss, regression_ensemble_weights
+from gankd.losses import kdcl_loss, regression_ensemble_weights
 from gankd.losses.precision import full_precision
 from gankd.methods.peers.base import Online, PeersConfig
 from gankd.methods.setup import Setup
@@ -116,12 +116,10 @@ class KDCL(Online):
         for module, mode in modes:
             module.training = mode
         outputs, labels = [torch.cat(rows) for rows in answers], self.data.labels[self.held_out]
-        if self.task.kind == CLASSIFICATION:
-            weights = kdcl_general_weights(predictions=[F.softmax(output, 1) for output in outputs], labels=labels)
-        else:
-            targets = (labels.float() - self.task.label_min) / (self.task.label_max - self.task.label_min)
-            scaled = [self.task.normalize(output) for output in outputs]
-            weights = regression_ensemble_weights(predictions=scaled, labels=targets)
+        weights = regression_ensemble_weights(
+            predictions=[self.task.soft_labels(output) for output in outputs],
+            labels=self.task.soften(labels, outputs[0].shape[1]),
+        )
         self.mixture.copy_(weights)
 
 
