@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from gankd.data.augment import Augment, AugmentationConfig
 from gankd.data.loader import Batch, BatchSource
 from gankd.data.sets import ImageSet
-from gankd.losses import attention_transfer_loss, kd_loss, self_attention_loss, zipf_loss
+from gankd.losses import attention_transfer_loss, kd_loss, mixskd_loss, self_attention_loss, zipf_loss
 from gankd.methods import METHODS, Distiller, check_method, method_config, sampling_of
 from gankd.methods.alone.cs_kd import next_of_class
-from gankd.methods.alone.mixing import draw_box, draw_mixing, mixed_loss
+from gankd.methods.alone.mixing import draw_box, draw_mixing
 from gankd.methods.alone.zipf_ls import ZipfLS, ZipfLSConfig
 from gankd.methods.branches import Branch, separable, stage_taps
 from gankd.methods.terms import Setup
@@ -552,7 +552,7 @@ def test_manifold_mixup_blends_what_goes_into_a_stage(kind: str) -> None:
             for stage in student.stages[place:]:
                 blend = stage(blend)
             outputs = student.head(blend.mean(dim=(2, 3)))
-            losses.append(mixed_loss(distiller.task, outputs, batch.labels, partners, share).item())
+            losses.append(distiller.task.mixed_loss(outputs, batch.labels, partners, share).item())
             feature = student.stages[place](feature)
         found.add(min(range(3), key=lambda place: abs(losses[place] - loss)))
         assert loss == pytest.approx(min(losses, key=lambda value: abs(value - loss)), rel=1e-4)
@@ -649,7 +649,17 @@ def test_mixskd_s_terms_on_scalars_are_squares() -> None:
     outputs = [torch.randn(24, 1, generator=generator) for _ in range(2)]
     maps = [torch.randn(24, 8, 4, 4, generator=generator) for _ in range(2)]
     teachers = tuple(torch.randn(12, 1, generator=generator) for _ in range(2))
-    terms = distiller.losses(outputs, maps, teachers, batch.labels, permutation, mixing)
+    _, *terms = mixskd_loss(
+        logits=outputs,
+        features=maps,
+        interpolated_teacher_logits=teachers[0],
+        mixup_teacher_logits=teachers[1],
+        labels=batch.labels,
+        permutation=permutation,
+        mixing=mixing,
+        task=distiller.task,
+    )
+    terms = dict(zip(("clean", "mixed", "kd", "features"), terms, strict=True))
     labels = ((batch.labels - 2) / 1.5)[:, None]
 
     def blend(values: Tensor) -> Tensor:

@@ -24,7 +24,6 @@ from gankd.losses import (
 from gankd.losses.precision import full_precision
 from gankd.methods.memory_bank import MemoryBank, PositiveSets
 from gankd.methods.peers.base import Online, PeersConfig
-from gankd.methods.peers.dml import mutual_loss
 from gankd.methods.setup import Setup
 from gankd.models.taps import Taps
 from gankd.tasks import CLASSIFICATION
@@ -143,7 +142,7 @@ class MCL(Online):
         views, batch = self.views_of(batch)
         answers = self.answer(views)
         outputs = answers.outputs
-        self.keep_score(outputs, batch.labels)
+        self.update_running_loss(outputs, batch.labels)
         embeddings = [head(pooled) for head, pooled in zip(self.heads_of_peers, answers.pooled, strict=True)]
         if self.form == "batch":
             contrast, *terms = self.in_batch(embeddings, batch)
@@ -237,13 +236,11 @@ class MCL(Online):
             key.lerp_(query.detach(), 1 - self.config.encoder_momentum)
 
     def logit_loss(self, outputs: list[Tensor]) -> Tensor:
-        """The taught peers follow the mean of all; the peers of a scalar target follow one another."""
-        if self.task.kind != CLASSIFICATION:
-            return mutual_loss(self, outputs, self.config.temperature)
+        """The taught peers follow the mean of all."""
         taught = outputs if len(outputs) == 2 else outputs[:1]
         return ensemble_logit_loss(
-            student_logits=taught, ensemble_logits=outputs, temperature=self.config.temperature
-        )  # fmt: skip
+            student_logits=taught, ensemble_logits=outputs, temperature=self.config.temperature, task=self.task
+        )
 
 
 class EmbeddingHead(nn.Module):
