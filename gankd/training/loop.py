@@ -23,6 +23,7 @@ from tqdm import tqdm
 from gankd.data.augment import AugmentationConfig
 from gankd.data.loader import BatchSource
 from gankd.data.views import Views
+from gankd.distributed.batch_norm import synchronized
 from gankd.methods.base import Distiller
 from gankd.training.lars import LARS
 from generators.checkpoints import all_finite, check_same_run, read_checkpoint, save_checkpoint
@@ -62,6 +63,9 @@ class TrainingConfig(Settings):
     """Share of the run in which the learning rate first rises linearly."""
     augmentation: AugmentationConfig = AugmentationConfig()
     """Random changes of the training images."""
+    synchronize_batch_norm: bool = False
+    """Whether batch norms take mean and variance over the images of all processes, as one process with the whole batch does,
+    and not over those of their own."""
     views: Count | None = None
     """Every sample has this many augmented views, which repeat from pass to pass; the teacher answers each once, unless its
     features are read too, and its answers are kept. 1 without augmentation. Null: fresh views all the time."""
@@ -178,7 +182,8 @@ def fit(
         dynamic_ncols=True,
     )
     started, done, terms, task = time.perf_counter(), first_step, [], distiller.task
-    with torch.random.fork_rng():
+    shared_norms = [distiller] if config.synchronize_batch_norm and not distiller.is_spread else []
+    with torch.random.fork_rng(), synchronized(*shared_norms):
         for step, batch in enumerate(bar, start=first_step):
             torch.manual_seed(mix(seed, "training step", step, rank))
             for group in optimizer.param_groups:
