@@ -105,12 +105,7 @@ def build_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.Op
     special = module.parameter_groups() if isinstance(module, Distiller) else []
     apart = {id(parameter) for group in special for parameter in group["params"]}
     common = [parameter for parameter in parameters if id(parameter) not in apart]
-    vector_decay = config.weight_decay if config.decay_all else 0.0
-    groups = [
-        {"params": [parameter for parameter in common if parameter.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [parameter for parameter in common if parameter.ndim <= 1], "weight_decay": vector_decay},
-        *special,
-    ]
+    groups = [part for group in ({"params": common}, *special) for part in by_decay(group, config)]
     for group in groups:
         group.setdefault("rate", 1.0)
     if config.optimizer == "sgd":
@@ -118,6 +113,17 @@ def build_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.Op
     if config.optimizer == "lars":
         return LARS(groups, lr=config.peak_rate, momentum=config.momentum)
     return torch.optim.AdamW(groups, lr=config.peak_rate, fused=True)
+
+
+def by_decay(group: dict, config: TrainingConfig) -> list[dict]:
+    """A group with a weight decay of its own as it is; of another its matrices and kernels, and its vectors."""
+    if "weight_decay" in group:
+        return [group]
+    decays = {True: config.weight_decay, False: config.weight_decay if config.decay_all else 0.0}
+    return [
+        {**group, "params": [each for each in group["params"] if (each.ndim > 1) == is_matrix], "weight_decay": decay}
+        for is_matrix, decay in decays.items()
+    ]
 
 
 def fit(
@@ -187,7 +193,8 @@ def fit(
         for step, batch in enumerate(bar, start=first_step):
             torch.manual_seed(mix(seed, "training step", step, rank))
             for group in optimizer.param_groups:
-                group["lr"] = config.peak_rate * group["rate"] * rate_factor(config, step, num_steps)
+                factor = 1.0 if group.get("constant") else rate_factor(config, step, num_steps)
+                group["lr"] = config.peak_rate * group["rate"] * factor
             distiller.task = task.at(step / num_steps)
             if isinstance(distiller.augment, Views):
                 distiller.augment.step = step
