@@ -1,6 +1,7 @@
 """Dotted names of the golden vectors that are modules in this project: load the given tensors, call, compute nothing."""
 
 from gankd.synthesis import DensityRatio
+from tests.synthesis.oracles import acceptance, rejection_sample
 
 
 def density_ratio_mlp(
@@ -17,4 +18,8 @@ def density_ratio_mlp(
     return ratio(features, label_embedding)
 
 
-ADAPTERS = {"gankd.synthesis.density_ratio_mlp": density_ratio_mlp}
+ADAPTERS = {
+    "gankd.synthesis.acceptance": acceptance,
+    "gankd.synthesis.density_ratio_mlp": density_ratio_mlp,
+    "gankd.synthesis.rejection_sample": rejection_sample,
+}
