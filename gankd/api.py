@@ -324,8 +324,12 @@ def evaluate(
     """Top-1 (and top-5) accuracy in %, or MAE, RMSE (units of the labels) and R2, on all of `dataset`.
 
     Args:
-        normalize: of the model's input; None takes what a model trained by gankd carries, else that of the data.
-        task: what the outputs mean; None takes what a model trained by gankd carries, else what the labels say.
+        normalize: of the model's input; None takes what a model trained by gankd carries.
+        task: what the outputs mean; None takes what a model trained by gankd carries, else, for classes, what the data says.
+
+    Raises:
+        ValueError: a network that does not say how its input is normalised, or in which units it answers; outputs that
+            are not finite.
     """
     from accelerate import Accelerator
 
@@ -338,8 +342,18 @@ def evaluate(
 
     accelerator = accelerator or Accelerator()
     dataset = as_image_set(dataset)
-    normalize = normalize or normalization_of(model) or Normalize.of(dataset.images)
-    model, normalize = model.to(accelerator.device), normalize.to(accelerator.device)
-    task = task or getattr(model, "output_task", None) or task_of(dataset)
+    normalize = normalize or normalization_of(model)
+    if normalize is None:
+        raise ValueError(
+            "the network does not say how its input is normalised (a state_dict does not hold it): give normalize, of the "
+            "images that it was trained on (Normalize.of(images)), or read the network with gankd.load_model."
+        )
+    task = task or getattr(model, "output_task", None)
+    if task is None and dataset.labels.dtype.is_floating_point:
+        raise ValueError(
+            "the network does not say in which units it answers (a state_dict does not hold it): give task, of the labels "
+            "that it was trained on (gankd.task_of(train)), or read the network with gankd.load_model."
+        )
+    task, normalize = task or task_of(dataset), normalize.to(accelerator.device)
     with preserve_state(model):
-        return evaluation.evaluate(model, normalize, task, dataset, accelerator=accelerator)
+        return evaluation.evaluate(model.to(accelerator.device), normalize, task, dataset, accelerator=accelerator)

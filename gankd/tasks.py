@@ -488,3 +488,8 @@ def task_of(
     ends = ((end - task.mean) / task.std for end in (low, high))
     bins, sigma = uniform_bins(*ends, num_bins, None if sigma is None else sigma / task.std)
     return dataclasses.replace(task, head=head, bins=bins, sigma=sigma)
+
+
+def not_finite(outputs: Tensor, task: Task) -> Tensor:
+    """Of which outputs no prediction can be made, bool like them; a class may have the logit -inf."""
+    return ~outputs.isfinite() if task.kind == REGRESSION else outputs.isnan() | (outputs == torch.inf)

@@ -5,6 +5,7 @@ from torch.func import functional_call
 from gankd.losses import pool_generator_features
 from gankd.methods.label_free.squeeze_and_span import Squeeze
 from gankd.synthesis import DensityRatio
+from tests.synthesis.oracles import acceptance, rejection_sample
 
 
 def density_ratio_mlp(
@@ -47,4 +48,6 @@ def squeeze_embeddings(
 ADAPTERS = {
     "gankd.losses.squeeze_embeddings": squeeze_embeddings,
     "gankd.synthesis.density_ratio_mlp": density_ratio_mlp,
+    "gankd.synthesis.acceptance": acceptance,
+    "gankd.synthesis.rejection_sample": rejection_sample,
 }
