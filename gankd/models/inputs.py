@@ -72,7 +72,7 @@ def normalization_of(model: Any) -> Normalize | None:
     processor = getattr(model, "image_processor", model)
     if getattr(processor, "image_mean", None) is not None:
         return _of_processor(vars(processor), "the image processor")
-    if isinstance(model, nn.Module):
+    if isinstance(model, nn.Module) and not type(model).__module__.startswith("torchvision.transforms"):
         found = _preprocessor_config(getattr(getattr(model, "config", None), "_name_or_path", None))
         return _of_processor(json.loads(found.read_text()), str(found)) if found else None
     for step in _transforms(model):
@@ -122,9 +122,9 @@ def remember(model: nn.Module, normalize: Normalize | None = None, task: Task | 
 def carry(model: nn.Module) -> nn.Module:
     """Let what `remember` is told travel in the metadata of `state_dict()`, whose keys stay those of the network.
 
-    `torch.save` keeps the metadata. It is read by `load_state_dict` of a network that carries (all that `build_model` makes
-    of `NETWORKS`) and by `load_checkpoint` into any. A fresh network of a user's own class that loads by `load_state_dict`, or
-    weights in a file of another kind, say nothing, and `normalization_for` warns.
+    `torch.save` keeps the metadata. `load_state_dict` of a network that carries (all that `build_model` makes of `NETWORKS`)
+    reads it, and `load_checkpoint` does so for any network. A fresh network of a user's own class that loads by
+    `load_state_dict`, or weights in a file of another kind, say nothing, and `normalization_for` warns.
     """
     if _write_card not in model._state_dict_hooks.values():
         model.register_state_dict_post_hook(_write_card)
