@@ -12,29 +12,65 @@ importing the package costs no more than torch.
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING, Any
 
-_HOMES = {
-    "ImageSet": "gankd.data.sets",
-    "Normalize": "gankd.models.teacher",
-    "Teacher": "gankd.models.teacher",
-    "build_model": "gankd.models",
-    "distill": "gankd.api",
-    "distill_chain": "gankd.teacher_assistant",
-    "evaluate": "gankd.api",
-    "generated": "gankd.api",
-    "load_data": "gankd.api",
-    "load_model": "gankd.models.store",
-    "load_store": "gankd.synthesis.store",
-    "pretrain": "gankd.api",
-    "probe": "gankd.api",
-    "synthesize": "gankd.api",
-    "task_of": "gankd.tasks",
-}
-__all__ = sorted(_HOMES)
+if TYPE_CHECKING:
+    from gankd.api import distill, evaluate, generated, load_data, pretrain, probe, synthesize
+    from gankd.data.sets import ImageSet
+    from gankd.models import build_model
+    from gankd.models.store import load_model
+    from gankd.models.teacher import Normalize, Teacher
+    from gankd.plugins import load_plugins, register
+    from gankd.synthesis.store import load_store
+    from gankd.tasks import task_of
+    from gankd.teacher_assistant import distill_chain
+
+__all__ = [
+    "ImageSet",
+    "Normalize",
+    "Teacher",
+    "build_model",
+    "distill",
+    "distill_chain",
+    "evaluate",
+    "generated",
+    "load_data",
+    "load_model",
+    "load_plugins",
+    "load_store",
+    "pretrain",
+    "probe",
+    "register",
+    "synthesize",
+    "task_of",
+]
 __version__ = "0.1.0"
+_HOMES = {
+    "ImageSet": "data.sets",
+    "Normalize": "models.teacher",
+    "Teacher": "models.teacher",
+    "build_model": "models",
+    "distill": "api",
+    "distill_chain": "teacher_assistant",
+    "evaluate": "api",
+    "generated": "api",
+    "load_data": "api",
+    "load_model": "models.store",
+    "load_plugins": "plugins",
+    "load_store": "synthesis.store",
+    "pretrain": "api",
+    "probe": "api",
+    "register": "plugins",
+    "synthesize": "api",
+    "task_of": "tasks",
+}
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'gankd' has no attribute '{name}'")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(f"gankd.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

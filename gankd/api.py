@@ -337,7 +337,6 @@ def evaluate(
     from gankd.data.inputs import as_image_set
     from gankd.models.inputs import normalization_of
     from gankd.models.state import preserve_state
-    from gankd.models.teacher import Normalize
     from gankd.tasks import task_of
 
     accelerator = accelerator or Accelerator()

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from gankd.api import distill
-from gankd.models.teacher import Teacher
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from gankd.models.teacher import Teacher
 
 
 def distill_chain(

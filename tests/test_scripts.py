@@ -16,10 +16,9 @@ BUNDLED = [path for path in CONFIGS if yaml.safe_load(path.read_text())["data"][
 def test_a_dry_run_says_what_would_happen_and_touches_nothing(path, tmp_path):
     output = run("scripts/gen_then_distill.py", "--config", path, "--dry-run", f"output={tmp_path / 'runs'}")
     config = load_config(path)
-    stages = ["synthesis", "students"] * bool(config.student.arms) + ["representation"] * bool(
-        config.representation.arms
-    )
-    for word in ("generator", "teacher", *stages, "parameters", "steps", "1 process"):
+    stages = ["teacher", "synthesis", "students"] * bool(config.student.arms)
+    stages += ["representation"] * bool(config.representation.arms)
+    for word in ("generator", *stages, "parameters", "steps", "1 process", "(new)"):
         assert word in output
     assert list(tmp_path.iterdir()) == []
 

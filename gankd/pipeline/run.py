@@ -68,8 +68,7 @@ class Run(Experiment):
         self.agree(stages)
         with locked(self.directory, self.accelerator):
             self.start()
-            for stage in stages:
-                stage.results  # noqa: B018 (what is asked for is made)
+            self.make(stages)
             return make_report(self) if until == "report" else None
 
     def stages(self, until: str = STAGES[-1]) -> list[Stage]:
@@ -82,6 +81,19 @@ class Run(Experiment):
             for stage in everything
             if stage.kind in kinds and (stage in wanted or (stage.kind == until and stage is not self.generated))
         ]
+
+    def make(self, stages: list[Stage]) -> None:
+        """Make the stages in order. One that fails stops those that read it, and the run after the others."""
+        failures: dict[Stage, ValueError] = {}
+        for stage in stages:
+            if not failures.keys() & set(everything_read(stage)):
+                try:
+                    stage.results  # noqa: B018 (what is asked for is made)
+                except ValueError as error:
+                    failures[stage] = error
+                    self.say(f"[bold]{stage.name}[/bold]: [red]{escape(str(error))}[/red]")
+        for error in failures.values():
+            raise error
 
     def agree(self, stages: list[Stage]) -> None:
         """Raise a ValueError, before anything is written, when one of the stages would refuse to begin."""

@@ -11,14 +11,12 @@ import contextlib
 import dataclasses
 import math
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from gankd.data.loader import Batch, BatchSource
 from gankd.data.views import Views
@@ -29,6 +27,7 @@ from gankd.training.context import RunContext
 from gankd.training.optimizers import build_optimizer
 from gankd.training.trial import memory_format_kept, takes_channels_last
 from generators.checkpoints import all_finite, check_same_run, read_checkpoint, save_checkpoint
+from generators.progress import Progress
 from generators.randomness import mix
 from generators.settings import fingerprint_settings
 
@@ -96,19 +95,12 @@ def _fit(
     for part in frozen:
         part.eval()
 
-    bar = tqdm(
-        source.stream(first_step, num_steps),
-        desc=name,
-        initial=first_step,
-        total=num_steps,
-        unit="step",
-        disable=not accelerator.is_main_process or not sys.stderr.isatty(),
-        dynamic_ncols=True,
-    )
+    shown = {"title": name, "total": num_steps, "first": first_step, "every": config.log_every}
+    progress = Progress(source.stream(first_step, num_steps), **shown, shown=accelerator.is_main_process)
     started, done, terms, task = time.perf_counter(), first_step, [], distiller.task
     shared_norms = [distiller] if config.synchronize_batch_norm and not distiller.is_spread else []
-    with torch.random.fork_rng(), _as_before(distiller, "task", task), synchronized(*shared_norms):
-        for step, batch in enumerate(bar, start=first_step):
+    with torch.random.fork_rng(), progress, _as_before(distiller, "task", task), synchronized(*shared_norms):
+        for step, batch in enumerate(progress, start=first_step):
             torch.manual_seed(mix(seed, "training step", step, rank))
             for group in optimizer.param_groups:
                 factor = 1.0 if group.get("constant") else rate_factor(config, step, num_steps)
@@ -130,7 +122,7 @@ def _fit(
                     )
                 rate = (step + 1 - done) * source.batch_size / (time.perf_counter() - started)
                 started, done, terms = time.perf_counter(), step + 1, []
-                bar.set_postfix({"loss": f"{means['loss']:.3f}", "images/s": f"{rate:.0f}"})
+                progress.note(loss=f"{means['loss']:.3f}", rate=f"{rate:.0f} images/s")
                 if accelerator.is_main_process:
                     context.log(
                         {
