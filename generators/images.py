@@ -122,9 +122,9 @@ def channel_statistics(images, sample: int = 10_000) -> tuple[Tensor, Tensor]:
     sample of at most `sample` of them; what networks normalise their input with.
 
     A channel that hardly varies (a deviation below 0.05) gets the largest deviation of all channels, 0.05 at least, and a
-    warning names it: divided by its own, its coding noise would become the loudest input, and an image that is saved again as
-    JPEG another image. Measured on spots in blue with red and green of .002: the error of a small network rises from .5 to 14
-    with their own deviations (a floor of .001), from .8 to 3.4 with a floor of .05, and not at all with blue's.
+    warning names it: divided by its own, its coding noise would become the loudest input, and an image that is saved again
+    as JPEG another image. Measured on spots in blue with red and green of .002: the error of a small network rises from .5
+    to 14 with their own deviations (a floor of .001), from .8 to 3.4 with a floor of .05, and not at all with blue's.
     """
     indices = torch.linspace(0, len(images) - 1, min(sample, len(images))).long()
     pixels = to_unit_range(images[indices].cpu())
@@ -135,7 +135,7 @@ def channel_statistics(images, sample: int = 10_000) -> tuple[Tensor, Tensor]:
     if faint:
         warnings.warn(
             f"images hardly vary in channel {', '.join(faint)}: it is normalised with a standard deviation of "
-            f"{shared:.3g} of its range, so that noise does not become signal; give `normalize` where small differences matter.",
+            f"{shared:.3g} of its range, so that noise is no signal; give `normalize` where small differences matter.",
             stacklevel=2,
         )
     return mean, torch.where(std < FAINT, shared, std)
