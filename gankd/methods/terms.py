@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
+import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from gankd.data.loader import Batch, BatchSource
 from gankd.data.views import Views, view_of
+from gankd.distributed.processes import gather, gather_with_gradient
 from gankd.methods.base import EVERY_TASK, METHODS, Distiller, Method, MethodConfig, MethodSetting
 from gankd.methods.setup import Outputs, Setup
+from gankd.models.state import preserve_state
 from gankd.models.taps import Taps
 from generators.settings import Settings, Weight
 
@@ -105,6 +108,11 @@ class Term(Method, nn.Module):
         """The student's and the teacher's tapped features, in the order of the taps."""
         student = [outputs.student_features[path] for path in self.student_taps]
         return student, [outputs.teacher_features[path] for path in self.teacher_taps]
+
+    def gathered_features(self, outputs: Outputs) -> tuple[list[Tensor], list[Tensor]]:
+        """As `features`, of the samples of all processes: for losses on the relations between samples."""
+        student, teacher = self.features(outputs)
+        return [gather_with_gradient(feature) for feature in student], [gather(feature) for feature in teacher]
 
     # --- hooks, as those of `Distiller` -------------------------------------------------------------------------------
 
@@ -241,6 +249,21 @@ class FirstStage(Distiller):
         self.read = lambda batch: main.outputs(batch, terms, with_student=with_student)
         for term in terms.values():
             term.enter_stage(first=True)
+        self.out_of_reach = self._out_of_reach(main.setup.data) if with_student else []
+
+    def _out_of_reach(self, data: BatchSource) -> list[nn.Parameter]:
+        """The student's parameters that no such loss reaches (its last layer), as a pass of one sample tells."""
+        parameters = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
+        with preserve_state(self), torch.random.fork_rng(), torch.enable_grad():
+            self.eval()
+            outputs = self.read(data.at(torch.arange(1, device=data.index_device)))
+            loss = sum(term.first_stage_loss(outputs) for term in self.terms.values())
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        return [parameter for parameter, found in zip(parameters, gradients, strict=True) if found is None]
+
+    def parameter_groups(self) -> list[dict]:
+        """What is not trained yet does not decay either."""
+        return [{"params": self.out_of_reach, "rate": 1.0, "weight_decay": 0.0}] if self.out_of_reach else []
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         outputs = self.read(batch)

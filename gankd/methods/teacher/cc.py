@@ -10,6 +10,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from gankd.distributed.processes import gather_with_gradient
 from gankd.losses import correlation_congruence_loss
 from gankd.methods.setup import Outputs, Setup
 from gankd.methods.taps import relation_taps
@@ -48,8 +49,8 @@ class CC(Term):
         student, teacher = self.features(outputs)
         return sum(
             correlation_congruence_loss(
-                student_embedding=embed_student(s.flatten(1)),
-                teacher_embedding=embed_teacher(t.flatten(1)),
+                student_embedding=gather_with_gradient(embed_student(s.flatten(1))),
+                teacher_embedding=gather_with_gradient(embed_teacher(t.flatten(1))),
                 form=self.config.form,
             )
             for embed_student, embed_teacher, s, t in zip(

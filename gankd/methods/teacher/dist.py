@@ -9,6 +9,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from gankd.distributed.processes import gather, gather_with_gradient
 from gankd.losses import dist_loss
 from gankd.methods.setup import Outputs
 from gankd.methods.terms import Term, TermConfig
@@ -40,8 +41,8 @@ class DIST(Term):
 
     def forward(self, outputs: Outputs) -> Tensor:
         return dist_loss(
-            student_logits=outputs.student,
-            teacher_logits=outputs.teacher,
+            student_logits=gather_with_gradient(outputs.student),
+            teacher_logits=gather(outputs.teacher),
             beta=self.config.beta,
             gamma=self.config.gamma,
             temperature=self.config.temperature,

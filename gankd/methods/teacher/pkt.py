@@ -37,5 +37,5 @@ class PKT(Term):
     def forward(self, outputs: Outputs) -> Tensor:
         return sum(
             pkt_loss(student_feature=student.flatten(1), teacher_feature=teacher.flatten(1))
-            for student, teacher in zip(*self.features(outputs), strict=True)
+            for student, teacher in zip(*self.gathered_features(outputs), strict=True)
         )

@@ -42,5 +42,5 @@ class RKD(Term):
         weights = {"distance_weight": self.config.distance_weight, "angle_weight": self.config.angle_weight}
         return sum(
             rkd_loss(student_feature=student, teacher_feature=teacher, **weights)
-            for student, teacher in zip(*self.features(outputs), strict=True)
+            for student, teacher in zip(*self.gathered_features(outputs), strict=True)
         )

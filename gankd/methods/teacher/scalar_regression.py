@@ -18,7 +18,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from gankd.losses import attentive_imitation_loss, teacher_bounded_regression_loss, teacher_outlier_rejection_loss
+from gankd.distributed.processes import gather, gather_with_gradient
+from gankd.losses import attentive_hint_loss, bounded_error, kept_label_error, regression_kd_loss, teacher_confidence
 from gankd.methods.setup import Outputs, Setup
 from gankd.methods.terms import Term, TermConfig
 from gankd.models.taps import default_taps, feature_shapes
@@ -46,11 +47,11 @@ class ScalarTerm(Term):
     reads_teacher_outputs = True
 
     def predictions(self, outputs: Outputs) -> dict[str, Tensor]:
-        """s, t and y, [N] each, as the losses name them."""
+        """s, t and y of all processes, [N] each, as the losses name them."""
         return {
-            "student_predictions": self.task.prediction(outputs.student),
-            "teacher_predictions": self.task.prediction(outputs.teacher),
-            "labels": self.task.standardize(outputs.batch.labels.float()),
+            "student_predictions": gather_with_gradient(self.task.prediction(outputs.student)),
+            "teacher_predictions": gather(self.task.prediction(outputs.teacher)),
+            "labels": gather(self.task.standardize(outputs.labels.float())),
         }
 
 
@@ -79,14 +80,14 @@ class TeacherBounded(ScalarTerm):
     own_label_loss = True
 
     def forward(self, outputs: Outputs) -> Tensor:
-        return self.losses(outputs)[2]
+        return bounded_error(**self.predictions(outputs), margin=self.config.margin)
 
     def label_loss(self, outputs: Outputs) -> Tensor:
-        return self.losses(outputs)[1]
-
-    def losses(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
-        return teacher_bounded_regression_loss(
-            **self.predictions(outputs), margin=self.config.margin, loss=self.config.loss, delta=self.config.delta
+        return regression_kd_loss(
+            student_predictions=self.task.prediction(outputs.student),
+            teacher_predictions=self.task.standardize(outputs.labels.float()),
+            loss=self.config.loss,
+            delta=self.config.delta,
         )
 
 
@@ -117,7 +118,9 @@ class AttentiveImitation(ScalarTerm):
         self.error_range.copy_(error_range(setup))
 
     def forward(self, outputs: Outputs) -> Tensor:
-        return attentive_imitation_loss(**self.predictions(outputs), error_range=self.error_range)[2]
+        student, teacher, labels = self.predictions(outputs).values()
+        confidences = teacher_confidence(teacher_predictions=teacher, labels=labels, error_range=self.error_range)
+        return attentive_hint_loss(student_feature=student, teacher_feature=teacher, confidences=confidences)
 
 
 def error_range(setup: Setup) -> Tensor:
@@ -164,14 +167,12 @@ class OutlierRejection(ScalarTerm):
         self.threshold.copy_(3 * 1.4826 * median)
 
     def forward(self, outputs: Outputs) -> Tensor:
-        second = None
+        imitation = self.task.prediction(outputs.student)
         if self.config.two_heads:
             feature = outputs.student_features[self.student_taps[0]]
-            second = self.head(feature.flatten(2).mean(2) if feature.ndim == 4 else feature).flatten()
-        losses = teacher_outlier_rejection_loss(
-            **self.predictions(outputs), threshold=self.threshold, student_teacher_predictions=second
-        )
-        return losses[2]
+            imitation = self.head(feature.flatten(2).mean(2) if feature.ndim == 4 else feature).flatten()  # [N]
+        teacher = self.task.prediction(outputs.teacher)
+        return regression_kd_loss(student_predictions=imitation, teacher_predictions=teacher)
 
     def label_loss(self, outputs: Outputs) -> Tensor:
-        return teacher_outlier_rejection_loss(**self.predictions(outputs), threshold=self.threshold)[1]
+        return kept_label_error(**self.predictions(outputs), threshold=self.threshold)

@@ -35,9 +35,7 @@ class SP(Term):
         self.student_taps, self.teacher_taps, *_ = relation_taps(setup, config, lambda taps: taps[-2:-1])
 
     def forward(self, outputs: Outputs) -> Tensor:
-        student, teacher = self.features(outputs)
-        losses = [
-            similarity_preserving_loss(student_feature=s, teacher_feature=t)
-            for s, t in zip(student, teacher, strict=True)
-        ]
-        return sum(losses)
+        return sum(
+            similarity_preserving_loss(student_feature=student, teacher_feature=teacher)
+            for student, teacher in zip(*self.gathered_features(outputs), strict=True)
+        )
