@@ -131,7 +131,7 @@ class TemperatureTerm(Term):
         super().__init__(config, setup)
         self.temperature = Temperature(config.temperature, setup.task.num_outputs)
 
-    def watched(self) -> dict[str, Tensor]:
+    def metrics(self) -> dict[str, Tensor]:
         return {"temperature": self.temperature.mean} if self.temperature.learned else {}
 
     def parameter_groups(self) -> list[dict]:

@@ -100,7 +100,7 @@ class Term(Method, nn.Module):
         """In place of the task's loss, of a method with `own_label_loss`."""
         raise NotImplementedError
 
-    def watched(self) -> dict[str, Tensor]:
+    def metrics(self) -> dict[str, Tensor]:
         """Scalars for the log besides the loss, of the last batch, without gradient."""
         return {}
 
@@ -120,11 +120,10 @@ class Term(Method, nn.Module):
     """Optimiser steps in which `first_stage_loss` is minimised before the training begins, as a share of its steps."""
     first_stage_trains_student: ClassVar[bool] = True
     first_stage_modules: ClassVar[tuple[str, ...]] = ()
-    """Names of those of its modules that the first stage trains and the training after it does not; the others are trained
-    only after it."""
+    """Names of the modules that only the first stage trains; the others are trained only after it."""
 
     def enter_stage(self, *, first: bool) -> None:
-        """Freeze the modules of the other stage: optimisers and processes expect a gradient for whatever is not."""
+        """Freeze the modules of the other stage: every parameter that is not frozen is expected to get a gradient."""
         for name, module in self.named_children():
             module.requires_grad_((name in self.first_stage_modules) == first)
 
@@ -179,8 +178,8 @@ class Distillation(Distiller):
         if self.config.task_weight > 0:
             losses["task"] = self.label_loss(outputs)
             total = total + self.config.task_weight * losses["task"]
-        watched = {f"{name}_{key}": value for name, term in active.items() for key, value in term.watched().items()}
-        return {"loss": total, **losses, **watched}
+        metrics = {f"{name}_{key}": value for name, term in active.items() for key, value in term.metrics().items()}
+        return {"loss": total, **losses, **metrics}
 
     def label_loss(self, outputs: Outputs) -> Tensor:
         """The task's, or that of the term which brings its own."""

@@ -29,6 +29,10 @@ class AttentiveHint(FitNet):
     """FitNet's term with each sample weighted by c = clamp(1 - (teacher's prediction - y)^2 / eta, 0, 1).
 
     eta, the range of the teacher's squared errors over the training set, is measured before the first step.
+
+    >>> student = gankd.distill(student, teacher, real=train, method="attentive_hint")
+
+    Loss: losses.regression.attentive_hint_loss
     """
 
     Config = AttentiveHintConfig

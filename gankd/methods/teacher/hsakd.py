@@ -3,10 +3,7 @@
 Yang, An, Cai, Xu, "Hierarchical Self-supervised Augmented Knowledge Distillation", IJCAI 2021, arXiv 2107.13715.
 
 A teacher needs its auxiliary branches first. `hsakd` trains them on the frozen teacher in a first stage, or reads them
-from a file; `hsakd_teacher` trains a network together with its branches (the paper's Teacher*, a better one):
-
-    teacher = gankd.distill(teacher, real=data, method={"name": "hsakd_teacher", "branches": "branches.safetensors"})
-    student = gankd.distill(student, teacher, real=data, method={"name": "hsakd", "branches": "branches.safetensors"})
+from a file; `hsakd_teacher` trains a network together with its branches (the paper's Teacher*, a better one).
 """
 
 from __future__ import annotations
@@ -35,13 +32,13 @@ class HSAKDConfig(MethodConfig):
     name: Literal["hsakd"] = "hsakd"
     """The method."""
     temperature: Positive = 3.0
-    """Softens all distributions."""
+    """What all logits are divided by."""
     stages: Count | None = None
-    """Last stages that get a branch. Null: as many as both networks have."""
+    """Number of stages that get a branch, the last ones. Null: as many as both networks have."""
     branches: Path | None = None
     """File of the teacher's branches (safetensors): read where it exists, else trained first and written there."""
     first_stage_share: Positive = 100 / 240
-    """Steps of training the teacher's branches, as a share of the student's."""
+    """Steps in which the teacher's branches are trained first, as a share of the student's."""
 
 
 class HSAKDTeacherConfig(MethodConfig):
@@ -61,6 +58,10 @@ class HSAKD(Distiller):
     Raises:
         ValueError: a network that cannot be cut behind its stages, images that are not square; when it is trained, a file
             of branches that do not fit.
+
+    >>> student = gankd.distill(student, teacher, real=train, method={"name": "hsakd", "stages": 2})
+
+    Loss: losses.rotations.hsakd_student_loss
     """
 
     Config = HSAKDConfig
@@ -136,6 +137,12 @@ class HSAKDTeacher(Distiller):
 
     Raises:
         ValueError: a network that cannot be cut behind its stages, images that are not square.
+
+    >>> file = "branches.safetensors"
+    >>> teacher = gankd.distill(teacher, real=train, method={"name": "hsakd_teacher", "branches": file})
+    >>> student = gankd.distill(student, teacher, real=train, method={"name": "hsakd", "branches": file})
+
+    Loss: losses.rotations.hsakd_teacher_loss
     """
 
     Config = HSAKDTeacherConfig

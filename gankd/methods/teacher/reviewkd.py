@@ -26,8 +26,8 @@ class ReviewKDConfig(FeatureTermConfig):
     name: Literal["reviewkd"] = "reviewkd"
     """The method."""
     weight: Weight = 5.0
-    """Of the term. CIFAR-100: 5 for resnet32x4, wrn and ShuffleV1 students, 8 for ShuffleV2, 0.6 for resnet56 to resnet20,
-    1 for resnet110 to resnet32."""
+    """Weight of the term. CIFAR-100: 5 for resnet32x4, wrn and ShuffleV1 students, 8 for ShuffleV2, 0.6 for resnet56 to
+    resnet20, 1 for resnet110 to resnet32."""
     warmup: Share = 20 / 240
     """Share of the run in which the term's weight first rises linearly."""
 
@@ -75,7 +75,12 @@ class ReviewStage(nn.Module):
 
 class ReviewKD(Term):
     """Stages from the deepest (the pooled vector, as a map of one position) to the shallowest; the loss compares them with
-    the teacher's before their ReLU, at full size and pooled to 4, 2 and 1."""
+    the teacher's before their ReLU, at full size and pooled to 4, 2 and 1.
+
+    >>> student = gankd.distill(student, teacher, real=train, method={"name": "reviewkd", "weight": 1})
+
+    Loss: losses.activations.hcl_loss
+    """
 
     Config = ReviewKDConfig
 
@@ -94,7 +99,7 @@ class ReviewKD(Term):
             )
         )
         width = min(512, student[-1][0])
-        self.stages = nn.ModuleList(
+        self.fusions = nn.ModuleList(
             ReviewStage(s, t, width, deepest=index == len(student) - 1)
             for index, (s, t) in enumerate(zip(student, teacher, strict=True))
         )
@@ -102,7 +107,7 @@ class ReviewKD(Term):
     def forward(self, outputs: Outputs) -> Tensor:
         student, teacher = ([as_map(feature) for feature in features] for features in self.features(outputs))
         reviewed, review = [], None
-        for fuse, feature in zip(reversed(self.stages), reversed(student), strict=True):
+        for fuse, feature in zip(reversed(self.fusions), reversed(student), strict=True):
             output, review = fuse(feature, review)
             reviewed.append(output)
         return hcl_loss(student_features=reviewed, teacher_features=teacher[::-1])

@@ -61,11 +61,11 @@ class TeacherBoundedConfig(TermConfig):
     name: Literal["teacher_bounded"] = "teacher_bounded"
     """The method."""
     weight: Weight = 0.5
-    """Of the squared error where the student has not yet passed the teacher."""
+    """Weight of the squared error where the student has not yet passed the teacher."""
     margin: float = 0.0
     """By how much, in squared standard deviations of the labels, the student has to beat the teacher."""
     loss: Literal["l2", "l1", "huber"] = "huber"
-    """Of the labels."""
+    """Loss on the labels."""
     delta: Positive = 1.0
     """Where `huber` turns linear, in standard deviations of the labels."""
 
@@ -74,6 +74,10 @@ class TeacherBounded(ScalarTerm):
     """b = mean of (s - y)^2 over the samples with (s - y)^2 + margin > (t - y)^2, 0 for the others: the teacher is a bar.
 
     The labels have their own loss l in place of the task's.
+
+    >>> student = gankd.distill(student, teacher, real=train, method={"name": "teacher_bounded", "margin": 0.1})
+
+    Loss: losses.regression.teacher_bounded_regression_loss
     """
 
     Config = TeacherBoundedConfig
@@ -97,15 +101,19 @@ class AttentiveImitationConfig(TermConfig):
     name: Literal["attentive_imitation"] = "attentive_imitation"
     """The method."""
     weight: Weight = 0.5
-    """Of the imitation, the paper's 1 - alpha."""
+    """Weight of the imitation, the paper's 1 - alpha."""
     task_weight: Weight = 0.5
-    """Of the labels, the paper's alpha."""
+    """Weight of the labels' loss, the paper's alpha."""
 
 
 class AttentiveImitation(ScalarTerm):
     """mean of c (s - t)^2, c = clamp(1 - (t - y)^2 / eta, 0, 1): imitate the teacher as far as it can be trusted.
 
     eta, the range of the teacher's squared errors over the training set, is measured before the first step.
+
+    >>> student = gankd.distill(student, teacher, real=train, method="attentive_imitation")
+
+    Loss: losses.regression.attentive_imitation_loss
     """
 
     Config = AttentiveImitationConfig
@@ -135,7 +143,7 @@ class OutlierRejectionConfig(TermConfig):
     name: Literal["outlier_rejection"] = "outlier_rejection"
     """The method."""
     weight: Weight = 1.0
-    """Of the imitation."""
+    """Weight of the imitation."""
     two_heads: bool = True
     """A second linear head s' imitates the teacher, and only the first is deployed; false: the student itself does."""
     student_tap: str | None = None
@@ -147,6 +155,10 @@ class OutlierRejection(ScalarTerm):
 
     threshold = 3 * 1.4826 * median |t - y| over the training set, measured before the first step: three standard deviations
     of errors that are normal but for the wrong ones. The labels that are kept have their mean in place of the task's loss.
+
+    >>> student = gankd.distill(student, teacher, real=train, method="outlier_rejection")
+
+    Loss: losses.regression.teacher_outlier_rejection_loss
     """
 
     Config = OutlierRejectionConfig

@@ -22,11 +22,16 @@ class SPConfig(FeatureTermConfig):
     name: Literal["sp"] = "sp"
     """The method."""
     weight: Weight = 3000.0
-    """Of the term; it belongs to batches of 64, the term shrinks like 1 / N."""
+    """Weight of the term; it belongs to batches of 64, as the term shrinks like 1 / N."""
 
 
 class SP(Term):
-    """No heads: only the similarities of samples are compared, so widths and sizes may differ."""
+    """No heads: only the similarities of samples are compared, so widths and sizes may differ.
+
+    >>> student = gankd.distill(student, teacher, real=train, method="sp")
+
+    Loss: losses.similarity.similarity_preserving_loss
+    """
 
     Config = SPConfig
 

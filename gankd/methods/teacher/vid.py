@@ -28,9 +28,9 @@ class VIDConfig(FeatureTermConfig):
     name: Literal["vid"] = "vid"
     """The method."""
     weight: Weight = 1.0
-    """Of the term."""
+    """Weight of the term."""
     initial_variance: Annotated[float, Field(gt=SMALLEST_VARIANCE)] = 5.0
-    """Of every channel of the teacher, given the student's map; it is trained."""
+    """Variance at first of every channel of the teacher, given the student's map; it is trained."""
 
 
 class VariationalRegressor(nn.Module):
@@ -66,7 +66,12 @@ class VariationalRegressor(nn.Module):
 
 
 class VID(Term):
-    """mean ((mu(s) - t)^2 / var + log var) / 2, summed over the stages; mu and var are trained with the student."""
+    """mean ((mu(s) - t)^2 / var + log var) / 2, summed over the stages; mu and var are trained with the student.
+
+    >>> student = gankd.distill(student, teacher, real=train, method="vid")
+
+    Loss: losses.features.vid_loss
+    """
 
     Config = VIDConfig
 
