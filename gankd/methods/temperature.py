@@ -138,4 +138,5 @@ class TemperatureTerm(Term):
         return self.temperature.parameter_groups()
 
     def start_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:
+        super().start_step(step, num_steps, steps_per_epoch)
         self.temperature.start_step(step, num_steps)

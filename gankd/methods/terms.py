@@ -137,7 +137,12 @@ class Term(Method, nn.Module):
         return []
 
     def start_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:
-        """Before every step."""
+        """Before every step: settings with a `warmup` raise the weight linearly over this share of the run.
+
+        From 1, as the papers count their epochs: a weight of 0 would leave the term out of the step.
+        """
+        if warmup := getattr(self.config, "warmup", 0):
+            self.factor = min((step + 1) / max(warmup * num_steps, 1), 1.0)
 
 
 class Distillation(Distiller):
@@ -255,7 +260,7 @@ class FirstStage(Distiller):
         parameters = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
         with preserve_state(self), torch.random.fork_rng(), torch.enable_grad():
             self.eval()
-            outputs = self.read(data.at(torch.arange(1, device=data.index_device)))
+            outputs = self.read(next(data.in_order(1)))
             loss = sum(term.first_stage_loss(outputs) for term in self.terms.values())
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         return [parameter for parameter, found in zip(parameters, gradients, strict=True) if found is None]

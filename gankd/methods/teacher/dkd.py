@@ -57,8 +57,3 @@ class DKD(TemperatureTerm):
             beta=self.config.beta,
             temperature=self.temperature(student, teacher),
         )
-
-    def start_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:
-        super().start_step(step, num_steps, steps_per_epoch)
-        # From 1, as the paper counts its epochs: a weight of 0 would leave the term out of the step.
-        self.factor = min((step + 1) / max(self.config.warmup * num_steps, 1), 1.0)

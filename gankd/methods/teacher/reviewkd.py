@@ -112,10 +112,6 @@ class ReviewKD(Term):
             reviewed.append(output)
         return hcl_loss(student_features=reviewed, teacher_features=teacher[::-1])
 
-    def start_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:
-        # From 1, as the original counts its epochs: a weight of 0 would leave the term out of the step.
-        self.factor = min((step + 1) / max(self.config.warmup * num_steps, 1), 1.0)
-
 
 def as_map_shape(path: str, shape: Shape) -> Shape:
     """(C, H, W) of what `as_map` makes of a feature of a shape without the batch dimension."""

@@ -28,6 +28,31 @@ from generators.images import to_unit_range
 from generators.settings import Positive, Weight
 
 
+class TrustTerm(Term):
+    """A term with each sample weighted by c = clamp(1 - (t - y)^2 / eta, 0, 1): as far as the teacher can be trusted.
+
+    eta, the range of the teacher's squared errors over the training set, is measured before the first step.
+    """
+
+    reads_teacher_outputs = True
+
+    def __init__(self, config: TermConfig, setup: Setup):
+        super().__init__(config, setup)
+        self.register_buffer("error_range", torch.tensor(torch.inf))  # not measured yet: nothing is held against t
+
+    def prepare(self, setup: Setup) -> None:
+        errors = teacher_distances(setup).square()
+        self.error_range.copy_(errors.max() - errors.min())
+
+    def confidences(self, outputs: Outputs) -> Tensor:
+        """c of every sample, [N]."""
+        return teacher_confidence(
+            teacher_predictions=self.task.prediction(outputs.teacher),
+            labels=self.task.standardize(outputs.labels.float()),
+            error_range=self.error_range,
+        )
+
+
 @torch.no_grad()
 def teacher_distances(setup: Setup) -> Tensor:
     """|t - y| of every training sample, [num_samples], from one pass over the images without augmentation."""
@@ -106,7 +131,7 @@ class AttentiveImitationConfig(TermConfig):
     """Weight of the labels' loss, the paper's alpha."""
 
 
-class AttentiveImitation(ScalarTerm):
+class AttentiveImitation(TrustTerm, ScalarTerm):
     """mean of c (s - t)^2, c = clamp(1 - (t - y)^2 / eta, 0, 1): imitate the teacher as far as it can be trusted.
 
     eta, the range of the teacher's squared errors over the training set, is measured before the first step.
@@ -118,23 +143,10 @@ class AttentiveImitation(ScalarTerm):
 
     Config = AttentiveImitationConfig
 
-    def __init__(self, config: AttentiveImitationConfig, setup: Setup):
-        super().__init__(config, setup)
-        self.register_buffer("error_range", torch.tensor(torch.inf))  # not measured yet: nothing is held against t
-
-    def prepare(self, setup: Setup) -> None:
-        self.error_range.copy_(error_range(setup))
-
     def forward(self, outputs: Outputs) -> Tensor:
-        student, teacher, labels = self.predictions(outputs).values()
-        confidences = teacher_confidence(teacher_predictions=teacher, labels=labels, error_range=self.error_range)
+        student, teacher = (self.task.prediction(each) for each in (outputs.student, outputs.teacher))
+        confidences = self.confidences(outputs)
         return attentive_hint_loss(student_feature=student, teacher_feature=teacher, confidences=confidences)
-
-
-def error_range(setup: Setup) -> Tensor:
-    """Largest minus smallest squared error of the teacher over the training set, a scalar."""
-    errors = teacher_distances(setup).square()
-    return errors.max() - errors.min()
 
 
 class OutlierRejectionConfig(TermConfig):
