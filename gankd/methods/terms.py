@@ -249,6 +249,8 @@ class FirstStage(Distiller):
         with_student = any(term.first_stage_trains_student for term in terms.values())
         if with_student:
             self.student = main.student
+        else:  # the loop looks at it, but it is no module of this one: nothing of it is trained
+            self.__dict__["student"] = main.student
         self.terms = nn.ModuleDict(terms)
         self.read = lambda batch: main.outputs(batch, terms, with_student=with_student)
         for term in terms.values():

@@ -122,7 +122,9 @@ class TeacherBranches(Distiller):
 
     def __init__(self, main: HSAKD):
         nn.Module.__init__(self)
-        self.teacher, self.task, self.config, self.augment = main.teacher, main.task, main.config, main.augment
+        self.teacher, self.task, self.config = main.teacher, main.task, main.config
+        self.augment, self.normalize = main.augment, main.normalize
+        self.__dict__["student"] = main.student  # the loop looks at it, but it is no module of this one
         self.fixed_branches = main.fixed_branches.requires_grad_(True)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
