@@ -5,15 +5,8 @@ also inside autocast, and carries gradients to the student only: whatever comes 
 docstring says otherwise.
 """
 
-from .activations import activation_boundary_loss, attention_based_fusion, hcl_loss, ofd_loss, ofd_margin
-from .contrastive import (
-    contrast_indices,
-    crd_initial_bank,
-    crd_loss,
-    crd_update_bank,
-    embed_and_normalize,
-    nce_loss,
-)
+from .activations import activation_boundary_loss, hcl_loss, ofd_loss, ofd_margin
+from .contrastive import crd_loss, nce_loss
 from .curriculum import ctkd_loss, ctkd_temperature, curriculum_strength, gradient_reversal
 from .distributions import (
     distribution_expectation,
@@ -51,6 +44,8 @@ from .online import (
 from .regression import (
     attentive_hint_loss,
     attentive_imitation_loss,
+    bounded_error,
+    kept_label_error,
     regression_kd_loss,
     teacher_bounded_regression_loss,
     teacher_confidence,
@@ -113,22 +108,19 @@ __all__ = [
     "activation_boundary_loss",
     "afd_discriminator_loss",
     "afd_generator_loss",
-    "attention_based_fusion",
     "attention_transfer_loss",
     "attentive_hint_loss",
     "attentive_imitation_loss",
     "bake_loss",
     "bake_targets",
+    "bounded_error",
     "byot_loss",
     "channel_attention",
     "class_votes",
     "confidence_penalty",
-    "contrast_indices",
     "correlation_congruence_loss",
     "covariance_loss",
-    "crd_initial_bank",
     "crd_loss",
-    "crd_update_bank",
     "cs_kd_loss",
     "ctkd_loss",
     "ctkd_temperature",
@@ -141,7 +133,6 @@ __all__ = [
     "dks_loss",
     "dml_loss",
     "dual_attention",
-    "embed_and_normalize",
     "ensemble_logit_loss",
     "factor_transfer_loss",
     "ffl_loss",
@@ -162,6 +153,7 @@ __all__ = [
     "kd_loss",
     "kdcl_general_weights",
     "kdcl_loss",
+    "kept_label_error",
     "label_distribution",
     "label_distribution_loss",
     "label_smoothing_loss",

@@ -91,6 +91,7 @@ class PositiveSets(nn.Module):
 
     def __init__(self, labels: Tensor, kappa: float | None, *, largest: int | None = None):
         super().__init__()
+        labels = labels if kappa is None else full_precision(labels)
         values, order = labels.sort(stable=True)
         lowest, highest = (labels, labels) if kappa is None else (labels - kappa, labels + kappa)
         first = torch.searchsorted(values, lowest)

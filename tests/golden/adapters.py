@@ -4,6 +4,10 @@ from torch.func import functional_call
 
 from gankd.losses import pool_generator_features
 from gankd.methods.label_free.squeeze_and_span import Squeeze
+from gankd.methods.memory_bank import MemoryBank
+from gankd.methods.teacher.crd import Embedding
+from gankd.methods.teacher.reviewkd import Attention
+from gankd.methods.teacher.vid import VariationalRegressor
 from gankd.synthesis import DensityRatio
 from tests.synthesis.oracles import acceptance, rejection_sample
 
@@ -45,7 +49,31 @@ def squeeze_embeddings(
     return functional_call(module, weights, pool_generator_features(generator_features=generator_features))
 
 
+def attention_based_fusion(*, feature, residual, weight, bias):
+    return functional_call(Attention(feature.shape[1]), {"weight": weight, "bias": bias}, (feature, residual))
+
+
+def crd_update_bank(*, bank, embedding, indices, momentum=0.5):
+    module = MemoryBank(bank.clone(), momentum=momentum, normalize=True)
+    module.write(indices, embedding)
+    return module.rows
+
+
+def embed_and_normalize(*, feature, weight, bias):
+    return functional_call(Embedding(weight.shape[1], len(weight)), {"weight": weight, "bias": bias}, (feature,))
+
+
+def vid_loss(*, student_feature, teacher_feature, regressor_weights, log_scale, eps=1e-5):
+    module = VariationalRegressor(student_feature.shape[1], len(log_scale), 1.0, smallest_variance=eps)
+    weights = {f"convolutions.{depth}.weight": weight for depth, weight in enumerate(regressor_weights)}
+    return functional_call(module, weights | {"log_scale": log_scale}, (student_feature, teacher_feature))
+
+
 ADAPTERS = {
+    "gankd.losses.attention_based_fusion": attention_based_fusion,
+    "gankd.losses.crd_update_bank": crd_update_bank,
+    "gankd.losses.embed_and_normalize": embed_and_normalize,
+    "gankd.losses.vid_loss": vid_loss,
     "gankd.losses.squeeze_embeddings": squeeze_embeddings,
     "gankd.synthesis.density_ratio_mlp": density_ratio_mlp,
     "gankd.synthesis.acceptance": acceptance,

@@ -120,7 +120,7 @@ class ZipfLS(Term):
             feature_map=feature_map, weight=classifier.weight, bias=classifier.bias, upsample_scale=scale
         )
 
-    def watched(self) -> dict[str, Tensor]:
+    def metrics(self) -> dict[str, Tensor]:
         """Classes with a vote, the target's share of those without, and the label's share of the votes."""
         return self.counts
 
