@@ -23,10 +23,9 @@ from .distributions import (
     label_distribution_loss,
 )
 from .features import attention_transfer_loss, factor_transfer_loss, fsp_loss, hint_loss, nst_loss, vid_loss
-from .fusion import channel_attention, dual_attention, fused_logits, multi_scale_features, spatial_attention
 from .logits import dist_loss, dkd_loss, kd_loss
 from .mixing import cutmix_batch, mixup_batch, mixup_cross_entropy
-from .mixskd import mixskd_discriminator_loss, mixskd_discriminator_scores, mixskd_loss
+from .mixskd import mixskd_discriminator_loss, mixskd_loss
 from .mutual_contrastive import (
     ensemble_logit_loss,
     layer_matching_weights,
@@ -44,7 +43,6 @@ from .online import (
     kdcl_loss,
     mfef_loss,
     okddip_loss,
-    one_gates,
     one_loss,
     rampup_weight,
 )
@@ -120,7 +118,6 @@ __all__ = [
     "bake_loss",
     "bake_targets",
     "byot_loss",
-    "channel_attention",
     "class_votes",
     "confidence_penalty",
     "contrast_indices",
@@ -140,7 +137,6 @@ __all__ = [
     "dkd_loss",
     "dks_loss",
     "dml_loss",
-    "dual_attention",
     "embed_and_normalize",
     "ensemble_logit_loss",
     "factor_transfer_loss",
@@ -148,7 +144,6 @@ __all__ = [
     "focal_loss",
     "frskd_loss",
     "fsp_loss",
-    "fused_logits",
     "gaussian_kd_loss",
     "gaussian_nll_loss",
     "gradient_reversal",
@@ -172,13 +167,11 @@ __all__ = [
     "mcl_queue_loss",
     "mfef_loss",
     "mixskd_discriminator_loss",
-    "mixskd_discriminator_scores",
     "mixskd_loss",
     "mixskd_regression_loss",
     "mixup_batch",
     "mixup_cross_entropy",
     "mixup_regression_loss",
-    "multi_scale_features",
     "multi_teacher_simreg_loss",
     "mutual_regression_loss",
     "nce_loss",
@@ -186,7 +179,6 @@ __all__ = [
     "ofd_loss",
     "ofd_margin",
     "okddip_loss",
-    "one_gates",
     "one_loss",
     "pkt_loss",
     "pool_generator_features",
@@ -202,7 +194,6 @@ __all__ = [
     "similarity_preserving_loss",
     "simreg_loss",
     "span_loss",
-    "spatial_attention",
     "squeeze_and_span_loss",
     "squeeze_loss",
     "teacher_bounded_regression_loss",
