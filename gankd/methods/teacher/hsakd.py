@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, distributed, nn
 
 from gankd.data.loader import Batch, BatchSource
-from gankd.distributed.processes import several
+from gankd.distributed.processes import is_distributed
 from gankd.losses import hsakd_student_loss, hsakd_teacher_loss, rotation_batch
 from gankd.methods.base import Distiller, MethodConfig
 from gankd.methods.setup import Setup
@@ -289,7 +289,7 @@ def ask_teacher(teacher: Teacher, branches: Branches, view: Tensor) -> tuple[Ten
 
 def save_branches(path: Path, branches: Branches, model: nn.Module) -> None:
     """Write a network's branches as safetensors, with a digest of the network's weights; once for all processes."""
-    if several() and distributed.get_rank() > 0:
+    if is_distributed() and distributed.get_rank() > 0:
         return
     with replace_whole(path) as temporary:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in branches.state_dict().items()}
