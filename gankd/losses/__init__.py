@@ -16,10 +16,9 @@ from .distributions import (
     label_distribution_loss,
 )
 from .features import attention_transfer_loss, factor_transfer_loss, fsp_loss, hint_loss, nst_loss, vid_loss
-from .fusion import channel_attention, dual_attention, fused_logits, multi_scale_features, spatial_attention
 from .logits import dist_loss, dkd_loss, kd_loss
 from .mixing import cutmix_batch, mixup_batch, mixup_cross_entropy
-from .mixskd import mixskd_discriminator_loss, mixskd_discriminator_scores, mixskd_loss
+from .mixskd import mixskd_discriminator_loss, mixskd_loss
 from .mutual_contrastive import (
     ensemble_logit_loss,
     layer_matching_weights,
@@ -37,7 +36,6 @@ from .online import (
     kdcl_loss,
     mfef_loss,
     okddip_loss,
-    one_gates,
     one_loss,
     rampup_weight,
 )
@@ -115,7 +113,6 @@ __all__ = [
     "bake_targets",
     "bounded_error",
     "byot_loss",
-    "channel_attention",
     "class_votes",
     "confidence_penalty",
     "correlation_congruence_loss",
@@ -132,14 +129,12 @@ __all__ = [
     "dkd_loss",
     "dks_loss",
     "dml_loss",
-    "dual_attention",
     "ensemble_logit_loss",
     "factor_transfer_loss",
     "ffl_loss",
     "focal_loss",
     "frskd_loss",
     "fsp_loss",
-    "fused_logits",
     "gaussian_kd_loss",
     "gaussian_nll_loss",
     "gradient_reversal",
@@ -164,13 +159,11 @@ __all__ = [
     "mcl_queue_loss",
     "mfef_loss",
     "mixskd_discriminator_loss",
-    "mixskd_discriminator_scores",
     "mixskd_loss",
     "mixskd_regression_loss",
     "mixup_batch",
     "mixup_cross_entropy",
     "mixup_regression_loss",
-    "multi_scale_features",
     "multi_teacher_simreg_loss",
     "mutual_regression_loss",
     "nce_loss",
@@ -178,7 +171,6 @@ __all__ = [
     "ofd_loss",
     "ofd_margin",
     "okddip_loss",
-    "one_gates",
     "one_loss",
     "pkt_loss",
     "pool_generator_features",
@@ -194,7 +186,6 @@ __all__ = [
     "similarity_preserving_loss",
     "simreg_loss",
     "span_loss",
-    "spatial_attention",
     "squeeze_and_span_loss",
     "squeeze_loss",
     "teacher_bounded_regression_loss",

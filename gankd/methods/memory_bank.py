@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gankd.distributed.processes import gather, send, several
+from gankd.distributed.processes import gather, is_distributed, send
 from gankd.losses.precision import full_precision
 
 
@@ -124,7 +124,7 @@ class PositiveSets(nn.Module):
         n, device = len(self.order), anchors.device
         random = torch.randint(1 << 62, (2, len(anchors)), device=device)  # so large that % is uniform
         shuffle = torch.randperm(n, device=device)
-        if several():
+        if is_distributed():
             send([random, shuffle], 0)
         random, anchors = random[:, rows], anchors[rows]
         first, count = self.first[anchors], self.count[anchors]  # [N]

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
+from gankd.distributed.processes import gather, own_rows
 from gankd.losses.self_distillation import spread_over_batch
 from gankd.methods.setup import Outputs, Setup
 from gankd.methods.terms import Term, TermConfig
@@ -56,5 +57,6 @@ class BAKE(Term):
         logits, embeddings = outputs.student, outputs.student_features[self.student_taps[0]]
         temperature, omega = self.config.temperature, self.config.omega
         predictions = self.task.soft_labels(logits, temperature=temperature)
-        targets = spread_over_batch(embeddings=embeddings, values=predictions, omega=omega)
+        batch = {"embeddings": gather(embeddings), "values": gather(predictions)}  # of all processes
+        targets = spread_over_batch(**batch, omega=omega)[own_rows()]
         return self.task.soft_divergence(logits, targets, temperature=temperature)

@@ -16,11 +16,11 @@ from gankd.data.loader import Batch
 from gankd.losses import (
     gradient_reversal,
     mixskd_discriminator_loss,
-    mixskd_discriminator_scores,
     mixskd_loss,
     mixup_batch,
 )
 from gankd.losses.mixskd import interpolation_and_mixture
+from gankd.losses.precision import full_precision
 from gankd.methods.alone.mixing import draw_mixing
 from gankd.methods.base import EVERY_TASK, Distiller, MethodConfig
 from gankd.methods.branches import Branch, stage_taps
@@ -28,8 +28,6 @@ from gankd.methods.setup import Setup
 from gankd.models.small_resnet import ResidualBlock
 from gankd.models.taps import Taps
 from generators.settings import Positive, Weight
-
-DISCRIMINATOR_WIDTH = 128
 
 
 class MixSKDConfig(MethodConfig):
@@ -141,17 +139,13 @@ class MixSKD(Distiller):
 
 
 class Discriminator(nn.Module):
-    """A map [N, C, H, W] to scores [N, 2] of being interpolated and of being of a mixture."""
+    """A map [N, C, H, W] to scores [N, 2] of being interpolated and of being of a mixture, in full precision."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, width: int = 128):
         super().__init__()
-        self.hidden, self.output = nn.Linear(channels, DISCRIMINATOR_WIDTH), nn.Linear(DISCRIMINATOR_WIDTH, 2)
+        self.hidden, self.output = nn.Linear(channels, width), nn.Linear(width, 2)
 
     def forward(self, feature: Tensor) -> Tensor:
-        return mixskd_discriminator_scores(
-            feature=feature,
-            hidden_weight=self.hidden.weight,
-            hidden_bias=self.hidden.bias,
-            output_weight=self.output.weight,
-            output_bias=self.output.bias,
-        )
+        with torch.autocast(feature.device.type, enabled=False):
+            pooled = full_precision(feature).mean(dim=(2, 3))  # [N, C]
+            return self.output(self.hidden(pooled).relu())

@@ -13,6 +13,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
+from gankd.distributed.processes import gather, gather_with_gradient
 from gankd.losses import class_votes, zipf_loss, zipf_targets
 from gankd.methods.branches import output_layer, stage_taps
 from gankd.methods.setup import Outputs, Setup
@@ -105,9 +106,11 @@ class ZipfLS(Term):
                     "unvoted_mass": (targets * (scores == 0)).sum(dim=1).mean(),
                     "label_votes": (scores.gather(1, labels[:, None]).squeeze(1) / scores.sum(dim=1)).mean(),
                 }
-        loss = zipf_loss(
-            student_logits=outputs.student, labels=labels, scores=scores, only_correct=config.only_correct, **law
-        )
+        logits = {"student_logits": outputs.student, "labels": labels, "scores": scores}
+        if config.only_correct:  # the mean is over those of all processes
+            gathered = gather_with_gradient(outputs.student), gather(labels), gather(scores)
+            logits = dict(zip(logits, gathered, strict=True))
+        loss = zipf_loss(**logits, only_correct=config.only_correct, **law)
         for path, classifier in zip(self.student_taps[1:], self.classifiers, strict=True):
             pooled = outputs.student_features[path].mean(dim=(2, 3))  # [N, C]
             loss = loss + config.auxiliary_weight * self.task.loss(classifier(pooled), labels)

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, distributed, nn
 
 from gankd.data.loader import Batch
-from gankd.distributed.processes import gather, runs, send, several, share_with_gradient
+from gankd.distributed.processes import gather, is_distributed, runs, send, share_with_gradient
 from gankd.losses import rampup_weight
 from gankd.losses.online import label_losses
 from gankd.losses.precision import full_precision
@@ -178,7 +178,7 @@ class Online(Distiller):
     @property
     def is_spread(self) -> bool:
         """Whether every process runs only its own peers."""
-        return self.config.spread_peers and several()
+        return self.config.spread_peers and is_distributed()
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:

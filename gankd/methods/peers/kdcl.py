@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from gankd.data.loader import Batch, BatchSource
+from gankd.distributed.processes import gather, gather_with_gradient
 from gankd.losses import kdcl_loss, regression_ensemble_weights
 from gankd.losses.precision import full_precision
 from gankd.methods.peers.base import Online, PeersConfig
@@ -75,9 +76,12 @@ class KDCL(Online):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         config = self.config
         views, batch = self.views_of(batch, config.peers)
-        outputs, labels = self.answer(views).outputs, batch.labels
+        outputs, labels, indices = self.answer(views).outputs, batch.labels, batch.indices
+        if not self.is_spread and config.ensemble in ("linear", "general"):  # whose means are over the whole batch
+            outputs = [gather_with_gradient(output) for output in outputs]
+            labels, indices = gather(labels), gather(indices)
         if config.ensemble == "general":
-            used = ~torch.isin(batch.indices, self.held_out)
+            used = ~torch.isin(indices, self.held_out)
             if not used.any():
                 zero = sum(output.sum() for output in outputs) * 0
                 return {"loss": zero, "task": zero, "kdcl": zero}

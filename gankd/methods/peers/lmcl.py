@@ -15,7 +15,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from gankd.data.loader import Batch
-from gankd.distributed.processes import gather
+from gankd.distributed.processes import gather, gather_with_gradient, mean_with_gradient
 from gankd.losses import layer_matching_weights, layerwise_mcl_loss
 from gankd.losses.online import divergences_to
 from gankd.losses.precision import full_precision
@@ -125,7 +125,8 @@ class LMCL(Online):
     Stage k of a peer is its network up to there and a copy of what follows. Pair weights are sigmoid(cos(A f, B g)) of
     pooled features, with a linear map for every peer and stage: the meta network. Every `meta_every` steps it is trained
     so that peers who take two SGD steps on the contrastive terms and one on the labels are right about the labels: the
-    gradient passes through these steps, which are then forgotten. It sees each process's own batch, as the terms do.
+    gradient passes through these steps, which are then forgotten. Terms and meta step are those of the whole batch of
+    all processes.
     """
 
     Config = LMCLConfig
@@ -164,21 +165,23 @@ class LMCL(Online):
         return self.label_loss(outputs, labels)
 
     def contrast(self, stages: list[Stages], labels: Tensor, meta: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """The contrastive terms, each pair of stages weighted by the meta network with the parameters `meta`."""
-        config = self.config
-        projected = [[full_precision(vector.detach()) for vector in peer.pooled] for peer in stages]
+        """The contrastive terms of the batch of all processes, each pair of stages weighted by the meta network with the
+        parameters `meta`."""
+        config, projected = self.config, []
         with torch.autocast(labels.device.type, enabled=False):
-            projected = [
-                [
-                    F.linear(vector, meta[f"{index}.{stage}.weight"], meta[f"{index}.{stage}.bias"])
-                    for stage, vector in enumerate(vectors)
+            for index, peer in enumerate(stages):
+                layers = [
+                    (meta[f"{index}.{stage}.weight"], meta[f"{index}.{stage}.bias"])
+                    for stage in range(len(peer.pooled))
                 ]
-                for index, vectors in enumerate(projected)
-            ]
+                pairs = zip(peer.pooled, layers, strict=True)
+                projected.append([F.linear(full_precision(vector.detach()), *layer) for vector, layer in pairs])
         return layerwise_mcl_loss(
-            embeddings=[peer.embeddings for peer in stages],
-            labels=labels,
-            matching_weights=layer_matching_weights(projected_features=projected),
+            embeddings=[[gather_with_gradient(vector) for vector in peer.embeddings] for peer in stages],
+            labels=gather(labels),
+            matching_weights=layer_matching_weights(
+                projected_features=[[gather_with_gradient(vector) for vector in peer] for peer in projected]
+            ),
             contrastive_temperature=config.contrastive_temperature,
             temperature=config.temperature,
             vcl_weight=config.vcl_weight,
@@ -214,9 +217,13 @@ class LMCL(Online):
                 loss = self.label_losses_of(stages, labels)
             else:
                 loss = self.contrast(stages, labels, meta)[0]
-            gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=True, allow_unused=True)
+            gradients = torch.autograd.grad(
+                loss, list(weights.values()), create_graph=True, allow_unused=True, materialize_grads=True
+            )
+            gradient = mean_with_gradient(torch.cat([part.flatten() for part in gradients]))
+            parts = gradient.split([weight.numel() for weight in weights.values()])
             weights = {
-                name: weight if gradient is None else weight - self.config.meta_rate * gradient
-                for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
+                name: weight - self.config.meta_rate * part.view_as(weight)
+                for (name, weight), part in zip(weights.items(), parts, strict=True)
             }
         return self.label_losses_of(functional_call(peers, {**weights, **buffers}, (images,)), labels)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from gankd.data.loader import Batch
-from gankd.losses import one_gates, one_loss
+from gankd.losses import one_loss
+from gankd.losses.precision import full_precision
 from gankd.methods.peers.base import RAMP, BranchesConfig, Online
 from gankd.methods.setup import Setup
 from gankd.models.taps import feature_shapes
@@ -49,27 +51,40 @@ class ONE(Online):
     def __init__(self, config: ONEConfig, setup: Setup):
         super().__init__(config, setup)
         (shape,) = feature_shapes(setup.student, self.image_shape, [self.trunk_path])
-        self.gate = nn.Linear(shape[0], config.peers)
-        self.gate_norm = nn.BatchNorm1d(config.peers, track_running_stats=False)
+        self.gate = Gate(shape[0], config.peers)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         config, weight = self.config, self.config.weight * self.ramp
         answers = self.answer([self.augment(batch.images)])
         outputs = answers.outputs
         self.update_running_loss(outputs, batch.labels)
-        gates = one_gates(
-            feature_map=answers.trunk,
-            weight=self.gate.weight,
-            bias=self.gate.bias,
-            norm_weight=self.gate_norm.weight,
-            norm_bias=self.gate_norm.bias,
-        )  # [N, m]
         loss, labels, weighted = one_loss(
             branch_logits=outputs,
-            gates=gates,
+            gates=self.gate(answers.trunk),  # [N, m]
             labels=batch.labels,
             temperature=config.temperature,
             kd_weight=weight,
             task=self.task,
         )
         return {"loss": loss, "task": labels, "one": weighted}
+
+
+class Gate(nn.Module):
+    """How much each of m branches counts: a map [N, C, H, W] to softmax(ReLU(BatchNorm(Linear(global average)))) [N, m].
+
+    In full precision, by the statistics of the batch. Raises ValueError for a batch of one image, which has no variance.
+    """
+
+    def __init__(self, channels: int, num_branches: int):
+        super().__init__()
+        self.linear = nn.Linear(channels, num_branches)
+        self.norm = nn.BatchNorm1d(num_branches, track_running_stats=False)
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        if len(feature_map) < 2:
+            raise ValueError(
+                f"the gates are normalised over the batch: it needs at least 2 images, got {len(feature_map)}"
+            )
+        with torch.autocast(feature_map.device.type, enabled=False):
+            pooled = full_precision(feature_map).mean((2, 3))  # [N, C]
+            return self.norm(self.linear(pooled)).relu().softmax(dim=1)

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, distributed, nn
 
-from gankd.distributed.processes import several
+from gankd.distributed.processes import is_distributed
 from gankd.methods.taps import stages
 from gankd.models.resnet import initialize_convolutions
 from gankd.models.tail import NetworkTail, extra_stage
@@ -81,7 +81,7 @@ def check_square(name: str, image_shape: tuple[int, int, int]) -> None:
 
 def save_branches(path: Path, branches: Branches, model: nn.Module) -> None:
     """Write a network's branches as safetensors, with a digest of the network's weights; once for all processes."""
-    if several() and distributed.get_rank() > 0:
+    if is_distributed() and distributed.get_rank() > 0:
         return
     with replace_whole(path) as temporary:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in branches.state_dict().items()}
