@@ -110,6 +110,9 @@ class Distiller(Method, nn.Module):
     Built by `build_distiller`, which checks that the method is defined for what it is asked.
     """
 
+    is_spread: bool = False
+    """Whether every process runs networks of its own, on the whole batch."""
+
     def __init__(self, config: MethodConfig, setup: Setup):
         super().__init__()
         self.student, self.teacher, self.task, self.config = setup.student, setup.teacher, setup.task, config
