@@ -142,7 +142,8 @@ class Distiller(Method, nn.Module):
         """Once before the first step of a fresh run (error ranges, thresholds); keep results in buffers."""
 
     def parameter_groups(self) -> list[dict]:
-        """Parameters that do not share the student's learning rate and decay: {"params", "rate": factor, "weight_decay"}."""
+        """Parameters that are not trained as the student is: {"params", "rate": a factor on the learning rate, "constant":
+        whether the rate stays at its peak, "weight_decay": in place of the training's}, all but the first optional."""
         return []
 
     def start_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:
