@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from gankd.data.loader import Batch, BatchSource
 from gankd.data.views import Views
+from gankd.distributed.batch_norm import synchronized
 from gankd.methods.base import Distiller
 from gankd.training.config import TrainingConfig, rate_factor
 from gankd.training.context import RunContext
@@ -105,11 +106,13 @@ def _fit(
         dynamic_ncols=True,
     )
     started, done, terms, task = time.perf_counter(), first_step, [], distiller.task
-    with torch.random.fork_rng(), _as_before(distiller, "task", task):
+    norms = [distiller] if config.synchronize_batch_norm and not distiller.is_spread else []
+    with torch.random.fork_rng(), _as_before(distiller, "task", task), synchronized(*norms):
         for step, batch in enumerate(bar, start=first_step):
             torch.manual_seed(mix(seed, "training step", step, rank))
             for group in optimizer.param_groups:
-                group["lr"] = config.peak_rate * group["rate"] * rate_factor(config, step, num_steps)
+                factor = 1.0 if group.get("constant") else rate_factor(config, step, num_steps)
+                group["lr"] = config.peak_rate * group["rate"] * factor
             distiller.task = task.at(step / num_steps)
             if isinstance(distiller.augment, Views):
                 distiller.augment.step = step
