@@ -48,6 +48,9 @@ class TrainingConfig(Settings):
     """Share of the run in which the learning rate first rises linearly."""
     augmentation: AugmentationConfig = AugmentationConfig()
     """Random changes of the training images."""
+    synchronize_batch_norm: bool = False
+    """Whether batch norms take mean and variance over the images of all processes, as one process with the whole batch does,
+    and not over those of their own."""
     views: Count | None = None
     """Every sample has this many augmented views, which repeat from pass to pass; the teacher answers each once, unless its
     features are read too, and its answers are kept. 1 without augmentation. Null: fresh views all the time."""

@@ -28,7 +28,7 @@ from gankd.methods import Distiller, build_distiller, method_config
 from gankd.methods.label_free.base import LabelFree, Projector
 from gankd.methods.label_free.simreg import regression_head
 from gankd.methods.label_free.squeeze_and_span import Squeeze
-from gankd.models import ModelConfig
+from gankd.models import build_model
 from gankd.models.teacher import Normalize, Teacher
 from gankd.tasks import Representation
 from gankd.training import TrainingConfig, build_optimizer
@@ -322,12 +322,12 @@ def test_with_independent_views_teacher_and_student_see_different_ones(augmentat
     torch.testing.assert_close(views[0], asked[1] * 0.3 + 0.4)
 
 
-def test_networks_of_a_configuration_are_teachers_too(tmp_path) -> None:
+@pytest.mark.parametrize("num_outputs", [3, 7])
+def test_networks_of_a_configuration_are_teachers_too(num_outputs: int, tmp_path) -> None:
     path = tmp_path / "teacher.safetensors"
-    module = network("representation", 5, (4, 6))
+    module = build_model("small_resnet", num_outputs, 1, widths=(4, 6))
     save_file({name: value.contiguous() for name, value in module.state_dict().items()}, path)
-    options = {"widths": (4, 6), "num_classes": 3}
-    model = ModelConfig(name="small_resnet", options=options, checkpoint=str(path))
+    model = {"options": {"widths": (4, 6)}, "checkpoint": str(path), "num_outputs": num_outputs}
     batch = fixed_batch("representation")
     normalize = Normalize.of(batch.images)
     one, other = simreg({"teachers": (model,)}, None), simreg({}, Teacher(module, normalize))
@@ -557,7 +557,7 @@ def test_simreg_refuses_weights_and_views_that_do_not_fit() -> None:
         with pytest.raises(ValueError, match=sentence):
             simreg({"head_layers": layers}, teachers(1))
     with pytest.raises(ValueError, match="teacher small_resnet of `teachers` has no checkpoint"):
-        simreg({"teachers": (ModelConfig(name="small_resnet"),)}, None)
+        simreg({"teachers": ({"name": "small_resnet"},)}, None)
     arguments = {"real": REAL, "method": {"name": "simreg", "teacher_view": "independent"}, "training": TRAINING}
     with pytest.raises(ValueError, match="draws fresh views in every step; leave `views` null"):
         gankd.pretrain(network("representation", 0), network("representation", 1), **arguments, views=2)

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gankd.distributed.batch_norm import synchronized
 from gankd.methods import Distiller
-from gankd.training import TrainingConfig, fit
+from gankd.training import RunContext, TrainingConfig, fit
 from tests.methods.common import (
     CASES,
     HEAD_CASES,
@@ -45,7 +45,6 @@ OTHERWISE = [  # settings that change what is compared
     ("ddgsd", {"mmd": "scalar"}),
     ("dml", {"target": "ensemble"}),
     ("kd", {"temperature": {"learn": "global"}}),
-    ("lmcl", {"meta_every": 1, "vcl_weight": 5, "icl_weight": 5}),
     ("mixup", {"blended": "stages"}),
     ("okddip", {"share": "nothing"}),
     ("zipf_ls", {"only_correct": True}),
@@ -58,8 +57,12 @@ EVERY |= {
 EVERY |= {f"{name}, {settings}": (name, "classification", "scalar", settings) for name, settings in OTHERWISE}
 WHY = {
     "the batch that is compared is the process's own": [
-        *("cc", "crd", "dist", "pkt", "rkd", "sp"),
+        *("bake", "cc", "dist", "lmcl", "pkt", "rkd", "sp"),
+        "cs_kd, {'learners': 'both'}",
+        *[f"kdcl, {{'ensemble': '{ensemble}', 'held_out': 0.5}}" for ensemble in ("linear", "general")],
+        "zipf_ls, {'only_correct': True}",
     ],
+    "batch norms of its own are not synchronised": ["ffl", "mfef", "one"],
 }
 """Cases that do not hold yet, and why: every case of a method, or one."""
 
@@ -93,8 +96,11 @@ def trained(label: str, rank: int = 0, world_size: int = 1) -> dict[str, Tensor]
     that it leaves. In double precision, in which nothing is lost by adding in another order."""
     name, kind, head, settings = EVERY[label]
     data = fixed_batch(kind, 24)
-    distiller, teacher = make(name, kind, settings, head=head, data=data, rank=rank, world_size=world_size)
-    teacher.module.double()
+    torch.set_default_dtype(torch.float64)
+    try:
+        distiller, _ = make(name, kind, settings, head=head, data=data, rank=rank, world_size=world_size)
+    finally:
+        torch.set_default_dtype(torch.float32)
     distiller.double()
     source = source_of(data, kind, distiller.config, TRAINING.batch_size, rank=rank, world_size=world_size)
     found = {}
@@ -130,7 +136,7 @@ def fitted(accelerator: Accelerator, synchronize: bool) -> dict[str, Tensor]:
     distiller, _ = make("dml", "classification", data=fixed_batch("classification", 24), **processes)
     source = source_of(fixed_batch("classification", 24), "classification", distiller.config, 16, **processes)
     settings = {"optimizer": "sgd", "learning_rate": 0.05, "synchronize_batch_norm": synchronize}
-    fit(distiller, source, TRAINING.replace(**settings), accelerator=accelerator, seed=0)
+    fit(distiller, source, TRAINING.replace(**settings), RunContext(accelerator=accelerator, seed=0))
     return {key: value.clone() for key, value in distiller.state_dict().items()}
 
 
