@@ -221,12 +221,11 @@ def probe(
 
     from gankd import evaluation
     from gankd.data.inputs import as_image_set
-    from gankd.models.inputs import normalization_of
-    from gankd.models.teacher import Normalize
+    from gankd.models.inputs import normalization_for
 
     accelerator = accelerator or Accelerator()
     train, test = as_image_set(train, "train"), as_image_set(test, "test")
-    normalize = normalize or normalization_of(model) or Normalize.of(train.images)
+    normalize = normalize or normalization_for(model, train)
     features = [
         evaluation.labelled_features(model, part, normalize=normalize, device=accelerator.device)
         for part in (train, test)

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gankd.data.augment import Augment
 from gankd.data.loader import BatchSource
@@ -17,9 +17,9 @@ from gankd.data.sets import ImageSet, LazyImages
 from gankd.methods import build_distiller, sampling_of
 from gankd.methods.label_free.simreg import load_teacher
 from gankd.models import ModelConfig, load_checkpoint
+from gankd.models.rehearsal import check_trainable
 from gankd.models.teacher import Teacher
 from gankd.tasks import Task
-from gankd.training.trial import tensors_in, trial
 from generators.images import to_unit_range
 from generators.networks import build_networks
 
@@ -80,26 +80,13 @@ def check_generator_settings(run) -> None:
 
 def check_network(run, key: str, model: ModelConfig, task: Task) -> None:
     """Build a network, load its weights, and let two real images pass through it and back, as in training."""
-    device, shape = run.accelerator.device, "x".join(map(str, run.image_shape))
+    device = run.accelerator.device
     network = run.network(model, task)
     if model.checkpoint is not None:
         with_key(f"{key}.checkpoint", load_checkpoint, network, model.checkpoint)
     images = run.normalize(to_unit_range(run.data.train.images[torch.arange(2)].to(device)))
-    try:
-        with run.accelerator.autocast():
-            outputs = trial(network.to(device), images)
-    except RuntimeError as error:
-        raise ValueError(f"{key}: {model.name} cannot take images of {shape} (data.image_size): {error}") from error
-    if not isinstance(outputs, Tensor):
-        shapes = ", ".join(str(list(tensor.shape)) for tensor in tensors_in(outputs))
-        raise ValueError(
-            f"{key}: in training {model.name} answers with a {type(outputs).__name__} ({shapes}) in place of one tensor; "
-            "turn its auxiliary outputs off, e.g. options: {aux_logits: false}."
-        )
-    if outputs.reshape(2, -1).shape[1] != task.num_outputs:
-        raise ValueError(
-            f"{key}: {model.name} answers with {list(outputs.shape[1:])}, the task needs {task.num_outputs}."
-        )
+    with run.accelerator.autocast():
+        check_trainable(network.to(device), images, task.num_outputs, f"{key}: {model.name}")
 
 
 def check_arms(run) -> None:
