@@ -39,7 +39,7 @@ from gankd.pipeline import Run
 from gankd.tasks import Classification, Regression
 from generators.images import to_unit_range
 from generators.metrics import density_coverage, draw_images, evenly_spread, frechet_distance, frechet_score
-from generators.wrapping import WrappedGenerator, wrap
+from generators.wrapping import wrap
 from tests.conftest import run
 
 CLASSES = Classification(class_names=("first", "second", "third", "fourth"))
@@ -593,17 +593,11 @@ def test_labels_of_no_class_are_refused():
         warnings_of(replace(class_set(), labels=class_set().labels + 1, name="fakes"), class_set())
 
 
-class Unscaled(WrappedGenerator):
-    """Draws in [-255, 255]."""
-
-    def forward(self, z: Tensor, y: Tensor) -> Tensor:
-        return 255 * super().forward(z, y)
-
-
 def test_a_generator_that_leaves_the_range_is_refused():
-    form = {"resolution": 4, "latent_dim": 16, "image_channels": 1, "num_classes": 4, "label_range": None}
-    generator = Unscaled(source=lambda z, y: torch.ones(len(y), 1, 4, 4), feature_names=(), **form)
-    with pytest.raises(ValueError, match=r"Unscaled draws values in \[255, 255\]"):
+    generator = class_generator()
+    sample = generator.sample
+    generator.sample = lambda *args: 255 * sample(*args)
+    with pytest.raises(ValueError, match=r"draws values in \[-255, 255\]"):
         draw_images(generator, torch.arange(4), seed=0)
 
 
