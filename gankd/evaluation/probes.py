@@ -37,7 +37,7 @@ class ProbeResult:
     protocol: str
     """How it was measured, in one line."""
     strength: float | None = None
-    """Of the regularisation that was chosen, where one was."""
+    """Strength of the regularisation that was chosen, where one was."""
 
     def __str__(self) -> str:
         chosen = "" if self.strength is None else f"; strength {self.strength:.3g}"
@@ -106,7 +106,7 @@ def linear_probe(
     _check(train_features, train_labels, test_features, test_labels, of_classes=True)
     train_features, train_labels = full_precision(train_features.detach()), train_labels.long()
     num_classes = int(train_labels.max()) + 1
-    rest, held_out = _split(train_labels, groups, seed)
+    rest, held_out = split_for_choice(train_labels, groups, seed)
 
     standardized = standardize_features(features=train_features, bank_features=train_features[rest])
     head, trials = _zero_head(standardized, num_classes), []
@@ -160,7 +160,7 @@ def ridge_probe(
     """
     _check(train_features, train_labels, test_features, test_labels, of_classes=False)
     features, labels = train_features.detach().double(), train_labels.double()
-    rest, held_out = _split(train_labels, groups, seed)
+    rest, held_out = split_for_choice(train_labels, groups, seed)
 
     predictions = _ridge_predictions(features[rest], labels[rest], features[held_out], RIDGE_STRENGTHS)
     errors = (predictions - labels[held_out]).abs().mean(dim=1)
@@ -249,7 +249,7 @@ def _knn_protocol(answer: str, bank_size: int, k: int, temperature: float | None
     )
 
 
-def _split(labels: Tensor, groups: Tensor | None, seed: int) -> tuple[Tensor, Tensor]:
+def split_for_choice(labels: Tensor, groups: Tensor | None, seed: int) -> tuple[Tensor, Tensor]:
     groups = None if groups is None else groups.cpu()
     parts = stratified_indices(
         labels.cpu(), VALIDATION_SHARE, seed=seed, groups=groups, key="the probe's validation part"

@@ -677,7 +677,7 @@ def test_a_replaced_label_may_be_trained_on(tmp_path: Path) -> None:
     synthetic = gankd.synthesize(
         generator, module, real=real, num_samples=12, config=PLAIN.replace(rho=None), directory=tmp_path
     )
-    assert torch.equal(synthetic.labels, torch.full((12,), 1.9))
+    assert (synthetic.labels - 1.9).abs().max() < 1e-6
     student = SmallResNet(1, in_channels=1, widths=(4,))
     before = [parameter.detach().clone() for parameter in student.parameters()]
     gankd.distill(student, real=real, synthetic=synthetic, method="supervised", steps=1)
