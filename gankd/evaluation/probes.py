@@ -65,14 +65,9 @@ def extract_features(
     Raises:
         ValueError: a feature_path that the model does not have, or no linear layer where none is named.
     """
-    homes = {module: _device(module) for module in (model, normalize)}
-    try:
-        with preserve_state(model):
-            teacher = Teacher(model, normalize, device=device or homes[model], feature_path=feature_path)
-            return teacher.map(images, lambda chunk: teacher.outputs_and_features(chunk)[1].float(), batch_size)
-    finally:
-        for module, home in homes.items():
-            module.to(home)
+    with preserve_state(model), preserve_state(normalize):
+        teacher = Teacher(model, normalize, device=device or _device(model), feature_path=feature_path)
+        return teacher.map(images, lambda chunk: teacher.outputs_and_features(chunk)[1].float(), batch_size)
 
 
 def linear_probe(
@@ -149,14 +144,7 @@ def ridge_probe(
     is minimised in closed form, in float64. The strength is the one of `RIDGE_STRENGTHS` with the lowest mean absolute
     error on a fifth of the training samples, drawn evenly over the sorted labels, and the probe is fitted again on all.
 
-    Args:
-        train_features: [N, D]; train_labels: scalars [N]; test_features: [M, D]; test_labels: scalars [M].
-        groups: int64 [N]; training samples of one group never fall on both sides of the split.
-        seed: of the split.
-
-    Raises:
-        ValueError: shapes that do not fit, labels that are class ids, features or labels that are not finite, or too
-            few samples to hold some out.
+    Arguments and errors as of `linear_probe`, with scalar labels [N] and [M].
     """
     _check(train_features, train_labels, test_features, test_labels, of_classes=False)
     features, labels = train_features.detach().double(), train_labels.double()
@@ -187,12 +175,7 @@ def knn_probe(
 ) -> ProbeResult:
     """Top-1 accuracy of `knn_predict` with the training samples as the bank, in %.
 
-    Args:
-        train_features: [N, D]; train_labels: class ids [N]; test_features: [M, D]; test_labels: class ids [M].
-
-    Raises:
-        ValueError: shapes that do not fit, labels that are not class ids, features that are not finite, k below 1, or
-            a temperature that is not positive.
+    Features and class ids as in `linear_probe`; raises a ValueError as it does, and as `knn_predict`.
     """
     _check(train_features, train_labels, test_features, test_labels, of_classes=True)
     accuracy = knn_accuracy(
@@ -218,12 +201,7 @@ def knn_regression_probe(
 ) -> ProbeResult:
     """Mean absolute error of `knn_regress` with the training samples as the bank, in the units of the labels.
 
-    Args:
-        train_features: [N, D]; train_labels: scalars [N]; test_features: [M, D]; test_labels: scalars [M].
-
-    Raises:
-        ValueError: shapes that do not fit, labels that are class ids, features or labels that are not finite, k below
-            1, or a temperature that is not positive.
+    Features and scalar labels as in `ridge_probe`; raises a ValueError as it does, and as `knn_regress`.
     """
     _check(train_features, train_labels, test_features, test_labels, of_classes=False)
     predictions = knn_regress(

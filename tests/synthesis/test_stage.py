@@ -38,7 +38,7 @@ SUBSAMPLING = {
     "bound": 1,
 }
 CONFIG = SynthesisConfig(
-    num_samples=31, chunk_size=10, shard_size=12, rho=0.8, subsample={**SUBSAMPLING, "label_bins": 3}
+    num_samples=31, chunk_size=10, shard_size=12, rho=0.8, force=True, subsample={**SUBSAMPLING, "label_bins": 3}
 )
 PLAIN = CONFIG.replace(subsample={"enabled": False})
 KINDS = ["classification", "regression"]
