@@ -270,7 +270,7 @@ def synthesize(
     from gankd.models.state import preserve_state
     from gankd.models.teacher import Normalize
     from gankd.synthesis.config import SynthesisConfig
-    from gankd.synthesis.stage import Synthesis, check_generator
+    from gankd.synthesis.stage import Synthesis
     from gankd.synthesis.store import load_store
     from gankd.tasks import task_of
     from gankd.training.context import no_log
@@ -280,7 +280,6 @@ def synthesize(
     real, directory = as_image_set(real, "real"), Path(directory)
     task = task or task_of(real)
     config = (config or SynthesisConfig()).replace(num_samples=num_samples, **settings)
-    check_generator(generator, task, real)
     with contextlib.ExitStack() as lent:
         for module in (generator, teacher):
             if isinstance(module, nn.Module):
@@ -294,21 +293,21 @@ def synthesize(
             "teacher": fingerprint(teacher),
             "task": str(task),
         }
-        stage = StageDirectory(directory, inputs)
-        with stage.once(accelerator) as results:
+        synthesis = Synthesis(  # which refuses what does not fit before anything is written
+            generator.to(accelerator.device),
+            teacher,
+            task,
+            real,
+            config,
+            directory=directory,
+            seed=seed,
+            accelerator=accelerator,
+            provenance={"inputs": inputs},
+            log=log or no_log,
+        )
+        with StageDirectory(directory, inputs).once(accelerator) as results:
             if results is not None:
-                Synthesis(
-                    generator.to(accelerator.device),
-                    teacher,
-                    task,
-                    real,
-                    config,
-                    directory=directory,
-                    seed=seed,
-                    accelerator=accelerator,
-                    provenance={"inputs": inputs},
-                    log=log or no_log,
-                ).run()
+                synthesis.run()
     return load_store(directory)
 
 

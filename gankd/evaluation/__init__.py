@@ -17,7 +17,7 @@ from gankd.evaluation.probes import (
     linear_probe,
     ridge_probe,
 )
-from gankd.evaluation.protocols import PROBES, LabelledFeatures, labelled_features, measure
+from gankd.evaluation.protocols import PROBES, LabelledFeatures, check_probes, labelled_features, measure
 from gankd.models.outputs import outputs_of
 from gankd.models.state import preserve_state
 from gankd.tasks import REGRESSION, Task, not_finite
@@ -27,6 +27,7 @@ __all__ = [
     "PROBES",
     "LabelledFeatures",
     "ProbeResult",
+    "check_probes",
     "evaluate",
     "extract_features",
     "knn_accuracy",

@@ -14,6 +14,7 @@ from torch import nn
 from gankd.data.augment import Augment
 from gankd.data.loader import BatchSource
 from gankd.data.sets import ImageSet, LazyImages
+from gankd.evaluation import check_probes
 from gankd.methods import build_distiller, sampling_of
 from gankd.methods.label_free.simreg import load_teacher
 from gankd.models import ModelConfig, load_checkpoint
@@ -41,6 +42,8 @@ def rehearse(run) -> None:
             with_key(f"representation.arms.{arm}", load_teacher, model, run.task.num_outputs, run.image_shape[0])
     if run.backbones:
         run.unlabelled  # noqa: B018 (a folder that is missing)
+        key, settings = "representation.probe_on", run.config
+        with_key(key, lambda: check_probes(run.part(settings.representation.probe_on), seed=settings.seed))
 
 
 def with_key(key: str, function: Callable, *arguments):

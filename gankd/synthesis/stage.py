@@ -23,7 +23,7 @@ from gankd.data.sets import ImageSet
 from gankd.models.state import preserve_state
 from gankd.models.teacher import Teacher
 from gankd.synthesis.candidates import Candidates, Labels
-from gankd.synthesis.checks import NUM_SAMPLES, check_generator, check_samples, check_teacher
+from gankd.synthesis.checks import check_generator, check_samples, check_teacher
 from gankd.synthesis.config import SynthesisConfig
 from gankd.synthesis.ratio import RatioModel
 from gankd.synthesis.selection import Scores, ratio_bounds, select_rho, subsample, take, teacher_filter
@@ -111,7 +111,7 @@ class Synthesis:
             self.real,
             seed=self.seed,
             force=self.config.force,
-            num_samples=min(NUM_SAMPLES, self.config.num_samples),
+            num_samples=self.config.num_samples,
         )
         ratio = self.ratio_model() if self.config.subsample.enabled else None
         bounds = self.burn_in(ratio) if ratio else None
