@@ -181,13 +181,13 @@ def generated(
     """
     from accelerate import Accelerator
 
-    from gankd.data.generated import generated_set
+    from gankd.data.live import live_set
     from gankd.experiment.artifacts import StageDirectory, fingerprint
     from gankd.synthesis.feature_store import write_feature_store
     from gankd.synthesis.store import load_store
 
     accelerator = accelerator or Accelerator()
-    live = generated_set(generator.to(accelerator.device), num_samples, seed=seed)
+    live = live_set(generator.to(accelerator.device), num_samples, seed=seed)
     if directory is None:
         return live
     stage = StageDirectory(Path(directory), {"generated": fingerprint(live)})
@@ -220,7 +220,7 @@ def probe(
     from accelerate import Accelerator
 
     from gankd import evaluation
-    from gankd.data.sets import as_image_set
+    from gankd.data.inputs import as_image_set
     from gankd.models.inputs import normalization_of
     from gankd.models.teacher import Normalize
 
@@ -266,7 +266,7 @@ def synthesize(
     from accelerate import Accelerator
     from torch import nn
 
-    from gankd.data.sets import as_image_set
+    from gankd.data.inputs import as_image_set
     from gankd.experiment.artifacts import StageDirectory, fingerprint
     from gankd.models.state import preserve_state
     from gankd.models.teacher import Normalize
@@ -324,13 +324,17 @@ def evaluate(
     """Top-1 (and top-5) accuracy in %, or MAE, RMSE (units of the labels) and R2, on all of `dataset`.
 
     Args:
-        normalize: of the model's input; None takes what a model trained by gankd carries, else that of the data.
-        task: what the outputs mean; None takes what a model trained by gankd carries, else what the labels say.
+        normalize: of the model's input; None takes what a model trained by gankd carries.
+        task: what the outputs mean; None takes what a model trained by gankd carries, else, for classes, what the data says.
+
+    Raises:
+        ValueError: a network that does not say how its input is normalised, or in which units it answers; outputs that
+            are not finite.
     """
     from accelerate import Accelerator
 
     from gankd import evaluation
-    from gankd.data.sets import as_image_set
+    from gankd.data.inputs import as_image_set
     from gankd.models.inputs import normalization_of
     from gankd.models.state import preserve_state
     from gankd.models.teacher import Normalize
@@ -338,8 +342,18 @@ def evaluate(
 
     accelerator = accelerator or Accelerator()
     dataset = as_image_set(dataset)
-    normalize = normalize or normalization_of(model) or Normalize.of(dataset.images)
-    model, normalize = model.to(accelerator.device), normalize.to(accelerator.device)
-    task = task or getattr(model, "output_task", None) or task_of(dataset)
+    normalize = normalize or normalization_of(model)
+    if normalize is None:
+        raise ValueError(
+            "the network does not say how its input is normalised (a state_dict does not hold it): give normalize, of the "
+            "images that it was trained on (Normalize.of(images)), or read the network with gankd.load_model."
+        )
+    task = task or getattr(model, "output_task", None)
+    if task is None and dataset.labels.dtype.is_floating_point:
+        raise ValueError(
+            "the network does not say in which units it answers (a state_dict does not hold it): give task, of the labels "
+            "that it was trained on (gankd.task_of(train)), or read the network with gankd.load_model."
+        )
+    task, normalize = task or task_of(dataset), normalize.to(accelerator.device)
     with preserve_state(model):
-        return evaluation.evaluate(model, normalize, task, dataset, accelerator=accelerator)
+        return evaluation.evaluate(model.to(accelerator.device), normalize, task, dataset, accelerator=accelerator)

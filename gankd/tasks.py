@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gankd.losses.classes import ClassEquations, softened_divergence
 from gankd.losses.distributions import (
     distribution_expectation,
     gaussian_kd_loss,
     gaussian_nll_loss,
     label_distribution_loss,
 )
-from gankd.losses.online import softened_divergence
+from gankd.losses.mixing import mixup_batch
 from gankd.losses.precision import full_precision
 
 CLASSIFICATION, REGRESSION, REPRESENTATION = "classification", "regression", "representation"
@@ -92,7 +93,7 @@ def uniform_bins(
 
 
 @dataclasses.dataclass(frozen=True)
-class Classification:
+class Classification(ClassEquations):
     """Labels are class ids 0..num_classes-1; networks answer with logits [N, num_classes]."""
 
     class_names: tuple[str, ...]
@@ -128,24 +129,9 @@ class Classification:
         """The task as it is trained after a share `progress` of the run: always the same."""
         return self
 
-    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy, mean over the batch."""
-        return F.cross_entropy(outputs.float(), labels)
-
-    def divergence(self, outputs: Tensor, targets: Tensor, *, temperature: float = 1.0) -> Tensor:
-        """How far outputs are from others, mean over the batch: T^2 KL( softmax(targets / T) || softmax(outputs / T) ).
-
-        Both [N, K]; the gradient reaches both.
-        """
-        return softened_divergence(full_precision(outputs), full_precision(targets), temperature).mean()
-
     def predict(self, outputs: Tensor) -> Tensor:
         """Class ids [N]."""
         return outputs.argmax(dim=1)
-
-    def error(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """How wrong a network's outputs find the labels: cross-entropy [N], in nats."""
-        return teacher_error(teacher_outputs=outputs, labels=labels, task=self.kind)
 
     def replace(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """The labels that a network's outputs stand for, [N]."""
@@ -289,6 +275,10 @@ class Regression:
             return gaussian_nll_loss(student_mean=mean, student_log_variance=log_variance, labels=labels)
         return F.mse_loss(outputs.float().flatten(), labels)
 
+    def mixed_loss(self, outputs: Tensor, labels: Tensor, permutation: Tensor, mixing: float) -> Tensor:
+        """The loss on images mixed with their partners, to the same blend of their labels."""
+        return self.loss(outputs, mixup_batch(images=labels, permutation=permutation, mixing=mixing))
+
     def divergence(self, outputs: Tensor, targets: Tensor, *, temperature: float = 1.0) -> Tensor:
         """How far outputs are from others of the same form, mean over the batch.
 
@@ -306,11 +296,27 @@ class Regression:
             )
         return F.mse_loss(full_precision(outputs).flatten(), full_precision(targets).flatten())
 
+    def soften(self, labels: Tensor, num_outputs: int = 1, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Labels as a network would answer with them: [N], standardised."""
+        return self.standardize(labels.float())
+
+    def soft_labels(self, outputs: Tensor, *, temperature: float = 1.0) -> Tensor:
+        """What outputs say, as something that can be averaged: predictions [N], standardised."""
+        return self.prediction(outputs)
+
+    def soft_loss(self, outputs: Tensor, soft_labels: Tensor) -> Tensor:
+        """Squared error to averages [N] of labels and predictions, standardised, mean over the batch."""
+        return F.mse_loss(full_precision(outputs).flatten(), soft_labels)
+
+    def soft_divergence(self, outputs: Tensor, soft_labels: Tensor, *, temperature: float = 1.0) -> Tensor:
+        """As `soft_loss`: scalars have no temperature."""
+        return self.soft_loss(outputs, soft_labels)
+
     def prediction(self, outputs: Tensor) -> Tensor:
         """The number that outputs stand for, [N], standardised and not clipped: itself, the expectation, or the mean."""
         if self.head == BINS:
             return distribution_expectation(student_logits=outputs.float(), bins=self.centres(outputs.device))
-        return outputs[:, 0].float() if self.head == GAUSSIAN else outputs.float().flatten()
+        return outputs[:, 0].float() if self.head == GAUSSIAN else full_precision(outputs).flatten()
 
     def translate(self, outputs: Tensor, theirs: Regression) -> Tensor:
         """Outputs of a network of another standardisation or head, in this one's; a single number is always a scalar.
@@ -482,3 +488,8 @@ def task_of(
     ends = ((end - task.mean) / task.std for end in (low, high))
     bins, sigma = uniform_bins(*ends, num_bins, None if sigma is None else sigma / task.std)
     return dataclasses.replace(task, head=head, bins=bins, sigma=sigma)
+
+
+def not_finite(outputs: Tensor, task: Task) -> Tensor:
+    """Of which outputs no prediction can be made, bool like them; a class may have the logit -inf."""
+    return ~outputs.isfinite() if task.kind == REGRESSION else outputs.isnan() | (outputs == torch.inf)

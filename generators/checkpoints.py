@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -13,9 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from generators.images import Images
+
 # how torch.save and safetensors say that a write failed, whatever the reason; an OSError says it by its type
+FULL_OR_FROZEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 FAILED_WRITES = re.compile(r"PytorchStreamWriter|inline_container|unexpected pos|iostream|I/?O ?error", re.IGNORECASE)
 
 
@@ -52,13 +57,20 @@ def telling_failed_writes(path: Path) -> Iterator[None]:
     """Raise what keeps a block from writing `path` as an OSError of one sentence; other failures pass as they are."""
     try:
         yield
-    except Exception as error:
-        foreign = isinstance(error, RuntimeError) or type(error).__name__ == "SafetensorError"
-        if isinstance(error, FailedWrite) or not (
-            isinstance(error, OSError) or (foreign and FAILED_WRITES.search(str(error)))
-        ):
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, FailedWrite) or not is_failed_write(error, path):
             raise
         raise FailedWrite(path, error) from error
+
+
+def is_failed_write(error: Exception, path: Path) -> bool:
+    """Whether an error says that a file at `path`, or a folder on the way there, cannot be written."""
+    if not isinstance(error, OSError):
+        return bool(FAILED_WRITES.search(str(error)))
+    if error.filename is None or isinstance(error.filename, int):
+        return error.errno in FULL_OR_FROZEN
+    culprit = Path(error.filename)
+    return culprit.is_relative_to(path.parent) or path.is_relative_to(culprit)
 
 
 class FailedWrite(OSError):
@@ -108,7 +120,7 @@ def check_same_run(state: dict[str, Any], run: dict[str, Any], path: Path) -> No
         )
 
 
-def fingerprint(values) -> str:
+def fingerprint(values: Images) -> str:
     """A short hash of the contents of a tensor, or of what indexes like one, which is read in parts for it.
 
     Values that know their own, as `fingerprint`, are asked.

@@ -7,6 +7,7 @@ import warnings
 import torch
 from torch import Tensor
 
+from generators.images import Images
 from generators.interface import ConditionalGenerator, evaluating
 from generators.randomness import seeded
 
@@ -17,7 +18,7 @@ def check_generator(
     labels: Tensor,
     *,
     num_classes: int | None = None,
-    real_images=None,
+    real_images: Images | None = None,
     num_samples: int = 64,
     seed: int = 0,
 ) -> None:
@@ -62,7 +63,7 @@ def check_generator(
         )
         if real_images is None:
             warnings.warn(f"{sentence}, unless the images are meant to be this bright.", stacklevel=2)
-        elif (real_images[torch.arange(min(num_samples, len(real_images)))] < 120).float().mean() > 0.02:
+        elif (real_images[torch.arange(min(num_samples, real_images.shape[0]))] < 120).float().mean() > 0.02:
             raise ValueError(f"{sentence}: the real images do have dark pixels.")
 
 

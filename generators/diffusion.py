@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, DiTTransformer2DModel, UNet2DModel
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from generators.model import GeneratorModel, register_to_config
 
@@ -61,9 +60,6 @@ class DiffusionGenerator(GeneratorModel):
             chosen = sorted({math.ceil(depth * quarter / 4) - 1 for quarter in (1, 2, 3, 4)})
             self.feature_names = tuple(f"denoiser.transformer_blocks.{i}" for i in chosen)
 
-    def label_code(self, y: Tensor) -> Tensor:
-        return F.one_hot(y, self.config.num_classes).float()
-
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         channels = self.denoiser.config.in_channels
         size = math.isqrt(self.config.latent_dim // channels)
@@ -79,10 +75,8 @@ class DiffusionGenerator(GeneratorModel):
         """The denoiser's prediction [N, C, H, W] at one step, guided by the class."""
         guided = self.config.guidance != 1
         if guided:
-            x, y = (
-                x.repeat(2, 1, 1, 1),
-                torch.cat([y, torch.full_like(y, self.config.num_classes)]),
-            )  # then the null class
+            null = torch.full_like(y, self.config.num_classes)
+            x, y = x.repeat(2, 1, 1, 1), torch.cat([y, null])
         classes = {"class_labels": y} if self.takes_classes else {}
         output = self.denoiser(x, time.to(x.device).expand(len(x)), **classes).sample
         output = output[:, : x.shape[1]]  # the rest predicts a variance, which a sampler without noise does not use

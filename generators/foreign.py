@@ -1,18 +1,20 @@
 """Checkpoints of other projects: which of our networks they are, and what they call its weights.
 
-For every architecture: a builder whose keywords are those of the project, the file's name of each of our keys, and what has
-to be done to the file's weights first. Read with `pretrained.load_generator`.
+For every architecture: its settings under the project's names, the file's name of each of our keys, and what has to be done
+to the file's weights first. Read with `pretrained.load_generator`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from generators.interface import ConditionalGenerator
+from generators.model import GeneratorModel
 from generators.networks.biggan import BigGANGenerator
 from generators.networks.biggan_deep import BigGANDeepGenerator
 from generators.networks.sagan import GENERATOR_WIDTHS as SAGAN_WIDTHS
@@ -21,81 +23,65 @@ from generators.networks.sngan import SNGANGenerator
 
 # counters; BigGAN-PyTorch's log of singular values; CcGAN SNGAN's second copies and unused unconditional path
 IGNORED = re.compile(r"num_batches_tracked$|\.sv\d+$|^genblock\d+\.(model|bypass)\.\d+\.")
+OUR_NAMES = {"z_dim": "latent_dim", "shared_dim": "label_dim", "embed_dim": "label_dim"}
 
-TORCH_SPECTRAL_NORM = [
-    (r"\.parametrizations\.weight\.original$", ".weight_orig"),
-    (r"\.parametrizations\.weight\.0\._([uv])$", r".weight_\1"),
-]
+Names = Sequence[tuple[str, str]]
+Weights = dict[str, Tensor]
 
 
-def rename(key: str, table: Sequence[tuple[str, str]]) -> str:
+@dataclass(frozen=True)
+class Architecture:
+    """One of our networks as another project describes and stores it."""
+
+    network: type[GeneratorModel]
+    settings: dict[str, Any]
+    """What the project calls the settings, each with its default there."""
+    names: Names
+    """Substitutions that turn a key of ours into the file's, in order."""
+    describe: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    """The project's settings to those of our network, before OUR_NAMES."""
+    locate: Callable[[str, GeneratorModel], str | None] = lambda key, generator: key
+    """What `names` cannot say of a key; None: the file need not have it."""
+    adapt: Callable[[Weights, GeneratorModel], Weights] = lambda weights, generator: weights
+    """What has to be done to the file's weights."""
+    of_scalars: bool = False
+    """Whether it takes scalar labels, through a label network with a file of its own."""
+
+    def build(self, config: dict[str, Any], **labels: Any) -> GeneratorModel:
+        """The network, untrained, that the project's `config` describes; raises a ValueError where it describes none."""
+        settings = self.describe({**self.settings, **config, **labels})
+        settings = {OUR_NAMES.get(name, name): value for name, value in settings.items()}
+        return self.network(**{name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()})
+
+    def name_there(self, key: str, generator: GeneratorModel) -> str | None:
+        """The file's name of our `key`."""
+        located = self.locate(key, generator)
+        return located if located is None else rename(located, self.names)
+
+
+def rename(key: str, table: Names) -> str:
     """`key` after every substitution of the table, in order."""
     for pattern, replacement in table:
         key = re.sub(pattern, replacement, key)
     return key
 
 
-def unchanged(weights: dict[str, Tensor], generator: ConditionalGenerator) -> dict[str, Tensor]:
-    return weights
-
-
-def as_hooks(weights: dict[str, Tensor], generator: ConditionalGenerator) -> dict[str, Tensor]:
-    """The weights under the names of torch's older spectral norm, also from a file that was written with the newer one."""
-    return {rename(name, TORCH_SPECTRAL_NORM): value for name, value in weights.items()}
-
+TORCH_SPECTRAL_NORM = [
+    (r"\.parametrizations\.weight\.original$", ".weight_orig"),
+    (r"\.parametrizations\.weight\.0\._([uv])$", r".weight_\1"),
+]
 
 # --- BigGAN-PyTorch, and cGAN-KD, which uses it -----------------------------------------------------------------------
 
 
-def biggan(
-    *,
-    resolution: int = 32,
-    channels: int = 64,
-    z_dim: int = 128,
-    num_classes: int = 100,
-    attention: Sequence[int] = (),
-    shared_embedding: bool = False,
-    shared_dim: int | None = 128,
-    hierarchical: bool = False,
-) -> BigGANGenerator:
-    """Defaults: cGAN-KD's CIFAR-100. BigGAN-PyTorch's ImageNet at 128 pixels: channels 96, z_dim 120, num_classes 1000,
-    attention [64], shared_embedding and hierarchical."""
-    return BigGANGenerator(
-        resolution=resolution,
-        channels=channels,
-        latent_dim=z_dim,
-        num_classes=num_classes,
-        attention=tuple(attention),
-        shared_embedding=shared_embedding,
-        label_dim=shared_dim or z_dim,
-        hierarchical=hierarchical,
-    )
+def of_biggan(settings: dict[str, Any]) -> dict[str, Any]:
+    return settings | {"shared_dim": settings["shared_dim"] or settings["z_dim"]}
 
 
-def biggan_deep(
-    *,
-    resolution: int = 128,
-    channels: int = 128,
-    z_dim: int = 128,
-    num_classes: int = 100,
-    attention: Sequence[int] = (64,),
-    shared_embedding: bool = True,
-    shared_dim: int = 128,
-    hierarchical: bool = True,
-    depth: int = 2,
-) -> BigGANDeepGenerator:
-    """Defaults: cGAN-KD's ImageNet-100."""
-    if not (shared_embedding and hierarchical):
+def of_biggan_deep(settings: dict[str, Any]) -> dict[str, Any]:
+    if not (settings.pop("shared_embedding") and settings.pop("hierarchical")):
         raise ValueError("biggan_deep always has a shared embedding and hierarchical latents; leave both true.")
-    return BigGANDeepGenerator(
-        resolution=resolution,
-        channels=channels,
-        latent_dim=z_dim,
-        num_classes=num_classes,
-        attention=tuple(attention),
-        label_dim=shared_dim,
-        depth=depth,
-    )
+    return settings
 
 
 BIGGAN = [
@@ -106,56 +92,33 @@ BIGGAN = [
     (r"^(blocks\.\d+\.0)\.shortcut\.", r"\1.conv_sc."),
 ]
 
-
-def biggan_name(key: str, generator: ConditionalGenerator) -> str:
-    return rename(key, BIGGAN)
-
-
 # --- CcGAN ------------------------------------------------------------------------------------------------------------
 
 
-def ccgan_sagan(
-    *,
-    resolution: int = 64,
-    channels: int = 64,
-    z_dim: int = 256,
-    embed_dim: int = 128,
-    label_range: Sequence[float] = (0.0, 1.0),
-    label_input: str,
-) -> SAGANGenerator:
-    """`label_range` (min, max) are the labels, in their units, that training scaled to 0 and 1."""
-    return SAGANGenerator(
-        resolution=resolution,
-        channels=channels,
-        latent_dim=z_dim,
-        label_dim=embed_dim,
-        label_range=tuple(label_range),
-        label_input=label_input,
-    )
-
-
-def ccgan_sngan(
-    *,
-    resolution: int = 64,
-    channels: int = 64,
-    z_dim: int = 256,
-    embed_dim: int = 128,
-    label_range: Sequence[float] = (0.0, 1.0),
-    label_input: str,
-) -> SNGANGenerator:
-    """`label_range` (min, max) are the labels, in their units, that training scaled to 0 and 1."""
+def of_ccgan_sngan(settings: dict[str, Any]) -> dict[str, Any]:
+    resolution, channels = settings["resolution"], settings.pop("channels")
     if resolution not in SAGAN_WIDTHS:
         raise ValueError(f"resolution {resolution} is none of CcGAN's SNGAN; use one of {list(SAGAN_WIDTHS)}.")
-    return SNGANGenerator(
-        resolution=resolution,
-        widths=tuple(channels * width for width in SAGAN_WIDTHS[resolution]),
-        latent_dim=z_dim,
-        label_dim=embed_dim,
-        label_range=tuple(label_range),
-        label_input=label_input,
-    )
+    return settings | {"widths": tuple(channels * width for width in SAGAN_WIDTHS[resolution])}
 
 
+def outside_the_encoder(key: str, generator: GeneratorModel) -> str | None:
+    """The label network has a file of its own; CcGAN's SAGAN counts its blocks from 1."""
+    if key.startswith("encoder."):
+        return None
+    if isinstance(generator, SAGANGenerator):
+        return re.sub(r"^blocks\.(\d+)", lambda match: f"block{int(match[1]) + 1}", key)
+    return key
+
+
+def as_hooks(weights: Weights, generator: GeneratorModel) -> Weights:
+    """The weights under the names of torch's older spectral norm, also from a file that was written with the newer one."""
+    return {rename(name, TORCH_SPECTRAL_NORM): value for name, value in weights.items()}
+
+
+# label_range: the labels, in their units, that training scaled to 0 and 1
+CCGAN = {"resolution": 64, "channels": 64, "z_dim": 256, "embed_dim": 128, "label_range": (0.0, 1.0)}
+CODES = [(r"\.gain\.", ".embed_gamma."), (r"\.bias\.", ".embed_beta.")]
 CCGAN_SAGAN = [
     *TORCH_SPECTRAL_NORM,
     (r"^dense\.", "snlinear0."),
@@ -167,8 +130,7 @@ CCGAN_SAGAN = [
     (r"\.norm(\d)\.", r".cond_bn\1."),
     (r"\.conv(\d)\.", r".snconv2d\1."),
     (r"\.shortcut\.", ".snconv2d0."),
-    (r"\.gain\.", ".embed_gamma."),
-    (r"\.bias\.", ".embed_beta."),
+    *CODES,
 ]
 CCGAN_SNGAN = [
     (r"^norm\.", "final.0."),
@@ -176,50 +138,24 @@ CCGAN_SNGAN = [
     (r"^blocks\.", "genblock"),
     (r"\.norm(\d)\.", r".condbn\1."),
     (r"\.shortcut\.", ".bypass_conv."),
-    (r"\.gain\.", ".embed_gamma."),
-    (r"\.bias\.", ".embed_beta."),
+    *CODES,
 ]
-
-
-def ccgan_sagan_name(key: str, generator: ConditionalGenerator) -> str | None:
-    if key.startswith("encoder."):  # the label network has a file of its own
-        return None
-    key = re.sub(r"^blocks\.(\d+)", lambda match: f"block{int(match[1]) + 1}", key)
-    return rename(key, CCGAN_SAGAN)
-
-
-def ccgan_sngan_name(key: str, generator: ConditionalGenerator) -> str | None:
-    return None if key.startswith("encoder.") else rename(key, CCGAN_SNGAN)
-
 
 # --- PyTorch-StudioGAN, CIFAR -----------------------------------------------------------------------------------------
 
-
-def studiogan_biggan(
-    *,
-    channels: int = 96,
-    z_dim: int = 80,
-    num_classes: int = 10,
-    attention: Sequence[int] = (16,),
-    shared_dim: int = 128,
-) -> BigGANGenerator:
-    """`big_resnet` at 32 pixels; its attn_g_loc 1, 2, 3 are the image sizes 8, 16, 32."""
-    return BigGANGenerator(
-        channels=channels,
-        latent_dim=z_dim,
-        num_classes=num_classes,
-        attention=tuple(attention),
-        shared_embedding=True,
-        label_dim=shared_dim,
-        hierarchical=True,
-        spectral_rule="torch",
-    )
+# `big_resnet` at 32 pixels; its attn_g_loc 1, 2, 3 are the image sizes 8, 16, 32
+STUDIOGAN_BIG = {"channels": 96, "z_dim": 80, "num_classes": 10, "attention": (16,), "shared_dim": 128}
+# `resnet` at 32 pixels with class-conditional batch norm (cBN)
+STUDIOGAN_RES = {"channels": 64, "z_dim": 128, "num_classes": 10}
 
 
-def studiogan_sngan(*, channels: int = 64, z_dim: int = 128, num_classes: int = 10) -> SNGANGenerator:
-    """`resnet` at 32 pixels with class-conditional batch norm (cBN). It has no class code: ours is one-hot."""
-    widths = (4 * channels,) * 4
-    return SNGANGenerator(widths=widths, latent_dim=z_dim, label_dim=num_classes, num_classes=num_classes)
+def of_studiogan_biggan(settings: dict[str, Any]) -> dict[str, Any]:
+    return settings | {"shared_embedding": True, "hierarchical": True, "spectral_rule": "torch"}
+
+
+def of_studiogan_sngan(settings: dict[str, Any]) -> dict[str, Any]:
+    """It has no class code: ours is one-hot."""
+    return settings | {"widths": (4 * settings.pop("channels"),) * 4, "label_dim": settings["num_classes"]}
 
 
 STUDIOGAN_BLOCK = [
@@ -247,27 +183,23 @@ STUDIOGAN_SNGAN = [
 STUDIOGAN_EPSILON = 1e-4 - 1e-5  # its batch norms' epsilon less ours
 
 
-def studiogan_biggan_name(key: str, generator: ConditionalGenerator) -> str:
+def among_blocks(key: str, generator: GeneratorModel) -> str:
     """There, attention is an entry of its own in the list of blocks."""
     if match := re.match(r"blocks\.(\d+)\.([01])\.", key):
         stage, inner = int(match[1]), int(match[2])
         index = stage + inner + sum(len(earlier) - 1 for earlier in generator.blocks[:stage])
-        key = f"blocks.{index}.0.{key[match.end() :]}"
-    return rename(key, STUDIOGAN_BIGGAN)
+        return f"blocks.{index}.0.{key[match.end() :]}"
+    return key
 
 
-def studiogan_sngan_name(key: str, generator: ConditionalGenerator) -> str:
-    return rename(key, STUDIOGAN_SNGAN)
-
-
-def studiogan_norms(weights: dict[str, Tensor], generator: ConditionalGenerator) -> dict[str, Tensor]:
+def studiogan_norms(weights: Weights, generator: GeneratorModel) -> Weights:
     """Move the difference of the epsilons into the running variance: sqrt(variance + epsilon) stays what it was."""
     return {
         name: value + STUDIOGAN_EPSILON if name.endswith("running_var") else value for name, value in weights.items()
     }
 
 
-def studiogan_tables(weights: dict[str, Tensor], generator: ConditionalGenerator) -> dict[str, Tensor]:
+def studiogan_tables(weights: Weights, generator: GeneratorModel) -> Weights:
     """Gains and biases as linear maps of a one-hot code; earlier versions have tables, embed0 (gain) and embed1 (bias)."""
     weights = studiogan_norms(weights, generator)
     for table, linear in (("embed0", "gain"), ("embed1", "bias")):
@@ -276,12 +208,32 @@ def studiogan_tables(weights: dict[str, Tensor], generator: ConditionalGenerator
     return {**weights, "encoder.weight": torch.eye(generator.config.num_classes)}
 
 
-# what load_generator calls it: the builder, the file's name of our key, the change to the file's weights
+# --- all --------------------------------------------------------------------------------------------------------------
+
+# cGAN-KD's CIFAR-100; BigGAN-PyTorch's ImageNet at 128 pixels: channels 96, z_dim 120, num_classes 1000, attention [64],
+# shared_embedding and hierarchical
+CIFAR_100 = {
+    **{"resolution": 32, "channels": 64, "z_dim": 128, "num_classes": 100, "attention": ()},
+    **{"shared_embedding": False, "shared_dim": 128, "hierarchical": False},
+}
+# cGAN-KD's ImageNet-100
+IMAGENET_100 = {
+    **{"resolution": 128, "channels": 128, "z_dim": 128, "num_classes": 100, "attention": (64,)},
+    **{"shared_embedding": True, "shared_dim": 128, "hierarchical": True, "depth": 2},
+}
 ARCHITECTURES = {
-    "biggan": (biggan, biggan_name, unchanged),
-    "biggan_deep": (biggan_deep, biggan_name, unchanged),
-    "ccgan_sagan": (ccgan_sagan, ccgan_sagan_name, as_hooks),
-    "ccgan_sngan": (ccgan_sngan, ccgan_sngan_name, unchanged),
-    "studiogan_biggan": (studiogan_biggan, studiogan_biggan_name, studiogan_norms),
-    "studiogan_sngan": (studiogan_sngan, studiogan_sngan_name, studiogan_tables),
+    "biggan": Architecture(BigGANGenerator, CIFAR_100, BIGGAN, of_biggan),
+    "biggan_deep": Architecture(BigGANDeepGenerator, IMAGENET_100, BIGGAN, of_biggan_deep),
+    "ccgan_sagan": Architecture(
+        SAGANGenerator, CCGAN, CCGAN_SAGAN, locate=outside_the_encoder, adapt=as_hooks, of_scalars=True
+    ),
+    "ccgan_sngan": Architecture(
+        SNGANGenerator, CCGAN, CCGAN_SNGAN, of_ccgan_sngan, locate=outside_the_encoder, of_scalars=True
+    ),
+    "studiogan_biggan": Architecture(
+        BigGANGenerator, STUDIOGAN_BIG, STUDIOGAN_BIGGAN, of_studiogan_biggan, among_blocks, studiogan_norms
+    ),
+    "studiogan_sngan": Architecture(
+        SNGANGenerator, STUDIOGAN_RES, STUDIOGAN_SNGAN, of_studiogan_sngan, adapt=studiogan_tables
+    ),
 }

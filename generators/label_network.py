@@ -6,12 +6,15 @@ through a code h. (b) With the map h -> y frozen, the label network y -> h learn
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from generators.conditioning import LabelNetwork
-from generators.images import to_unit_range
+from generators.images import Images, to_unit_range
+from generators.progress import Progress
 from generators.randomness import mix
 
 
@@ -41,14 +44,15 @@ class ImageRegressor(nn.Module):
 
 
 def train_label_network(
-    images: Tensor,
+    images: Images,
     labels: Tensor,
     network: LabelNetwork,
     *,
     seed: int = 0,
-    device="cpu",
+    device: str | torch.device = "cpu",
     steps: int = 500,
     batch_size: int = 128,
+    shown: bool = True,
 ) -> dict[str, Tensor]:
     """The trained state of a `LabelNetwork` shaped like `network`; images uint8 [N, C, H, W], labels [N] in [0, 1]."""
     with torch.random.fork_rng():
@@ -57,10 +61,10 @@ def train_label_network(
         regressor = ImageRegressor(images.shape[1], dim).to(device)
         label_network = LabelNetwork(dim).to(device)
 
-        def fit(module: nn.Module, loss_of_batch) -> None:
+        def fit(module: nn.Module, loss_of_batch: Callable[[], Tensor], title: str) -> None:
             optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-            for _ in range(steps):
+            for _ in Progress(range(steps), title=title, every=max(1, steps // 5), shown=shown):
                 optimizer.zero_grad(set_to_none=True)
                 loss_of_batch().backward()
                 optimizer.step()
@@ -76,7 +80,7 @@ def train_label_network(
             y = (y + 0.2 * torch.randn(batch_size)).clamp(0, 1).to(device)  # the noise fills the gaps between labels
             return F.mse_loss(regressor.decode(label_network(y)), y)
 
-        fit(regressor.train(), image_to_label)
+        fit(regressor.train(), image_to_label, "labels of images")
         regressor.eval().requires_grad_(False)
-        fit(label_network.train(), label_to_code)
+        fit(label_network.train(), label_to_code, "codes of labels")
         return label_network.state_dict()

@@ -151,11 +151,11 @@ def check_labels(labels: Tensor, num_classes: int | None, label_range: tuple[flo
         index = int(outside.nonzero()[0])
         raise ValueError(f"label {labels[index].item():g} of sample {index} lies outside [{low:g}, {high:g}].")
     distinct = labels.unique()
+    if label_range is not None:
+        check_precision(distinct, low, high)
     if len(distinct) < 2:
         only = "no labels" if len(distinct) == 0 else f"all {len(labels)} labels are {distinct[0].item():g}"
         raise ValueError(f"{only}; a conditional generator needs at least two distinct labels.")
-    if label_range is not None:
-        check_precision(distinct, low, high)
 
 
 def check_precision(distinct: Tensor, low: float, high: float) -> None:

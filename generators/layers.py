@@ -3,7 +3,7 @@ self-attention, and the residual blocks of SNGAN, SAGAN and BigGAN."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,16 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from generators.conditioning import upsample
+
+SIZES = (8, 16, 32, 64, 128)  # sides of images, in pixels, to which 4x4 can be doubled
+
+
+def check_size(networks: str, resolution: int, valid: Iterable[int]) -> None:
+    """Raise a ValueError unless `resolution` is one of the `valid` image sizes of the networks."""
+    if resolution not in (valid := list(valid)):
+        raise ValueError(
+            f"an image size of {resolution} pixels does not fit the {networks} networks; use one of {valid}."
+        )
 
 
 def spectral_normalize(weight: Tensor, u: Tensor, eps: float = 1e-12) -> tuple[Tensor, Tensor, Tensor]:

@@ -20,8 +20,7 @@ def hinge_discriminator_loss(*, real_logits: Tensor, fake_logits: Tensor) -> tup
     Returns (total, real term, fake term).
     Source: Lim & Ye, "Geometric GAN", arXiv 1705.02894, 2017; Miyato et al., ICLR 2018, eq. 16.
     """
-    real_terms, fake_terms = _discriminator_terms(real_logits, fake_logits, "hinge")
-    real_term, fake_term = real_terms.mean(), fake_terms.mean()
+    real_term, fake_term = (terms.mean() for terms in _discriminator_terms(real_logits, fake_logits, "hinge"))
     return real_term + fake_term, real_term, fake_term
 
 
@@ -42,8 +41,7 @@ def nonsaturating_discriminator_loss(*, real_logits: Tensor, fake_logits: Tensor
     Returns (total, real term, fake term).
     Source: Goodfellow et al., "Generative Adversarial Nets", NeurIPS 2014.
     """
-    real_terms, fake_terms = _discriminator_terms(real_logits, fake_logits, "vanilla")
-    real_term, fake_term = real_terms.mean(), fake_terms.mean()
+    real_term, fake_term = (terms.mean() for terms in _discriminator_terms(real_logits, fake_logits, "vanilla"))
     return real_term + fake_term, real_term, fake_term
 
 

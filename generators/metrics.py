@@ -12,7 +12,7 @@ from torch import Tensor
 
 from generators.checks import check_range
 from generators.images import from_generator_range
-from generators.interface import evaluating
+from generators.interface import ConditionalGenerator, evaluating
 from generators.randomness import seeded
 
 
@@ -136,10 +136,10 @@ def evenly_spread(labels: Tensor, count: int) -> Tensor:
 
 
 @torch.no_grad()
-def draw_images(generator, labels: Tensor, *, seed: int, batch_size: int = 256) -> Tensor:
+def draw_images(generator: ConditionalGenerator, labels: Tensor, *, seed: int, batch_size: int = 256) -> Tensor:
     """Images uint8 [N, C, H, W] on the CPU for labels [N] in the user's units; the latents are a function of `seed`.
 
-    generator: a `ConditionalGenerator`; it draws in eval mode and is left in the mode in which it was.
+    generator: draws in evaluation mode and is left in the mode in which it was.
     Raises ValueError when its images leave [-1, 1], which clamping to uint8 would hide.
     """
     random, images = seeded(seed, "evaluation"), []
@@ -154,7 +154,7 @@ def draw_images(generator, labels: Tensor, *, seed: int, batch_size: int = 256) 
 @torch.no_grad()
 def frechet_score(
     *,
-    generator,
+    generator: ConditionalGenerator,
     features_of: Callable[[Tensor], Tensor],
     real_features: Tensor,
     labels: Tensor,

@@ -1,4 +1,4 @@
-"""Watching a generator while it trains: its sample grids, its scores, the best one so far, and the end of a bad run."""
+"""What is looked at while a generator trains: sample grids, scores, the best weights so far, and signs of a failed run."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ from generators.interface import ConditionalGenerator
 from generators.labels import ClassLabels, ScalarLabels
 from generators.statistics import recalibrate_batch_norm
 
-FADED = 1e-4  # a spread of the discriminator's logits that teaches a generator nothing
+FADED = 1e-4  # standard deviation of the discriminator's logits below which the generator learns nothing from them
 
 
 class GeneratorDiverged(ValueError):
-    """Training stopped because the generator is of no more use, and there is no better one to go back to."""
+    """The training has failed, and there is no earlier generator with a score to return instead."""
 
 
 class Monitor:
-    """Looks at the averaged generator every so many steps, and remembers the best.
+    """Saves a grid of samples every `sample_every` steps, takes a score every `score_every`, and keeps the best weights.
 
     Args:
-        average: the averaged generator, of which a copy with its own batch norm statistics is looked at.
-        score: a copy, in eval mode, to a number, lower is better.
+        average: the averaged generator. A copy of it, with batch norm statistics of its own, draws the samples.
+        plan: the labels for those statistics.
+        score: a generator in evaluation mode to a number, lower is better.
         directory: where `samples/step-N.png` go; None: no grids.
 
     Raises:
@@ -57,8 +58,8 @@ class Monitor:
         self.best_step, self.best_score = 0, math.inf
         self.best_weights: dict[str, Tensor] = {}
 
-    def look(self, step: int, *, last: bool) -> None:
-        """Save a grid and take a score where it is time for them.
+    def after_step(self, step: int, *, last: bool) -> None:
+        """Save a grid and take a score if `step` is a multiple of their intervals, or the last one.
 
         Raises:
             GeneratorDiverged: the score is far above the best one.
@@ -77,7 +78,7 @@ class Monitor:
             self.take_score(ready, step)
 
     def take_score(self, ready: ConditionalGenerator, step: int) -> None:
-        """Score, keep the weights if they are the best, and stop a run that has collapsed; the same in every process."""
+        """Take a score, keep weights that have the best one, and stop a collapsed run; every process does the same."""
         is_main, device = self.accelerator.is_main_process, self.accelerator.device
         value = torch.tensor(self.score(ready) if is_main else 0.0, dtype=torch.float64, device=device)
         score = broadcast(value).item()
@@ -109,7 +110,7 @@ class Monitor:
 
 
 def check_health(values: dict[str, float], step: int) -> None:
-    """Raise `GeneratorDiverged` on a value that is not finite, and on images or answers that are all the same."""
+    """Raise `GeneratorDiverged` if a logged value is not finite, or if all images or all the logits are alike."""
     sentence = None
     if not all(map(math.isfinite, values.values())):
         sentence = f"the generator diverged by step {step}: a loss is no longer finite."

@@ -9,11 +9,10 @@ Every generator comes with averaged weights where the file has them, in evaluati
 
 from __future__ import annotations
 
-import inspect
 import json
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,10 @@ WEIGHTS = ("diffusion_pytorch_model.ema.safetensors", "diffusion_pytorch_model.s
 WRAPPINGS = (
     *("netG_ema_state_dict", "G_ema", "g_ema", "ema_state_dict", "ema"),
     *("netG_state_dict", "state_dict", "G", "g", "generator", "model", "net_state_dict"),
+    *("generator_state_dict", "model_state_dict", "netG", "ema_model"),
 )
+# what wrappers (data parallel, compile, averaged models, a class around the network) put before every name
+PREFIX = re.compile(r"^(module|_orig_mod|_forward_module|net|netG|model|generator|G|ema|ema_model|ema_module)\.")
 
 
 def load_generator(
@@ -73,7 +75,7 @@ def load_folder(path: Path, options: dict[str, Any]) -> ConditionalGenerator:
     if (path / "model_index.json").exists():
         from generators.diffusion import load_pipeline
 
-        check_keys(options, load_pipeline, "a diffusers pipeline")
+        check_keys(options, ("num_steps", "guidance"), "a diffusers pipeline")
         return load_pipeline(path, **options)
     file = path / "config.json"
     if not file.exists():
@@ -103,26 +105,26 @@ def load_foreign(
     path: Path, architecture: str, label_embedding: str | Path | None, config: dict[str, Any]
 ) -> ConditionalGenerator:
     """The generator in another project's checkpoint file."""
-    build, name_there, adapt = ARCHITECTURES[architecture]
-    check_keys(config, build, f"the architecture '{architecture}'")
+    foreign = ARCHITECTURES[architecture]
+    check_keys(config, foreign.settings, f"the architecture '{architecture}'")
     settings = ", ".join(f"{key}={value}" for key, value in config.items())
-    if architecture.startswith("ccgan"):
-        config = {**config, "label_input": "code" if label_embedding is None else "ili"}
+    labels = {}
+    if foreign.of_scalars:
+        labels["label_input"] = "code" if label_embedding is None else "ili"
     elif label_embedding is not None:
         raise ValueError(f"label_embedding does not go with the architecture '{architecture}', which takes class ids.")
-    generator = build(**config)
-    weights = adapt(read_weights(path), generator)
+    generator = foreign.build(config, **labels)
+    weights = foreign.adapt(read_weights(path), generator)
     title = f"a {architecture} generator ({settings})"
-    fill(generator, weights, source=path, title=title, name_there=lambda key: name_there(key, generator))
+    fill(generator, weights, source=path, title=title, name_there=lambda key: foreign.name_there(key, generator))
     if label_embedding is not None:
         title = f"a label network of embed_dim {generator.config.label_dim}"
         fill(generator.encoder, read_weights(label_embedding), source=label_embedding, title=title)
     return generator
 
 
-def check_keys(options: dict[str, Any], function: Callable, subject: str) -> None:
-    """Raise a ValueError for an option that is none of the function's keywords."""
-    keywords = inspect.signature(function).parameters
+def check_keys(options: dict[str, Any], keywords: Iterable[str], subject: str) -> None:
+    """Raise a ValueError for an option that is none of the keywords."""
     for key in options:
         if key not in keywords:
             raise ValueError(f"{key} does not describe {subject}{nearest(key, keywords)}.")
@@ -165,7 +167,7 @@ def fill(
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The generator's tensors in a checkpoint file, without a prefix `module.`; averaged weights where there are any.
+    """The generator's tensors in a checkpoint file, without prefixes of wrappers; averaged weights where there are any.
 
     Raises:
         ValueError: no such file, one that is cut off, one of pickled objects, or one without weights.
@@ -195,7 +197,12 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
         names = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"{path} holds no weights of a generator (only: {names}); save its state_dict.")
-    return {name.removeprefix("module."): value for name, value in content.items() if isinstance(value, Tensor)}
+    weights = {name: value for name, value in content.items() if isinstance(value, Tensor) and name != "n_averaged"}
+    while (
+        weights and all(PREFIX.match(name) for name in weights) and len({name.split(".")[0] for name in weights}) == 1
+    ):
+        weights = {PREFIX.sub("", name): value for name, value in weights.items()}
+    return weights
 
 
 def from_hub(path: Path) -> Path:

@@ -13,18 +13,21 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from generators.checkpoints import all_finite, check_same_run, fingerprint, read_checkpoint, save_checkpoint
 from generators.config import GeneratorConfig
 from generators.game import Game
-from generators.images import as_uint8
+from generators.images import Images, as_uint8
 from generators.interface import ConditionalGenerator
 from generators.label_network import train_label_network
 from generators.labels import ClassLabels, ScalarLabels, check_labels
+from generators.model import GeneratorModel
 from generators.monitor import GeneratorDiverged, Monitor, check_health
 from generators.networks import build_networks
 from generators.progress import Progress
@@ -36,7 +39,7 @@ ESSENTIAL = set(GeneratorConfig.model_fields) - {"log_every", "checkpoint_every"
 
 
 def train(
-    images,
+    images: Images | Dataset,
     labels: Tensor | None = None,
     *,
     num_classes: int | None = None,
@@ -47,8 +50,8 @@ def train(
     accelerator: Accelerator | None = None,
     score: Callable[[ConditionalGenerator], float] | None = None,
     log: Callable[[dict], None] = lambda values: None,
-    **settings,
-) -> ConditionalGenerator:
+    **settings: Any,
+) -> GeneratorModel:
     """Train a generator and return it: averaged weights, recalibrated batch norms, eval mode, ready to sample.
 
     Args:
@@ -92,7 +95,8 @@ def train(
         generator, discriminator = build_networks(config, tuple(images.shape[1:]), num_classes, label_range)
         resumes = checkpoint is not None and checkpoint.exists()
         if generator.config.get("label_input") == "ili" and not resumes:
-            codes = train_label_network(images, plan.labels.float(), generator.encoder, seed=seed, device=device)
+            where = {"seed": seed, "device": device, "shown": is_main}
+            codes = train_label_network(images, plan.labels.float(), generator.encoder, **where)
             generator.encoder.load_state_dict(codes)
             discriminator.encoder.load_state_dict(codes)
         if config.sync_batch_norm:
@@ -135,7 +139,7 @@ def train(
                     progress.note(D=values["discriminator_loss"], G=values["generator_loss"])
                     if is_main:
                         log({"stage": "generator", "step": step + 1, **values})
-                monitor.look(step + 1, last=last)
+                monitor.after_step(step + 1, last=last)
                 if checkpoint and (step + 1) % config.checkpoint_every == 0:
                     if not all_finite([average, generator, discriminator]):
                         raise GeneratorDiverged(f"the generator diverged by step {step + 1}: a weight is not finite.")
@@ -178,7 +182,14 @@ def update_average(average: nn.Module, network: nn.Module, step: int, decay: flo
 
 
 def prefetch(
-    images, plan, config: GeneratorConfig, *, seed: int, rank: int, size: int, first_step: int
+    images: Images,
+    plan: ClassLabels | ScalarLabels,
+    config: GeneratorConfig,
+    *,
+    seed: int,
+    rank: int,
+    size: int,
+    first_step: int,
 ) -> Iterator[list[dict[str, Tensor]]]:
     """The discriminator's batches of every step from `first_step` on; the next ones are read while these are used."""
 
@@ -206,7 +217,7 @@ def check_processes(config: GeneratorConfig, accelerator: Accelerator) -> None:
         raise ValueError("generator.sync_batch_norm synchronises GPUs, and there is none here; leave it out.")
 
 
-def check_images(images, num_labels: int) -> None:
+def check_images(images: Images, num_labels: int) -> None:
     """Raise a ValueError unless there is one uint8 image [C, H, W] a label."""
     if images.shape[0] != num_labels:
         raise ValueError(f"there are {images.shape[0]} images but {num_labels} labels.")
@@ -215,7 +226,7 @@ def check_images(images, num_labels: int) -> None:
         raise ValueError(f"images are {first.dtype} {tuple(images.shape)}; expected uint8 [N, C, H, W] in 0..255.")
 
 
-def read_dataset(dataset) -> tuple[Tensor, Tensor]:
+def read_dataset(dataset: Any) -> tuple[Tensor, Tensor]:
     """The images (uint8 [N, C, H, W]) and labels [N] of a map-style `Dataset` of (image, label)."""
     if hasattr(dataset, "images") and hasattr(dataset, "labels"):
         return dataset.images, dataset.labels

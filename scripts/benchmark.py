@@ -24,8 +24,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from benchmarks.games import measure_generator
-from benchmarks.methods import NUM_SAMPLES, kinds, measure_distiller, noise
-from benchmarks.timing import NUM_IMAGES, Measurement, machine
+from benchmarks.methods import kinds, measure_distiller, noise, num_images_of
+from benchmarks.timing import Measurement, machine
 
 from gankd.experiment.config import apply_override
 from gankd.methods import METHODS
@@ -51,14 +51,10 @@ def main(arguments: list[str] | None = None) -> int:
     distillers = commands.add_parser("distillers", parents=[common], help="the training steps of the methods")
     distillers.add_argument("--method", nargs="+", choices=METHODS, default=list(METHODS), help="default: all")
     small = "default: a small residual network"
-    distillers.add_argument("--teacher", metavar="NAME", help=f"network, e.g. resnet32x4 ({small}; fsp: the student's)")
+    distillers.add_argument("--teacher", metavar="NAME", help=f"network, e.g. resnet32x4 ({small})")
     distillers.add_argument("--student", metavar="NAME", help=f"network, e.g. resnet8x4 ({small})")
-    distillers.add_argument(
-        "--num-samples",
-        type=int,
-        metavar="N",
-        help=f"images (default: {NUM_SAMPLES['crd']} for crd, else {NUM_IMAGES})",
-    )
+    enough = "default: 10,000, or 50,000 for methods with as many negatives"
+    distillers.add_argument("--num-samples", type=int, metavar="N", help=f"images ({enough})")
     args = parser.parse_args(arguments)
     try:
         return run(args)
@@ -106,7 +102,7 @@ def measure_distillers(args: argparse.Namespace, accelerator: Accelerator) -> It
         if getattr(args, role):
             options[role] = ModelConfig(name=getattr(args, role))
     for name in args.method:
-        num_samples = args.num_samples or NUM_SAMPLES.get(name, NUM_IMAGES)
+        num_samples = args.num_samples or num_images_of(name)
         for kind in kinds(name):
             yield measure_distiller(name, noise(kind, args.size, num_samples), **options)
 

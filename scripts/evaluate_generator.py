@@ -49,6 +49,7 @@ def evaluate(args: argparse.Namespace) -> int:
     from gankd.models.store import load_model
     from gankd.models.teacher import Teacher
     from gankd.pipeline import Run
+    from gankd.report.tables import print_scores
     from gankd.synthesis.stage import check_generator
     from gankd.training import TrainingConfig
     from generators.checkpoints import replace_whole
@@ -79,7 +80,7 @@ def evaluate(args: argparse.Namespace) -> int:
     columns = scores.compare_with_real(generator, real, other, num_samples=args.num_samples, **settings)
     if args.split == "train" and not args.inception:
         columns["generated"]["warnings"].append("a teacher that was trained on this reference tells it from all else.")
-    scores.print_scores(columns, task)
+    print_scores(columns, task)
     if args.accuracy_score:
         budget = {key: getattr(config.student, key) for key in TrainingConfig.model_fields} | {"epochs": None}
         training = TrainingConfig(**budget | {"steps": experiment.num_steps(config.student, data.train)})

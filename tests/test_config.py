@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gankd.data.config import DataConfig
-from gankd.data.readers import load_data
 from gankd.experiment.config import ExperimentConfig, apply_override, dump_config, load_config
 from gankd.methods import METHODS, method_config
 from gankd.synthesis.config import SynthesisConfig
@@ -216,9 +215,9 @@ def test_a_method_without_a_name_is_refused_with_its_path(tmp_path: Path, method
 
 
 def test_an_unknown_data_source_is_refused_with_the_nearest(tmp_path: Path) -> None:
-    config = load_config(write(tmp_path, MINIMAL), ["data.name=digit"])
-    with pytest.raises(ValueError, match=r"data\.name: unknown source 'digit'; did you mean 'digits'"):
-        load_data(config.data, kind="classification", seed=0)
+    assert "data.name: unknown data set 'digit'; did you mean 'digits'?" in refusal(
+        tmp_path, MINIMAL, "data.name=digit"
+    )
 
 
 def test_an_override_through_a_value_is_refused(tmp_path: Path) -> None:

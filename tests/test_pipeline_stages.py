@@ -11,7 +11,6 @@ from accelerate import Accelerator
 
 from gankd.experiment.config import load_config
 from gankd.pipeline import Run
-from gankd.pipeline import students as students_stage
 from gankd.synthesis.stage import Synthesis
 
 
@@ -270,11 +269,3 @@ def test_the_resolved_configuration_names_everything(short, write_config, tmp_pa
     start(write_config(short)).run("generator")
     resolved = yaml.safe_load((tmp_path / "runs/tiny/config.yaml").read_text(encoding="utf-8"))
     assert resolved["name"] == "tiny" and resolved["plugins"] == []
-
-
-def test_teachers_are_read_by_methods_that_need_one() -> None:
-    from gankd.methods import method_config
-
-    terms = {"name": "combined", "terms": [{"name": "label_smoothing"}, {"name": "kd"}]}
-    assert students_stage.teachers_read(method_config(terms)) and students_stage.teachers_read(method_config("kd"))
-    assert not students_stage.teachers_read(method_config("label_smoothing"))

@@ -11,8 +11,9 @@ from torch.utils.data import Dataset, TensorDataset
 
 import gankd
 from gankd.data.augment import AugmentationConfig
-from gankd.data.generated import Generated
-from gankd.data.sets import ImageSet, as_unlabelled
+from gankd.data.inputs import as_unlabelled
+from gankd.data.live import LiveSamples
+from gankd.data.sets import ImageSet
 from gankd.models import SmallResNet
 from gankd.synthesis import feature_store as writing
 from gankd.training import TrainingConfig
@@ -139,7 +140,7 @@ def test_samples_and_the_backbone_they_train_are_the_same_live_and_stored(kind: 
         gankd.generated(generator, 12, seed=3),
         gankd.generated(generator, 12, seed=3, directory=tmp_path / "s"),
     )
-    assert isinstance(live.images, Generated) and isinstance(stored.images, Tensor) and live.is_synthetic
+    assert isinstance(live.images, LiveSamples) and isinstance(stored.images, Tensor) and live.is_synthetic
     assert live.feature_widths == stored.feature_widths and stored.generator_features.dtype == torch.float16
     assert torch.equal(live.labels, stored.labels) and len(live) == len(stored) == 12
     assert (live.images[torch.arange(12)].int() - stored.images.int()).abs().max() <= 1  # by rounding
@@ -188,7 +189,7 @@ def test_a_store_that_was_cut_off_is_continued(tmp_path: Path, monkeypatch: pyte
     class Interruption(Exception):
         """Stands for a killed process."""
 
-    drawn, draw = [], Generated.draw
+    drawn, draw = [], LiveSamples.draw
 
     def dying(self, indices: Tensor):
         if drawn and 10 in indices:
@@ -197,7 +198,7 @@ def test_a_store_that_was_cut_off_is_continued(tmp_path: Path, monkeypatch: pyte
         return draw(self, indices)
 
     directory = tmp_path / "cut"
-    monkeypatch.setattr(Generated, "draw", dying)
+    monkeypatch.setattr(LiveSamples, "draw", dying)
     with pytest.raises(Interruption):
         gankd.generated(sngan(), 12, directory=directory)
     assert [indices.tolist() for indices in drawn] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
@@ -205,7 +206,7 @@ def test_a_store_that_was_cut_off_is_continued(tmp_path: Path, monkeypatch: pyte
         gankd.generated(sngan(), 13, directory=directory)
 
     drawn.clear()
-    monkeypatch.setattr(Generated, "draw", lambda self, indices: (drawn.append(indices), draw(self, indices))[1])
+    monkeypatch.setattr(LiveSamples, "draw", lambda self, indices: (drawn.append(indices), draw(self, indices))[1])
     continued = gankd.generated(sngan(), 12, directory=directory)
     assert [indices.tolist() for indices in drawn] == [[10, 11]]
     for name in ("images", "labels", "generator_features"):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gankd.data.sets import LazyImages
 from gankd.models import SmallResNet, build_model
+from gankd.models.inputs import remember
 from gankd.models.teacher import Normalize, Teacher
 from gankd.tasks import Regression
 
@@ -31,7 +32,7 @@ def teacher(**keywords) -> Teacher:
 @given(seed=st.integers(0, 1000), channels=st.sampled_from([1, 3]))
 def test_normalised_images_have_zero_mean_and_unit_variance_a_channel(seed: int, channels: int) -> None:
     random = torch.Generator().manual_seed(seed)
-    spread = torch.tensor([10, 100, 255])[:channels].view(1, -1, 1, 1)
+    spread = torch.tensor([100, 150, 255])[:channels].view(1, -1, 1, 1)
     pixels = (torch.rand(6, channels, 5, 5, generator=random) * spread).to(torch.uint8)
     normalised = Normalize.of(pixels)(pixels.float() / 255).double()
     torch.testing.assert_close(normalised.mean(dim=(0, 2, 3)), torch.zeros(channels).double(), atol=1e-4, rtol=0)
@@ -90,7 +91,7 @@ def test_whoever_holds_a_teacher_does_not_own_its_weights() -> None:
 
 
 @pytest.mark.parametrize("with_own", [True, False])
-def test_a_teacher_speaks_the_units_of_whoever_asked_last(with_own: bool) -> None:
+def test_a_teacher_answers_in_the_units_of_whoever_asked_last(with_own: bool) -> None:
     """One teacher serves several students; what it was asked to do for one must not stay for the next."""
     own = Regression(label_min=0, label_max=4, mean=3.5, std=0.25)
     asked = Teacher(nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), Normalize.of(images()), task=own)
@@ -170,6 +171,57 @@ def test_features_of_a_network_from_torchvision() -> None:
     asked = Teacher(build_model("torchvision:squeezenet1_0", num_classes=4), nn.Identity(), feature_path="features")
     outputs, features = asked.outputs_and_features(torch.rand(2, 3, 32, 32))
     assert outputs.shape == (2, 4) and features.shape == (2, 512)
+
+
+def test_features_are_named_like_taps() -> None:
+    """R3: one way to read features; what `teacher_taps` takes, `feature_path` takes."""
+    asked, view = teacher(feature_path="head:input"), images().float() / 255
+    outputs, features = asked.outputs_and_features(view)
+    expected = teacher().outputs_and_features(view)
+    assert torch.equal(outputs, expected[0]) and torch.equal(features, expected[1])
+    _, (first,) = asked.outputs_and_taps(view, ["stages.1:input"])
+    asked.feature_path = "stages.1:input"
+    torch.testing.assert_close(asked.outputs_and_features(view)[1], first.mean(dim=(2, 3)))
+
+
+# --- networks as people have them (G) ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_teacher_of_another_precision_answers_in_single(dtype: torch.dtype) -> None:
+    view = images().float() / 255
+    expected = teacher().outputs_and_features(view)
+    module = teacher().module.to(dtype)
+    asked = Teacher(module, Normalize.of(images()))
+    outputs, features = asked.outputs_and_features(view)
+    if dtype != torch.float64:
+        assert outputs.dtype == features.dtype == asked(view).dtype == torch.float32
+    torch.testing.assert_close((outputs.float(), features.float()), expected, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_scripted_teacher_answers_and_says_that_its_features_cannot_be_read() -> None:
+    view = images().float() / 255
+    expected = teacher()(view)
+    asked = Teacher(torch.jit.trace(teacher().module, view), Normalize.of(images()))
+    torch.testing.assert_close(asked(view), expected)
+    with pytest.raises(ValueError, match="scripted network does not let its features be read"):
+        asked.outputs_and_features(view)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_quantised_teacher_answers() -> None:
+    view = images().float() / 255
+    module = torch.ao.quantization.quantize_dynamic(teacher().module, {nn.Linear}, dtype=torch.qint8)
+    torch.testing.assert_close(Teacher(module, Normalize.of(images()))(view), teacher()(view), rtol=0.05, atol=0.05)
+
+
+def test_a_network_that_knows_itself_needs_no_more() -> None:
+    """F12: normalisation and units as `remember` left them."""
+    module, task = teacher().module, Regression(label_min=0, label_max=4, mean=3.5, std=0.25)
+    remember(module, Normalize.of(images()), task)
+    asked, view = Teacher(module), images().float() / 255
+    assert asked.task == task and torch.equal(asked(view), teacher()(view))
 
 
 # --- whole sets -------------------------------------------------------------------------------------------------------

@@ -1,27 +1,87 @@
 """Augmentation of a whole batch on its device, with one random draw a sample.
 
-`Augment` draws, then applies what was drawn, so that a draw can be kept and repeated (see `views`); the pure functions
-below it can be checked one by one. Padded crop and flip copy bytes of the uint8 images; everything else works on floats
-in [0, 1]. All of it is tensor operations without a host synchronisation.
+`Augment` draws, then applies what was drawn, so that a draw can be kept and repeated (see `views`). Padded crop and flip
+copy bytes of the uint8 images; everything else works on floats in [0, 1], in the pure functions of `transforms`.
 
 Self-supervised methods compare strong views: resized crop, flip, colour jitter, greyscale and blur are those of SimCLR
 (Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020, arXiv 2002.05709),
 with the colours changed in a fixed order.
+
+A function of the user's joins by a name or as it is, behind ours:
+
+    @AUGMENTATIONS.register("solarize")
+    def solarize(images: Tensor, random: SampleRandom, *, probability: Share = 0.2) -> Tensor:
+        chosen = random.uniform() < probability                     # [N], each sample's own draw
+        return torch.where(chosen[:, None, None, None] & (images > 0.5), 1 - images, images)
+
+    augmentation: {horizontal_flip: true, own: [{name: solarize, probability: 0.1}]}      # in a YAML, its file in `plugins`
+    gankd.distill(..., augmentation={"own": [solarize]})                                # in the library
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import torch
-import torch.nn.functional as F
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, PlainSerializer, WithJsonSchema, field_validator, model_validator
 from torch import Tensor, nn
 
+from gankd.data.transforms import (
+    adjust_brightness,
+    adjust_contrast,
+    adjust_hue,
+    adjust_saturation,
+    affine,
+    crop_boxes,
+    cutout,
+    gaussian_blur,
+    greyscale,
+    horizontal_flip,
+    random_crop,
+    resized_crop,
+)
 from generators.images import to_unit_range
+from generators.registry import Registry
 from generators.settings import Settings, Share
 
+AUGMENTATIONS: Registry[Callable] = Registry("augmentation")
+"""The user's own: functions of images, float32 [N, C, H, W] in [0, 1], and a `SampleRandom` to images of the same shape.
+Keyword-only parameters are settings; of a class, those of its constructor, and its instance is the function."""
+
+
+def _known_augmentation(entry: str | dict[str, Any] | Callable) -> dict[str, Any] | Callable:
+    """A function as it is, anything else as {"name": ..., settings}, validated."""
+    if callable(entry):
+        try:
+            inspect.signature(entry).bind(None, None)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{_function_name(entry)} has to take (images, random): {error}") from None
+        return entry
+    entry = {"name": entry} if isinstance(entry, str) else entry
+    if not isinstance(entry.get("name"), str):
+        raise ValueError(f"an augmentation of your own is a name, or a name with its settings; got {entry}")
+    options = {key: value for key, value in entry.items() if key != "name"}
+    checked = AUGMENTATIONS.options(entry["name"]).of(options)
+    return {"name": entry["name"], **checked.model_dump(exclude_unset=True)}
+
+
+def _function_name(entry: dict[str, Any] | Callable) -> dict[str, Any] | str:
+    """How an entry stands in a record of the settings."""
+    if isinstance(entry, dict):
+        return entry
+    return f"{entry.__module__}.{getattr(entry, '__qualname__', type(entry).__qualname__)}"
+
+
+OwnAugmentation = Annotated[
+    str | dict[str, Any] | Callable,
+    AfterValidator(_known_augmentation),
+    PlainSerializer(_function_name, when_used="json"),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object", "required": ["name"]}]}),
+]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 Sigma = Annotated[float, Field(gt=0, le=100)]
 
@@ -40,7 +100,7 @@ class AugmentationConfig(Settings):
     rotation: Annotated[float, Field(ge=0, le=180)] = 0
     """Degrees: the angle is uniform in [-rotation, rotation]."""
     translation: Annotated[float, Field(ge=0, lt=1)] = 0
-    """PositiveShare of the width and of the height: both shifts are uniform in [-translation, translation]."""
+    """Share of the width and of the height: both shifts are uniform in [-translation, translation]."""
     scale: Annotated[float, Field(ge=0, lt=1)] = 0
     """The magnification is uniform in [1 - scale, 1 + scale]."""
     cutout: Share = 0
@@ -53,8 +113,7 @@ class AugmentationConfig(Settings):
     """The factor on the distance from the pixel's own grey is uniform in [1 - saturation, 1 + saturation]; grey images
     do not change."""
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0
-    """PositiveShare of the colour circle: the shift of all colours along it is uniform in [-hue, hue]; grey images do not
-    change."""
+    """Share of the colour circle: the shift of all colours along it is uniform in [-hue, hue]; grey images do not change."""
     jitter_probability: Share = 1.0
     """Brightness, contrast, saturation and hue change an image together with this probability, else none of them does
     (SimCLR: 0.8)."""
@@ -65,6 +124,14 @@ class AugmentationConfig(Settings):
     CIFAR)."""
     blur_probability: Share = 0.5
     """Probability that an image is blurred, where `blur` is set."""
+    own: tuple[OwnAugmentation, ...] = ()
+    """Augmentations that a plugin registers, applied after these in the order given: names, or {name: NAME, ...settings}; in
+    the library functions (images, random) -> images too."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_function_is_one_of_your_own(cls, values):
+        return {"own": (values,)} if callable(values) else values
 
     @field_validator("resized_crop", "blur")
     @classmethod
@@ -89,20 +156,56 @@ SELF_SUPERVISED = AugmentationConfig(
     jitter_probability=0.8,
     greyscale=0.2,
 )
-"""Of methods without labels, as VICReg and Squeeze and Span have it, but for the flip, which not all images bear."""
+"""What methods without labels compare, as VICReg and Squeeze and Span do, but for the flip, which not all images bear."""
+
+
+class SampleRandom:
+    """Random numbers for the samples of a batch: each sample's are a function of its own seed and of what was asked before.
+
+    Counter-based (SplitMix64: Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014), so that
+    a sample draws the same in any batch, on any device and in any view that repeats.
+
+    Args:
+        seeds: int64 [N], on the device of the images.
+        stream: draws of another stream are unrelated.
+    """
+
+    def __init__(self, seeds: Tensor, stream: int = 0):
+        self.state = self._scrambled(seeds + stream)
+        self.count = 0
+
+    def uniform(self, *shape: int) -> Tensor:
+        """float32 [N, *shape], uniform in [0, 1)."""
+        size = math.prod(shape)
+        numbers = torch.arange(self.count + 1, self.count + size + 1, device=self.state.device)
+        self.count += size
+        bits = self._scrambled(self.state[:, None] + numbers * -0x61C8864680B583EB)  # 2^64 over the golden ratio
+        return (((bits >> 40) & 0xFFFFFF).float() / (1 << 24)).view(-1, *shape)
+
+    def normal(self, *shape: int) -> Tensor:
+        """float32 [N, *shape] of mean 0 and variance 1 (Box and Muller)."""
+        radius, angle = self.uniform(2, *shape).unbind(dim=1)
+        return (-2 * (1 - radius).log()).sqrt() * (2 * math.pi * angle).cos()
+
+    @staticmethod
+    def _scrambled(bits: Tensor) -> Tensor:
+        for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):  # products wrap at 64 bits
+            bits = (bits ^ ((bits >> shift) & ((1 << (64 - shift)) - 1))) * factor
+        return bits ^ ((bits >> 31) & ((1 << 33) - 1))
 
 
 class Augment(nn.Module):
     """uint8 [N, C, H, W] to float32 [N, C, H, W] in [0, 1]; random changes in training mode only.
 
     In the order crop, flip, one affine map (rotation, scale, translation), brightness, contrast, saturation, hue,
-    greyscale, blur, cutout.
+    greyscale, blur, cutout, then the user's own.
     Draws come from the default random generator of the images' device; what is off draws nothing and costs nothing.
     """
 
     def __init__(self, config: AugmentationConfig):
         super().__init__()
         self.config = config
+        self.own = [_function(entry) for entry in config.own]
 
     def forward(self, images: Tensor) -> Tensor:
         if not self.training:
@@ -161,6 +264,8 @@ class Augment(nn.Module):
             sigmas = around((smallest + largest) / 2, (largest - smallest) / 2)
             blurred = torch.rand(num_images, **where) < config.blur_probability
             draws["sigmas"] = torch.where(blurred, sigmas, 0)
+        if self.own:
+            draws["seeds"] = torch.randint((1 << 63) - 1, (num_images,), **where)
         return draws
 
     def apply_draws(self, images: Tensor, draws: dict[str, Tensor]) -> Tensor:
@@ -191,198 +296,21 @@ class Augment(nn.Module):
         if "centres" in draws:
             size = max(1, round(self.config.cutout * min(images.shape[2:])))
             images = cutout(images, draws["centres"], size)
+        for number, function in enumerate(self.own if "seeds" in draws else ()):
+            changed = function(images, SampleRandom(draws["seeds"], number))
+            if not isinstance(changed, Tensor) or changed.shape != images.shape or not changed.is_floating_point():
+                raise ValueError(
+                    f"augmentation.own: {_function_name(self.config.own[number])} made {getattr(changed, 'shape', changed)} "
+                    f"of images of shape {tuple(images.shape)}; it has to return floats of the same shape."
+                )
+            images = changed
         return images
 
 
-def random_crop(images: Tensor, offsets: Tensor, padding: int) -> Tensor:
-    """Cut an [H, W] window out of each image after adding `padding` black pixels on each side.
-
-    Args:
-        images: [N, C, H, W] of any type.
-        offsets: int64 [N, 2], (top, left) corner of the window in the padded image, each in 0..2 * padding.
-        padding: pixels.
-    """
-    num_images, channels, height, width = images.shape
-    padded = F.pad(images, (padding, padding, padding, padding))
-    padded_height, padded_width = padded.shape[2:]
-    # A view of all runs of `width` bytes, then one gather that copies the H runs of every window: three times as fast
-    # as indexing [N, C, 2 * padding + 1, 2 * padding + 1, H, W] windows, whose bytes are copied one by one.
-    runs = padded.flatten().unfold(0, width, 1)
-    planes = torch.arange(num_images * channels, device=images.device).view(num_images, channels, 1)
-    top, left = offsets[:, :1, None], offsets[:, 1:, None]  # [N, 1, 1]
-    rows = planes * padded_height + top + torch.arange(height, device=images.device)  # [N, C, H]
-    return runs.index_select(0, (rows * padded_width + left).flatten()).view(images.shape)
-
-
-def crop_boxes(shares: Tensor, ratios: Tensor, places: Tensor, size: tuple[int, int]) -> Tensor:
-    """Boxes in whole pixels for `resized_crop`, int64 [N, 4]: (top, left, height, width).
-
-    As torchvision's RandomResizedCrop, which draws share and ratio up to ten times until the box fits into the image;
-    here the side that is too long is cut instead, so that nothing waits for a draw. A share close to 1 thus gives a box
-    that is a little smaller, with a ratio between 1 and the one drawn in a square image.
-
-    Args:
-        shares: [N], area of the box over the area of the image, in (0, 1].
-        ratios: [N], width over height.
-        places: [N, 2], each in [0, 1): where among its possible (rows, columns) the box lies.
-        size: (height, width) of the images.
-    """
-    height, width = size
-    heights = (height * width * shares / ratios).sqrt().round().clamp(1, height)
-    widths = (height * width * shares * ratios).sqrt().round().clamp(1, width)
-    tops = (places[:, 0] * (height - heights + 1)).floor()
-    lefts = (places[:, 1] * (width - widths + 1)).floor()
-    return torch.stack([tops, lefts, heights, widths], dim=1).long()
-
-
-def resized_crop(images: Tensor, boxes: Tensor) -> Tensor:
-    """Enlarge one box of each image to the image's size, bilinearly; what lies outside the box has no influence.
-
-    Args:
-        images: float [N, C, H, W] in [0, 1].
-        boxes: int64 [N, 4], (top, left, height, width), each within its image: enlarging needs no antialiasing.
-    """
-    height, width = images.shape[2:]
-
-    def along(length: int, start: Tensor, extent: Tensor) -> Tensor:
-        """Where `length` output pixels come from, [N, length], in the units of grid_sample (-1 and 1 are the borders)."""
-        start, extent = start[:, None], extent[:, None]
-        centres = (torch.arange(length, device=images.device) + 0.5) * (extent / length)  # from the box's border
-        inside = torch.minimum(centres.clamp(min=0.5), extent - 0.5)  # repeats the outermost pixels of the box
-        return (start + inside) * (2 / length) - 1
-
-    top, left, box_height, box_width = boxes.unbind(dim=1)
-    x, y = along(width, left, box_width)[:, None, :], along(height, top, box_height)[:, :, None]
-    grid = torch.stack(torch.broadcast_tensors(x, y), dim=-1)  # [N, H, W, 2]
-    # bounded twice: by `along` at the box, and here where rounding puts a point 1e-7 outside the image
-    images = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return images.clamp_(0, 1)  # the four bilinear weights may sum to 1 + 1e-7
-
-
-def horizontal_flip(images: Tensor, mask: Tensor) -> Tensor:
-    """Mirror the images [N, C, H, W] whose `mask` (bool [N]) is set."""
-    both = torch.cat([images, images.flip(-1)])  # copying whole rows of bytes is five times as fast as torch.where
-    positions = torch.arange(len(images), device=images.device)
-    return both.index_select(0, positions + len(images) * mask)
-
-
-def affine(images: Tensor, angles: Tensor, shifts: Tensor, scales: Tensor) -> Tensor:
-    """Turn and magnify each image about its centre, then shift it: one bilinear resampling, black outside.
-
-    Args:
-        images: float [N, C, H, W] in [0, 1].
-        angles: [N], degrees, positive is anticlockwise.
-        shifts: [N, 2], (right, down) as shares of the width and of the height.
-        scales: [N], magnification, above 0.
-    """
-    height, width = images.shape[2:]
-    radians = torch.deg2rad(angles)[:, None, None]
-    cosine, sine = radians.cos() / scales[:, None, None], radians.sin() / scales[:, None, None]
-    # Where each output pixel comes from, in pixels from the centre (x right, y down): input = A^-1 (output - shift).
-    # Written out, because `affine_grid` is a matrix product, which TF32 and autocast may round to 8 or 11 bits.
-    x = torch.arange(width, device=images.device) - (width - 1) / 2 - width * shifts[:, 0, None, None]  # [N, 1, W]
-    y = torch.arange(height, device=images.device)[:, None] - (height - 1) / 2 - height * shifts[:, 1, None, None]
-    grid = torch.stack([(cosine * x - sine * y) * (2 / width), (sine * x + cosine * y) * (2 / height)], dim=-1)
-    images = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return images.clamp(0, 1)  # the four bilinear weights may sum to 1 + 1e-7
-
-
-def cutout(images: Tensor, centres: Tensor, size: int) -> Tensor:
-    """Blacken one square of each image, clipped at the border (DeVries & Taylor 2017, arXiv:1708.04552).
-
-    They fill with the mean of the data (zero after normalisation), this with 0.
-
-    Args:
-        images: [N, C, H, W] of any type.
-        centres: int64 [N, 2], (row, column); the square covers [centre - size // 2, centre - size // 2 + size).
-        size: side in pixels.
-    """
-    height, width = images.shape[2:]
-    rows = torch.arange(height, device=images.device) - (centres[:, :1] - size // 2)  # [N, H], 0 at the square's top
-    columns = torch.arange(width, device=images.device) - (centres[:, 1:] - size // 2)  # [N, W]
-    inside_rows, inside_columns = (rows >= 0) & (rows < size), (columns >= 0) & (columns < size)
-    return images.masked_fill(inside_rows[:, None, :, None] & inside_columns[:, None, None, :], 0)
-
-
-def adjust_brightness(images: Tensor, factors: Tensor) -> Tensor:
-    """factor * image, clamped to [0, 1]; images float [N, C, H, W] in [0, 1], factors [N] >= 0."""
-    return (factors[:, None, None, None] * images).clamp(0, 1)
-
-
-def adjust_contrast(images: Tensor, factors: Tensor) -> Tensor:
-    """mean + factor * (image - mean), clamped to [0, 1], with the image's mean grey; shapes as for brightness."""
-    mean = _grey(images).mean(dim=(2, 3), keepdim=True)  # [N, 1, 1, 1]
-    return torch.lerp(mean, images, factors[:, None, None, None]).clamp(0, 1)
-
-
-def adjust_saturation(images: Tensor, factors: Tensor) -> Tensor:
-    """grey + factor * (image - grey), clamped to [0, 1], with each pixel's grey; shapes as for brightness."""
-    return torch.lerp(_grey(images), images, factors[:, None, None, None]).clamp(0, 1)
-
-
-def adjust_hue(images: Tensor, shifts: Tensor) -> Tensor:
-    """Move the hue of each pixel along the colour circle, with its HSV saturation and value kept.
-
-    With V = max(R, G, B), chroma C = V - min(R, G, B) and hue h in [0, 1) (red 0, green 1/3, blue 2/3), the colour of
-    (h, C, V) is V - C clamp(2 - 6 |h - o|, 0, 1) in each channel, where o is the hue opposite to the channel's and
-    |.| the distance along the circle: the usual conversion from HSV to RGB without its six cases.
-
-    Args:
-        images: float [N, C, H, W] in [0, 1]; those of one channel are returned as they are.
-        shifts: [N], in turns of the circle; only the fraction matters.
-    """
-    if images.shape[1] == 1:
-        return images
-    red, green, blue = images.split(1, dim=1)
-    value = images.amax(dim=1, keepdim=True)  # [N, 1, H, W]
-    chroma = value - images.amin(dim=1, keepdim=True)
-    sixths = torch.where(
-        value == red,
-        green - blue,
-        torch.where(value == green, blue - red + 2 * chroma, red - green + 4 * chroma),
-    )
-    # of a grey pixel the hue is 0 / 0 and without influence: the smallest normal number makes it 0
-    hue = sixths / (6 * chroma).clamp(min=torch.finfo(images.dtype).tiny) + shifts[:, None, None, None]
-    opposite = 0.5 + torch.arange(3, device=images.device)[:, None, None] / 3  # cyan, magenta, yellow
-    distance = hue - opposite  # [N, 3, H, W]
-    distance = (distance - distance.round()).abs_()
-    return value - distance.mul_(-6).add_(2).clamp_(0, 1).mul_(chroma)
-
-
-def greyscale(images: Tensor, mask: Tensor) -> Tensor:
-    """Put the grey of each pixel into all channels of the images [N, C, H, W] whose `mask` (bool [N]) is set."""
-    return torch.where(mask[:, None, None, None], _grey(images), images)
-
-
-def gaussian_blur(images: Tensor, sigmas: Tensor, radius: int) -> Tensor:
-    """Weigh the neighbours of each pixel with a Gaussian, cut off at `radius` and divided by its sum.
-
-    The outermost pixels are repeated beyond the border. Sums of shifted images instead of a convolution, which TF32 and
-    autocast may round to 8 or 11 bits.
-
-    Args:
-        images: float [N, C, H, W] in [0, 1].
-        sigmas: [N], standard deviations in pixels; 0 leaves an image as it is.
-        radius: pixels.
-    """
-    height, width = images.shape[2:]
-    distances = torch.arange(radius + 1, device=images.device)
-    # Below 0.01 pixels the weights of the neighbours are 0 in float32 anyway, and 0 / 0 is avoided.
-    weights = (-0.5 * (distances / sigmas.clamp(min=0.01)[:, None]).square()).exp()  # [N, radius + 1]
-    weights = weights / (2 * weights.sum(dim=1, keepdim=True) - 1)  # the middle, of weight exp(0) = 1, counts once
-    middle, *others = weights[:, :, None, None, None].unbind(dim=1)  # each [N, 1, 1, 1]
-    for dim, length, padding in ((2, height, (0, 0, radius, radius)), (3, width, (radius, radius, 0, 0))):
-        padded = F.pad(images, padding, mode="replicate")
-        images = middle * images
-        for distance, weight in enumerate(others, start=1):
-            before, after = (padded.narrow(dim, radius + step, length) for step in (-distance, distance))
-            images.addcmul_(weight, before + after)
-    return images.clamp_(0, 1)  # the weights may sum to 1 + 1e-7
-
-
-def _grey(images: Tensor) -> Tensor:
-    """Luma of ITU-R BT.601 as [N, 1, H, W]; an image of one channel is its own grey."""
-    if images.shape[1] == 1:
-        return images
-    red, green, blue = images.split(1, dim=1)
-    return 0.299 * red + 0.587 * green + 0.114 * blue
+def _function(entry: dict[str, Any] | Callable) -> Callable[[Tensor, SampleRandom], Tensor]:
+    """What an entry of `own` calls."""
+    if callable(entry):
+        return entry
+    function = AUGMENTATIONS.find(entry["name"])
+    settings = {key: value for key, value in entry.items() if key != "name"}
+    return function(**settings) if inspect.isclass(function) else functools.partial(function, **settings)

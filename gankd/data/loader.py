@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from gankd.data.generated import Generated
-from gankd.data.sets import ImageSet
+from gankd.data.live import LiveSamples
+from gankd.data.sets import ImageSet, LazyImages, is_picklable
 from generators.randomness import mix, seeded
 
 SAMPLINGS = {"uniform": 1, "class_pairs": 2, "class_fours": 4}
@@ -61,13 +61,13 @@ class BatchSource:
             round(fraction * batch_size) synthetic samples into every batch, after the real ones, and each set goes
             through its own passes.
         memory_budget: bytes of images, of both sets together, that may stay on the device; beyond, `workers`
-            processes (0: the training process) read them.
+            processes (0: the training process) read them. Images with random transforms are always read.
         sampling: "class_pairs" draws half of a batch as above, and puts behind it for each of these samples another one
             of its class, uniformly (itself where there is no other; of its kind, real or synthetic, where a fraction
             is given). An odd batch has a second partner for its first sample. "class_fours" draws a quarter, puts
             partners behind it and then partners behind both; its images may repeat. Both need class ids.
 
-    A synthetic set of a live generator (`data.generated`) is drawn on the generator's device, batch by batch.
+    A synthetic set of a live generator (`data.live`) is drawn on the generator's device, batch by batch.
 
     Raises:
         ValueError: no set, an empty one, two that do not fit together, a fraction out of range or that leaves one of
@@ -114,7 +114,7 @@ class BatchSource:
         self.description |= {"sampling": sampling}
         self.num_samples = sum(map(len, sets))
 
-        self.live = synthetic.images if synthetic is not None and isinstance(synthetic.images, Generated) else None
+        self.live = synthetic.images if synthetic is not None and isinstance(synthetic.images, LiveSamples) else None
         self.image_shape = sets[0].image_shape
         """(C, H, W)."""
         self.num_real_per_step = None
@@ -127,13 +127,16 @@ class BatchSource:
                 "synthetic_fraction and a method without pairs, or write them to disk (gankd.generated with a directory)."
             )
         stored = [dataset for dataset in sets if self.live is None or dataset.images is not self.live]
-        self.resident = sum(dataset.num_bytes for dataset in stored) <= memory_budget
+        self.is_random = any(dataset.is_random for dataset in stored)
+        """Whether images are read afresh every time, with random transforms of the user's data set."""
+        self.resident = not self.is_random and sum(dataset.num_bytes for dataset in stored) <= memory_budget
         if self.resident:
             images = [dataset.in_memory().images for dataset in stored]
             images = images or [torch.empty(0, *self.image_shape, dtype=torch.uint8)]
             self.images = (images[0] if len(images) == 1 else torch.cat(images)).to(self.device)
         else:
-            self.images = _Union(stored)
+            self.images = _Union(stored, seed)
+            self.workers = workers if is_picklable(self.images) else 0
         self.labels = torch.cat([dataset.labels for dataset in sets]).to(self.device)
         self.teacher_outputs = None
         if all(dataset.teacher_outputs is not None for dataset in sets):
@@ -175,7 +178,7 @@ class BatchSource:
     def batch(self, step: int) -> Batch:
         """This rank's share of the batch of global step `step` (from 0)."""
         positions = self._positions(step)
-        return self._with_features(self._batch(positions, self._stored_images(positions)))
+        return self._with_features(self._batch(positions, self._stored_images(positions, step)))
 
     def at(self, positions: Tensor) -> Batch:
         """The samples at `positions`, int64 [B], of the union, those of a live generator last; without the features of
@@ -214,7 +217,7 @@ class BatchSource:
         loader = DataLoader(
             self.images,
             batch_size=None,  # an item of the sampler is the list of a whole batch, and one read serves all of it
-            sampler=(self._positions(step).tolist() for step in range(first_step, last_step)),
+            sampler=((step, self._positions(step).tolist()) for step in range(first_step, last_step)),
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # without one, iterating draws from the default random stream
@@ -222,13 +225,13 @@ class BatchSource:
         for positions, images in loader:
             yield self._with_features(self._batch(positions, images))
 
-    def _stored_images(self, positions: Tensor) -> Tensor:
-        """Of those samples that are not a live generator's."""
+    def _stored_images(self, positions: Tensor, step: int | None = None) -> Tensor:
+        """The images of those samples that are not a live generator's; `step`: see `_Union`."""
         if self.live is not None:
             positions = positions[positions < self.num_real]
         if self.resident:
             return self.images.index_select(0, positions.to(self.device))
-        return self.images[positions.tolist()][1]
+        return self.images[step, positions.tolist()][1]
 
     def _positions(self, step: int) -> Tensor:
         """int64 [batch_size / world_size], positions in the union."""
@@ -263,7 +266,7 @@ class BatchSource:
         )
 
     def _with_features(self, batch: Batch) -> Batch:
-        """Of a step, with the stored features of its synthetic samples."""
+        """The batch of a step, with the stored features of its synthetic samples."""
         if self.generator_features is None:
             return batch
         num_real = len(range(self.rank, self.num_real_per_step, self.world_size))  # synthetic samples come after them
@@ -361,13 +364,16 @@ class _ClassPairs:
 class _Union(Dataset):
     """The images of several sets, read on the CPU a batch at a time."""
 
-    def __init__(self, sets: list[ImageSet]):
+    def __init__(self, sets: list[ImageSet], seed: int):
         self.sets = [(dataset.images, len(dataset)) for dataset in sets]
+        self.seed = seed
         self.image_shape = sets[0].image_shape
         self.num_samples = sum(map(len, sets))
 
-    def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """B positions to the same as int64 [B], and the images uint8 [M, C, H, W] of the M among them that are here."""
+    def __getitem__(self, request: tuple[int | None, list[int]]) -> tuple[Tensor, Tensor]:
+        """(step, B positions) to the positions as int64 [B], and the images uint8 [M, C, H, W] of the M among them that are
+        here. A user's random transforms are drawn for the step; None: as whoever measures sees them."""
+        step, indices = request
         requested = torch.tensor(indices, dtype=torch.int64)
         positions = requested[requested < self.num_samples]
         batch = torch.empty(len(positions), *self.image_shape, dtype=torch.uint8)
@@ -375,7 +381,10 @@ class _Union(Dataset):
         for images, length in self.sets:
             mine = (positions >= offset) & (positions < offset + length)
             if mine.any():
-                batch[mine] = images[positions[mine] - offset]
+                mine_here = positions[mine] - offset
+                is_fresh = step is not None and isinstance(images, LazyImages)
+                key = mix(self.seed, "transform", step, offset) if is_fresh else 0
+                batch[mine] = images.fresh(mine_here, key) if is_fresh else images[mine_here]
             offset += length
         return requested, batch
 

@@ -6,28 +6,39 @@ generator's training and the synthesis see no difference between data in memory 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
+import hashlib
 import math
-from collections.abc import Callable
+import multiprocessing
+import pickle
+import random
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from generators.images import as_uint8
+from generators.randomness import mix
+from generators.settings import nearest
 
 
 class LazyImages:
     """Images that are read when they are asked for: indexes like a uint8 tensor [N, C, H, W].
 
     Args:
-        read: index -> uint8 [C, H, W]; called from several threads.
+        read: index -> uint8 [C, H, W].
         shape: (N, C, H, W).
+        threads: how many call `read` at once; with 1 it is called in order, as a user's data set may need it.
     """
 
-    def __init__(self, read: Callable[[int], Tensor], shape: tuple[int, int, int, int]):
-        self.read, self.shape = read, tuple(shape)
+    def __init__(self, read: Callable[[int], Tensor], shape: tuple[int, ...], *, threads: int = 8):
+        self.read, self.shape, self.threads = read, tuple(shape), threads
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -35,8 +46,77 @@ class LazyImages:
     def __getitem__(self, indices: int | Tensor) -> Tensor:
         if isinstance(indices, int):
             return self.read(indices)
-        with ThreadPoolExecutor(max_workers=8) as pool:  # decoding releases the interpreter lock
+        if not len(indices):
+            return torch.empty(0, *self.shape[1:], dtype=torch.uint8)
+        if self.threads == 1:
+            return torch.stack([self.read(index) for index in indices.tolist()])
+        with ThreadPoolExecutor(max_workers=self.threads) as pool:  # decoding releases the interpreter lock
             return torch.stack(list(pool.map(self.read, indices.tolist())))
+
+    def fresh(self, indices: Tensor, key: int) -> Tensor:
+        """What a training step looks at; `key` names the step where reading is random (`RandomImages`)."""
+        return self[indices]
+
+    def subset(self, indices: Tensor) -> LazyImages:
+        """The images at `indices` (int64 [M]), in that order."""
+        shape = (len(indices), *self.shape[1:])
+        return type(self)(_Renumbered(self.read, indices.tolist()), shape, threads=self.threads)
+
+
+class RandomImages(LazyImages):
+    """Images that a user's data set changes at random each time it reads one.
+
+    What is drawn from the default random streams of Python, NumPy and torch is a function of (key, index): training steps
+    draw afresh, whoever else looks (statistics, evaluation) sees the draw of key 0 every time.
+    """
+
+    def __getitem__(self, indices: int | Tensor) -> Tensor:
+        if isinstance(indices, int):
+            return self.fresh(torch.tensor([indices]), 0)[0]
+        return self.fresh(indices, 0)
+
+    def fresh(self, indices: Tensor, key: int) -> Tensor:
+        images = [torch.empty(0, *self.shape[1:], dtype=torch.uint8)]
+        with kept_randomness():
+            for index in indices.tolist():
+                seed_everything(mix(key, "read", index))
+                images.append(self.read(index)[None])
+        return torch.cat(images)
+
+
+def is_picklable(images: Any) -> bool:
+    """Whether images reach worker processes: always by forking, else only if they can be pickled; a warning says if not."""
+    if multiprocessing.get_start_method() == "fork":
+        return True
+    try:
+        pickle.dumps(images)
+        return True
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        warnings.warn(
+            f"images are read by the training process, not by workers: the data set cannot be sent to them ({error}). "
+            "Functions and classes at the top level of a module can.",
+            stacklevel=3,
+        )
+        return False
+
+
+@contextlib.contextmanager
+def kept_randomness() -> Iterator[None]:
+    """The caller's default random streams, on the CPU, are afterwards where they were."""
+    states = random.getstate(), numpy.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(states[0])
+        numpy.random.set_state(states[1])
+
+
+def seed_everything(seed: int) -> None:
+    """Set the default random streams of Python, NumPy and torch (on the CPU)."""
+    random.seed(seed)
+    numpy.random.seed(seed & 0xFFFFFFFF)
+    torch.default_generator.manual_seed(seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,30 +128,6 @@ class _Renumbered:
 
     def __call__(self, index: int) -> Tensor:
         return self.read(self.positions[index])
-
-
-@dataclasses.dataclass(frozen=True)
-class _DatasetReader:
-    """Reads one image of a user's `Dataset` as uint8 of the expected shape."""
-
-    dataset: Dataset
-    shape: tuple[int, int, int]
-    name: str
-
-    def __call__(self, index: int) -> Tensor:
-        return self.checked(self.dataset[index][0], index)
-
-    def checked(self, image, index: int) -> Tensor:
-        try:
-            image = as_uint8(image)
-        except ValueError as error:
-            raise ValueError(f"{self.name}[{index}]: {error}") from error
-        if image.shape != self.shape:
-            raise ValueError(
-                f"{self.name}[{index}] has shape {tuple(image.shape)}, {self.name}[0] has {tuple(self.shape)}: "
-                "resize the images to one size in the data set's transform."
-            )
-        return image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,15 +144,20 @@ class ImageSet(Dataset):
     teacher_outputs: Tensor | None = None
     """float32 [N, K]: what a teacher said of the un-augmented images (stored with synthetic data)."""
     generator_features: Tensor | None = None
-    """float16 [N, D]: the generator's pooled features of its images, block after block (see `data.generated`)."""
+    """float16 [N, D]: the generator's pooled features of its images, block after block (see `data.live`)."""
     feature_widths: tuple[int, ...] = ()
     """How wide each block's features are, D in all."""
+    contents: Tensor | None = None
+    """int64 [N]: 64 bits of a hash of what each image is made from, where it is not its pixels: a file's name, size and time
+    of change, or its encoded bytes."""
     is_synthetic: bool = False
     name: str = "data"
 
     def __post_init__(self):
         if len(self.images) != len(self.labels):
             raise ValueError(f"{self.name}: {len(self.images)} images but {len(self.labels)} labels.")
+        if self.groups is not None and self.groups.shape != self.labels.shape:
+            raise ValueError(f"{self.name}: {len(self.labels)} labels but groups of shape {tuple(self.groups.shape)}.")
         if isinstance(self.images, Tensor) and (self.images.dtype != torch.uint8 or self.images.ndim != 4):
             raise ValueError(
                 f"{self.name}: images are {self.images.dtype} {tuple(self.images.shape)}; expected uint8 [N, C, H, W]."
@@ -119,13 +180,32 @@ class ImageSet(Dataset):
         channels, height, width = self.image_shape
         return len(self) * channels * height * width
 
+    @property
+    def is_random(self) -> bool:
+        """Whether reading an image draws a random transform of the user's afresh."""
+        return isinstance(self.images, RandomImages)
+
+    @functools.cached_property
+    def image_hashes(self) -> Tensor:
+        """`contents` where the images have them, else hashes of their pixels, int64 [N]; lazy ones are read once for it."""
+        if self.contents is not None:
+            return self.contents
+        chunks = torch.arange(len(self)).split(256)
+        return content_hashes(image.numpy().tobytes() for chunk in chunks for image in self.images[chunk].cpu())
+
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits of what the set holds: images, labels, class names and what is stored with them; the
+        same for images in memory and images that are read when they are asked for."""
+        found = hashlib.sha256(repr((self.image_shape, self.class_names)).encode())
+        for values in (self.image_hashes, self.labels, self.teacher_outputs, self.generator_features):
+            if values is not None:
+                found.update(f"{values.dtype}{tuple(values.shape)}".encode())
+                found.update(values.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return found.hexdigest()[:12]
+
     def subset(self, indices: Tensor) -> ImageSet:
         """The samples at `indices` (int64 [M]), in that order."""
-        images = self.images
-        if isinstance(images, Tensor):
-            images = images[indices]
-        else:
-            images = LazyImages(_Renumbered(images.read, indices.tolist()), (len(indices), *self.image_shape))
+        images = self.images[indices] if isinstance(self.images, Tensor) else self.images.subset(indices)
         pick = lambda values: None if values is None else values[indices]  # noqa: E731
         return dataclasses.replace(
             self,
@@ -134,6 +214,7 @@ class ImageSet(Dataset):
             groups=pick(self.groups),
             teacher_outputs=pick(self.teacher_outputs),
             generator_features=pick(self.generator_features),
+            contents=pick(self.contents),
         )
 
     def without_labels(self, dtype: torch.dtype = torch.int64) -> ImageSet:
@@ -147,66 +228,64 @@ class ImageSet(Dataset):
         return dataclasses.replace(self, images=self.images[torch.arange(len(self))])
 
 
-def as_image_set(dataset: ImageSet | Dataset, name: str = "data", memory_budget: int = 2 << 30) -> ImageSet:
-    """Turn a user's map-style `Dataset` of (image, label) into an `ImageSet`.
+def content_hashes(contents: Iterable[bytes | memoryview]) -> Tensor:
+    """64 bits of a hash of each, int64 [N]: `ImageSet.contents`."""
+    hashes = [int.from_bytes(hashlib.blake2b(each, digest_size=8).digest(), "little", signed=True) for each in contents]
+    return torch.tensor(hashes, dtype=torch.int64)
 
-    Images may be PIL images, uint8 arrays or tensors, or floats in [0, 1]; all of one size. A set that fits into
-    `memory_budget` bytes is read once and kept as uint8; a larger one is read on demand (its labels come from
-    `dataset.targets` where it has them, from one pass over it otherwise).
+
+def sorted_class_names(names: Iterable[str]) -> list[str]:
+    """In the order in which classes are numbered: as numbers where all of them are, else alphabetically; each once, without
+    spaces around it."""
+    names = sorted({str(name).strip() for name in names})
+    try:
+        numbers = {name: float(name) for name in names}
+    except ValueError:
+        return names
+    return sorted(names, key=numbers.get) if all(map(math.isfinite, numbers.values())) else names
+
+
+def match_classes(dataset: ImageSet, class_names: Sequence[str] | None, whose: str) -> ImageSet:
+    """`dataset` with its classes numbered as `class_names` numbers them; as it is where either has no names.
+
+    Args:
+        whose: the other side, for sentences: "the teacher".
 
     Raises:
-        ValueError: an empty set, images of several sizes or of another form, labels that are not one number each.
+        ValueError: a class of the data that `class_names` lacks, or one that they name twice.
     """
-    if isinstance(dataset, ImageSet):
+    own, others = dataset.class_names, tuple(class_names or ())
+    if not own or not others or own == others or dataset.labels.is_floating_point():
         return dataset
-    if len(dataset) == 0:
-        raise ValueError(f"{name}: the data set is empty.")
-    read = _DatasetReader(dataset, as_uint8(dataset[0][0]).shape, name)
-    labels = getattr(dataset, "targets", None)
-    if math.prod(read.shape) * len(dataset) <= memory_budget:
-        samples = [dataset[index] for index in range(len(dataset))]  # one pass: an image and its label belong together
-        images = torch.stack([read.checked(image, index) for index, (image, _) in enumerate(samples)])
-        labels = [label for _, label in samples]
-    else:
-        images = LazyImages(read, (len(dataset), *read.shape))
-        labels = [dataset[index][1] for index in range(len(dataset))] if labels is None else labels
-    labels = torch.as_tensor(labels)
-    if labels.shape != (len(dataset),):
-        raise ValueError(f"{name}: labels have shape {tuple(labels.shape)}; expected one number an image.")
-    labels = labels.float() if labels.dtype.is_floating_point else labels.long()
-    classes = getattr(dataset, "classes", None)
-    return ImageSet(images, labels, class_names=tuple(map(str, classes)) if classes else None, name=name)
+    own, others = ([name.strip() for name in names] for names in (own, others))
+    numbers = torch.full((len(own),), -1)
+    for label in dataset.labels.unique().tolist():
+        name = own[label]
+        if others.count(name) != 1 or own.count(name) != 1:
+            problem = f"not one of {whose}{nearest(name, others)}" if name not in others else f"named twice by {whose}"
+            raise ValueError(f"{dataset.name}: class '{name}' is {problem}")
+        numbers[label] = others.index(name)
+    return dataclasses.replace(dataset, labels=numbers[dataset.labels], class_names=tuple(others))
 
 
-def as_unlabelled(images: ImageSet | Tensor | Dataset, name: str = "data", memory_budget: int = 2 << 30) -> ImageSet:
-    """Images without labels as an `ImageSet`: a set whose labels do not count, uint8 [N, C, H, W], or a map-style `Dataset`
-    of images or of tuples that begin with one.
+def scalar_labels(values: Tensor, name: str) -> Tensor:
+    """Scalar labels of any type as float32.
 
     Raises:
-        ValueError: an empty set, or images as `as_image_set` refuses them.
+        ValueError: one that is not finite, or labels that float32 cannot tell apart.
     """
-    if isinstance(images, ImageSet):
-        return images
-    if isinstance(images, Tensor):
-        if images.ndim != 4 or not len(images):
-            raise ValueError(f"{name}: images have shape {tuple(images.shape)}; expected [N, C, H, W], N above 0.")
-        return ImageSet(torch.stack([as_uint8(image) for image in images]), torch.zeros(len(images)).long(), name=name)
-    return as_image_set(_Unlabelled(images), name, memory_budget)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Unlabelled(Dataset):
-    """A user's data set of images, or of tuples that begin with one, as pairs of an image and the label 0."""
-
-    dataset: Dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple:
-        item = self.dataset[index]
-        return (item[0] if isinstance(item, tuple | list) else item), 0
-
-    @property
-    def targets(self) -> list[int]:
-        return [0] * len(self)
+    scalars = values.float()
+    if not scalars.isfinite().all():
+        index = int((~scalars.isfinite()).nonzero()[0])
+        raise ValueError(
+            f"{name} has a label that is no finite number of 32 bits: {values[index].item()} at {index} (from 0)."
+        )
+    if len(values):
+        values = values.double()
+        error, extent = (values - scalars).abs().max().item(), (values.max() - values.min()).item()
+        if error > 1e-4 * extent or len(scalars.unique()) < 0.95 * len(values.unique()):
+            raise ValueError(
+                f"{name} has labels in [{values.min():.10g}, {values.max():.10g}] that numbers of 32 bits cannot tell "
+                "apart: subtract a constant from them, or give them in another unit."
+            )
+    return scalars

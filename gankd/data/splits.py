@@ -17,7 +17,7 @@ class Splits:
     train: ImageSet
     """What the student may learn from: few labels, where the experiment says so."""
     validation: ImageSet
-    """What choices are made on."""
+    """What choices are made on; empty with `data.validation: 0`."""
     test: ImageSet
     pool: ImageSet
     """All training samples, `train` among them: what a teacher or a generator made by somebody else may have seen."""
@@ -66,6 +66,12 @@ def hold_out(dataset: ImageSet, size: float, *, seed: int, key: str = "size") ->
     """
     indices = stratified_indices(dataset.labels, size, seed=seed, groups=dataset.groups, key=key)
     rest, held_out = (dataset.subset(part) for part in indices)
+    check_classes(rest, dataset, key)
+    return rest, held_out
+
+
+def check_classes(rest: ImageSet, dataset: ImageSet, key: str) -> None:
+    """Raise a ValueError for a class of which cutting `key` from `dataset` left no sample to train on."""
     sizes = _class_sizes(rest) if dataset.class_names else []
     if 0 in sizes:
         class_id = sizes.index(0)
@@ -73,7 +79,6 @@ def hold_out(dataset: ImageSet, size: float, *, seed: int, key: str = "size") ->
             f"{dataset.name}: class '{dataset.class_names[class_id]}' has no training sample "
             f"({_class_sizes(dataset)[class_id]} before {key} was cut): add images of it or drop the class."
         )
-    return rest, held_out
 
 
 def few_shot(dataset: ImageSet, num_labelled: int, *, seed: int) -> ImageSet:

@@ -31,6 +31,9 @@ class Views(nn.Module):
     Args:
         teacher: None where nobody asks for `answers`.
 
+    Raises:
+        ValueError: images with random transforms of their own, whose views cannot repeat.
+
     Attributes:
         step: of the batches that come now; whoever goes through the source sets it.
     """
@@ -39,6 +42,11 @@ class Views(nn.Module):
         self, augment: Augment, num_views: int, source: BatchSource, *, teacher: Teacher | None = None, seed: int
     ):
         super().__init__()
+        if source.is_random:
+            raise ValueError(
+                "views repeat, and this data set's own random transforms do not: leave these out and set `augmentation`, or "
+                "leave `views` null."
+            )
         self.augment, self.num_views, self.source, self.teacher = augment, num_views, source, teacher
         self.step: int | None = None
         size = source.image_shape[1:]

@@ -1,4 +1,4 @@
-"""Tensors of all processes of a run, in the order of their ranks; of a single process, its own."""
+"""Tensors of all processes of a run, in the order of the batch that they share; of a single process, its own."""
 
 from __future__ import annotations
 
@@ -15,12 +15,20 @@ def several() -> bool:
 
 @torch.no_grad()
 def gather(rows: Tensor) -> Tensor:
-    """The rows [N, ...] of every process, [N x processes, ...], without gradient; every process has as many."""
+    """The rows [N, ...] of every process, [N x processes, ...], without gradient; every process has as many.
+
+    They stand where they do in the batch of all processes, of which process r has every `processes`-th row from r on.
+    """
     if not several():
         return rows.detach()
     parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(distributed.get_world_size())]
     distributed.all_gather(parts, rows.detach().contiguous())
-    return torch.cat(parts)
+    return torch.stack(parts, dim=1).flatten(0, 1)
+
+
+def own_rows() -> slice:
+    """Which rows of what was gathered are from this process."""
+    return slice(distributed.get_rank(), None, distributed.get_world_size()) if several() else slice(None)
 
 
 def gather_with_gradient(rows: Tensor) -> Tensor:
@@ -35,15 +43,13 @@ def gather_with_gradient(rows: Tensor) -> Tensor:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(context, rows: Tensor) -> Tensor:
-        context.length = len(rows)
         return gather(rows)
 
     @staticmethod
     def backward(context, gradient: Tensor) -> Tensor:
         gradient = gradient.clone(memory_format=torch.contiguous_format)  # autograd may share it with another branch
         distributed.all_reduce(gradient)
-        start = distributed.get_rank() * context.length
-        return gradient[start : start + context.length]
+        return gradient[own_rows()]
 
 
 def runs(index: int) -> bool:

@@ -18,7 +18,8 @@ from gankd.evaluation.probes import (
     ridge_probe,
 )
 from gankd.evaluation.protocols import PROBES, LabelledFeatures, labelled_features, measure
-from gankd.tasks import Task
+from gankd.models.state import preserve_state
+from gankd.tasks import REGRESSION, Task, not_finite
 from generators.images import to_unit_range
 
 __all__ = [
@@ -52,10 +53,24 @@ def evaluate(
 ) -> dict[str, float]:
     """The task's metrics of `model` (eval mode, un-augmented images, float32) on all of `dataset`.
 
-    Every process evaluates its share; the metrics are joined over the processes.
+    Every process evaluates its share; the metrics are joined over the processes, the model keeps its mode. Errors of scalar
+    labels are summed in units of the labels' own spread, as sums of squares of raw ones leave float32; R2 is left out where
+    all labels are the same.
+
+    Raises:
+        ValueError: no images, outputs that are not finite.
     """
-    model.eval()
-    metrics = task.metrics().to(accelerator.device)
+    if not len(dataset):
+        raise ValueError(f"{dataset.name} has no images to evaluate a network on.")
+    metrics, centre, spread = task.metrics(), 0.0, 1.0
+    if task.kind == REGRESSION:
+        labels = dataset.labels.double()
+        centre, spread = labels.mean().item(), labels.std(unbiased=False).item()
+        if not spread:
+            spread, metrics = 1.0, type(metrics)({key: value for key, value in metrics.items() if key != "r2"})
+    metrics = metrics.to(accelerator.device)
+    broken = torch.zeros((), device=accelerator.device)
+    precision = torch.float32 if accelerator.device.type == "mps" else torch.float64  # which has no float64
     batches = ordered_batches(
         dataset,
         batch_size=batch_size,
@@ -63,7 +78,21 @@ def evaluate(
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )
-    for batch in batches:
-        outputs = model(normalize(to_unit_range(batch.images))).float()
-        metrics.update(task.to_metric(outputs), batch.labels)
-    return task.in_units({name: value.item() for name, value in metrics.compute().items()})
+    with preserve_state(model):
+        model.eval()
+        for batch in batches:
+            outputs = model(normalize(to_unit_range(batch.images))).float()
+            broken += not_finite(outputs, task).sum()
+            found, labels = task.to_metric(outputs), batch.labels
+            if task.kind == REGRESSION:
+                found, labels = ((values.to(precision) - centre) / spread for values in (found, labels))
+            metrics.update(found, labels)
+    if accelerator.reduce(broken, "sum").item():
+        raise ValueError(
+            f"{dataset.name}: the outputs of {type(model).__name__} are not finite: it has diverged, or its input is not "
+            "normalised as it expects."
+        )
+    values = {name: value.item() for name, value in metrics.compute().items()}
+    if task.kind == REGRESSION:
+        values = {name: value if name == "r2" else value * spread for name, value in values.items()}
+    return task.in_units(values)

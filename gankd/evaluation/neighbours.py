@@ -120,7 +120,7 @@ def knn_regress(
     k: int = 20,
     temperature: float | None = 0.1,
 ) -> Tensor:
-    """The mean label of the k nearest neighbours of each query, [B], in the units of the labels.
+    """The mean label of the k nearest neighbours of each query, float64 [B], in the units of the labels.
 
     Neighbours weigh exp(cos / temperature), or the same where the temperature is None.
 
@@ -134,6 +134,7 @@ def knn_regress(
     similarities, neighbours = nearest_neighbours(query_features=query_features, bank_features=bank_features, k=k)
     _check_targets(bank_labels, bank_features)
     weights = _votes(similarities, temperature)
+    weights = weights if weights.device.type == "mps" else weights.double()  # means of labels around 20000 +- 1
     return (weights * bank_labels.to(weights.dtype)[neighbours]).sum(dim=1) / weights.sum(dim=1)
 
 

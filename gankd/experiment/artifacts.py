@@ -238,8 +238,7 @@ def fingerprint(value: Tensor | ImageSet | Teacher | nn.Module) -> str:
     """A short hash of what a tensor, a data set, a teacher or a network is.
 
     Of a network, weights and buffers and the configuration that a generator carries; of a teacher, also how it reads images
-    and what its outputs mean. Images that are read lazily say themselves what they are (`fingerprint`), or are represented
-    by their number, size and labels: hashing them would read them all.
+    and what its outputs mean. Of images see `ImageSet.fingerprint`.
     """
     if isinstance(value, Tensor):
         data = value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
@@ -248,11 +247,7 @@ def fingerprint(value: Tensor | ImageSet | Teacher | nn.Module) -> str:
         images = value.images
         if (generator := getattr(images, "generator", None)) is not None:
             return digest(f"{fingerprint(generator)}{generator.feature_names}{images.seed}{images.shape}".encode())
-        own = getattr(images, "fingerprint", None)
-        content = fingerprint(images) if isinstance(images, Tensor) else own or str(images.shape)
-        if value.generator_features is not None:
-            content += fingerprint(value.generator_features)
-        return digest((content + fingerprint(value.labels)).encode())
+        return value.fingerprint()
     if hasattr(value, "module") and hasattr(value, "normalize"):  # a Teacher
         normalization = "".join(name + fingerprint(buffer) for name, buffer in value.normalize.named_buffers())
         return digest(f"{fingerprint(value.module)}{normalization}{value.feature_path}{value.task}".encode())

@@ -103,7 +103,6 @@ from .squeeze import (
     pool_generator_features,
     span_loss,
     squeeze_and_span_loss,
-    squeeze_embeddings,
     squeeze_loss,
     variance_loss,
 )
@@ -205,7 +204,6 @@ __all__ = [
     "span_loss",
     "spatial_attention",
     "squeeze_and_span_loss",
-    "squeeze_embeddings",
     "squeeze_loss",
     "teacher_bounded_regression_loss",
     "teacher_confidence",

@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .logits import kd_loss
-from .mixing import mixup_batch, mixup_cross_entropy
+from .classes import CLASSES, Equations
+from .mixing import mixup_batch
 from .precision import full_precision
-from .smoothing import cross_entropy
 
 
 def mixskd_loss(
@@ -28,11 +27,13 @@ def mixskd_loss(
     permutation: Tensor,  # [N], the partner of each image
     mixing: float,  # share of the image itself, one for the batch
     temperature: float = 3.0,
+    task: Equations = CLASSES,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The four terms of MixSKD that need no discriminator.
 
     For any output o: I(o) = mixing o_n + (1 - mixing) o_perm(n) over the images, M(o) = o on the mixtures.
-    z_b logits and F_b maps of stage b, h_I and h_M the self-teacher's logits, KL(s, t) = kd_loss with a detached t:
+    z_b logits and F_b maps of stage b, h_I and h_M the self-teacher's logits, KL(s, t) the divergence of the
+    task with a detached t, CE and mixup CE its losses:
       clean CE     sum_b CE(z_b, y)
       mixup CE     sum_b mixup_CE(M(z_b)) + mixup_CE(h_I) + mixup_CE(h_M)
       KL           sum_{b<B} [ KL(I(z_b), M(z_b)) + KL(M(z_b), I(z_b)) ] + KL(I(z_B), h_M) + KL(M(z_B), h_I)
@@ -52,32 +53,29 @@ def mixskd_loss(
                 f"an output {list(output.shape)} does not hold the {num_samples} images and their {num_samples} mixtures"
             )
 
-    def interpolated(output: Tensor) -> Tensor:
-        return mixup_batch(images=full_precision(output[:num_samples]), permutation=permutation, mixing=mixing)
+    def divergence(outputs: Tensor, targets: Tensor) -> Tensor:
+        return task.divergence(outputs, targets.detach(), temperature=temperature)
 
-    def mixup(output: Tensor) -> Tensor:
-        return full_precision(output[num_samples:])
+    halves = [full_precision(stage).chunk(2) for stage in logits]  # B of ([N, K], [N, K])
+    clean_ce = sum(task.loss(clean, labels) for clean, _ in halves)
+    mixed = (*(mixture for _, mixture in halves), interpolated_teacher_logits, mixup_teacher_logits)
+    mixup_ce = sum(task.mixed_loss(output, labels, permutation, mixing) for output in mixed)
 
-    def mixed_cross_entropy(mixed_logits: Tensor) -> Tensor:
-        return mixup_cross_entropy(student_logits=mixed_logits, labels=labels, permutation=permutation, mixing=mixing)
-
-    def divergence(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-        return kd_loss(student_logits=student_logits, teacher_logits=teacher_logits, temperature=temperature)
-
-    clean_ce = sum(cross_entropy(stage[:num_samples], labels) for stage in logits)
-    mixup_ce = sum(mixed_cross_entropy(mixup(stage)) for stage in logits)
-    mixup_ce = mixup_ce + mixed_cross_entropy(interpolated_teacher_logits) + mixed_cross_entropy(mixup_teacher_logits)
-
-    *branches, backbone = logits
+    *branches, backbone = [interpolation_and_mixture(stage, permutation, mixing) for stage in logits]
     # crosswise: the backbone never meets the self-teacher's view of its own input
-    kl = divergence(interpolated(backbone), mixup_teacher_logits)
-    kl = kl + divergence(mixup(backbone), interpolated_teacher_logits)
-    for branch in branches:
-        of_interpolation, of_mixture = interpolated(branch), mixup(branch)
-        kl = kl + divergence(of_interpolation, of_mixture) + divergence(of_mixture, of_interpolation)
+    kl = divergence(backbone[0], mixup_teacher_logits) + divergence(backbone[1], interpolated_teacher_logits)
+    for interpolation, mixture in branches:
+        kl = kl + divergence(interpolation, mixture) + divergence(mixture, interpolation)
 
-    feature_mse = sum((interpolated(stage) - mixup(stage)).square().mean() for stage in features)
+    pairs = [interpolation_and_mixture(stage, permutation, mixing) for stage in features]
+    feature_mse = sum((interpolation - mixture).square().mean() for interpolation, mixture in pairs)
     return clean_ce + mixup_ce + kl + feature_mse, clean_ce, mixup_ce, kl, feature_mse
+
+
+def interpolation_and_mixture(output: Tensor, permutation: Tensor, mixing: float) -> tuple[Tensor, Tensor]:
+    """I(o) and M(o) of an output on N images and their N mixtures: [2 N, ...] to [N, ...] each, in full precision."""
+    clean, mixture = full_precision(output).chunk(2)
+    return mixup_batch(images=clean, permutation=permutation, mixing=mixing), mixture
 
 
 def mixskd_discriminator_loss(

@@ -26,8 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .logits import kd_loss
-from .online import softened_divergence, stack_members
+from .classes import CLASSES, Equations, softened_divergence
+from .online import divergences_to, stack_members
 from .precision import full_precision
 from .vicinal import vicinal_positives
 
@@ -218,16 +218,14 @@ def ensemble_logit_loss(
     student_logits: Sequence[Tensor],  # of [N, K], the peers that are taught
     ensemble_logits: Sequence[Tensor],  # of [N, K], all peers; detached
     temperature: float = 3.0,
+    task: Equations = CLASSES,
 ) -> Tensor:
     """Peers follow the mean of all peers' logits ("+ Logit KD"): L = sum_i KL_T([mean_j z_j] -> z_i). A scalar.
 
     The authors teach both of two peers, but only the last of more. Raises ValueError when shapes differ.
     """
     target = stack_members(ensemble_logits, "ensemble logits").mean(0)
-    students = stack_members(student_logits, "student logits")
-    return torch.stack(
-        [kd_loss(student_logits=student, teacher_logits=target, temperature=temperature) for student in students]
-    ).sum()
+    return divergences_to(target, stack_members(student_logits, "student logits"), temperature, task)
 
 
 def _in_batch_terms(

@@ -16,7 +16,7 @@ rampup_weight: Laine, Aila, "Temporal Ensembling for Semi-Supervised Learning", 
 
 Throughout  KL_T(t -> s) = T^2 / N * sum_n KL( softmax(t_n / T) || softmax(s_n / T) ),  CE is the mean cross-entropy,
 z_i are the logits of student i of m and [t] is a detached target. Terms are sums over students, never means. Tuples
-start with the total.
+start with the total. Another `task` puts its own loss for CE and its own divergence for KL_T, and z_i are its outputs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .logits import kd_loss
+from .classes import CLASSES, Equations
 from .precision import full_precision
 from .regression_without_teacher import regression_ensemble_weights
 
@@ -41,6 +41,7 @@ def dml_loss(
     kd_weight: float = 1.0,
     target: str = "peers",  # "peers" or "ensemble"
     detach_targets: bool = True,
+    task: Equations = CLASSES,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Deep mutual learning: every student follows the labels and the other students.
 
@@ -51,20 +52,20 @@ def dml_loss(
     targets are pulled towards the students that follow them. Returns (total, CE, unweighted KL).
     Raises ValueError with fewer than two students, different shapes or an unknown target.
     """
-    logits = stack_members(student_logits, "student logits")  # [m, N, K]
-    if len(logits) < 2:
-        raise ValueError(f"mutual learning needs at least 2 students, got {len(logits)}")
+    outputs = stack_members(student_logits, "student logits")  # [m, N, K]
+    if len(outputs) < 2:
+        raise ValueError(f"mutual learning needs at least 2 students, got {len(outputs)}")
     if target not in ("peers", "ensemble"):
         raise ValueError(f"unknown target {target!r}: use 'peers' or 'ensemble'")
-    divergence = logits.new_zeros(())
-    for index, student in enumerate(logits):
-        others = torch.cat([logits[:index], logits[index + 1 :]])  # [m - 1, N, K]
+    divergences = []
+    for index, student in enumerate(outputs):
+        others = torch.cat([outputs[:index], outputs[index + 1 :]])  # [m - 1, N, K]
         if detach_targets:
             others = others.detach()
         targets = others.mean(0, keepdim=True) if target == "ensemble" else others
-        divergence = divergence + softened_divergence(student, targets, temperature).mean()
-    cross_entropy = _summed_cross_entropy(logits, labels)
-    return cross_entropy + kd_weight * divergence, cross_entropy, divergence
+        divergences += [task.divergence(student, each, temperature=temperature) / len(targets) for each in targets]
+    label_loss, divergence = label_losses(outputs, labels, task), torch.stack(divergences).sum()
+    return label_loss + kd_weight * divergence, label_loss, divergence
 
 
 def one_gates(
@@ -98,6 +99,7 @@ def one_loss(
     labels: Tensor,  # [N]
     temperature: float = 3.0,
     kd_weight: float = 1.0,
+    task: Equations = CLASSES,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """On-the-fly native ensemble: the branches of one network follow their gated sum.
 
@@ -106,48 +108,76 @@ def one_loss(
     The gates learn from CE(z_e) alone. Returns (total, CE of branches and ensemble, w KL).
     Raises ValueError when the branches differ in shape or the gates do not fit.
     """
-    logits = stack_members(branch_logits, "branch logits")  # [m, N, K]
-    if gates.shape != logits.shape[1::-1]:
-        raise ValueError(f"gates should be {[logits.shape[1], len(logits)]}, found {list(gates.shape)}")
-    ensemble = (logits * full_precision(gates).T[:, :, None]).sum(0)  # [N, K]
-    cross_entropy = _summed_cross_entropy(logits, labels) + F.cross_entropy(ensemble, labels)
-    weighted = kd_weight * _divergence_to_all(logits, ensemble, temperature)
-    return cross_entropy + weighted, cross_entropy, weighted
+    outputs = stack_members(branch_logits, "branch logits")  # [m, N, K]
+    if gates.shape != outputs.shape[1::-1]:
+        raise ValueError(f"gates should be {[outputs.shape[1], len(outputs)]}, found {list(gates.shape)}")
+    ensemble = (outputs * full_precision(gates).T[:, :, None]).sum(0)  # [N, K]
+    label_loss = label_losses(outputs, labels, task) + task.loss(ensemble, labels)
+    weighted = kd_weight * divergences_to(ensemble, outputs, temperature, task)
+    return label_loss + weighted, label_loss, weighted
+
+
+def okddip_attention(
+    *,
+    queries: Tensor,  # [N, m - 1, D], W_q times each peer's pooled features
+    keys: Tensor,  # [N, m - 1, D], W_k times the same
+) -> Tensor:
+    """How much peer a listens to peer b: A = softmax over b of q_a . k_b. Returns [N, m - 1, m - 1]."""
+    with torch.autocast(queries.device.type, enabled=False):
+        return torch.einsum("nad,nbd->nab", full_precision(queries), full_precision(keys)).softmax(dim=2)
+
+
+def okddip_divergence(
+    *,
+    peer_logits: Sequence[Tensor],  # m - 1 of [N, K]
+    leader_logits: Tensor,  # [N, K]
+    attention: Tensor,  # A [N, m - 1, m - 1]
+    temperature: float = 3.0,
+    task: Equations = CLASSES,
+) -> Tensor:
+    """t_a = sum_b A_ab z_b;  sum_a KL_T(t_a -> z_a) + KL_T(mean_a z_a -> z_L). A scalar.
+
+    Targets are attached: nothing else trains the attention. It can win by A = identity, so watch its diagonal.
+    """
+    *peers, leader = stack_members([*peer_logits, leader_logits], "peer and leader logits")
+    peers = torch.stack(peers)  # [m - 1, N, K]
+    with torch.autocast(leader.device.type, enabled=False):
+        targets = torch.einsum("nab,bnk->ank", attention, peers)  # [m - 1, N, K]
+    pairs = zip((*peers, leader), (*targets, peers.mean(0)), strict=True)
+    return torch.stack([task.divergence(each, target, temperature=temperature) for each, target in pairs]).sum()
 
 
 def okddip_loss(
     *,
     peer_logits: Sequence[Tensor],  # m - 1 of [N, K]
     leader_logits: Tensor,  # [N, K]
-    queries: Tensor,  # [N, m - 1, D], W_q times each peer's pooled features
-    keys: Tensor,  # [N, m - 1, D], W_k times the same
+    queries: Tensor,  # [N, m - 1, D]
+    keys: Tensor,  # [N, m - 1, D]
     labels: Tensor,  # [N]
     temperature: float = 3.0,
     kd_weight: float = 1.0,
+    task: Equations = CLASSES,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Diverse peers: each follows its own attention-weighted mixture of all peers, a leader follows their mean.
 
-    A = softmax over b of q_a . k_b;   t_a = sum_b A_ab z_b
-    L = sum_a CE(z_a) + CE(z_L) + w { sum_a KL_T(t_a -> z_a) + KL_T(mean_a z_a -> z_L) }
+    L = sum_a CE(z_a) + CE(z_L) + w okddip_divergence(A),  A = okddip_attention(queries, keys)
 
-    Targets are attached: nothing else trains the attention. It can win by A = identity, so watch its diagonal.
     Returns (total, CE, w KL). Raises ValueError when shapes do not fit.
     """
-    logits = stack_members([*peer_logits, leader_logits], "peer and leader logits")
-    peers, leader = logits[:-1], logits[-1]  # [m - 1, N, K], [N, K]
-    if queries.shape != keys.shape or queries.shape[:2] != peers.shape[1::-1]:
+    fitting = (len(leader_logits), len(peer_logits))
+    if queries.shape != keys.shape or queries.shape[:2] != fitting:
         raise ValueError(
-            f"queries and keys should both be {[peers.shape[1], len(peers)]} + [D], "
-            f"found {list(queries.shape)} and {list(keys.shape)}"
+            f"queries and keys should both be {list(fitting)} + [D], found {list(queries.shape)} and {list(keys.shape)}"
         )
-    with torch.autocast(leader.device.type, enabled=False):
-        scores = torch.einsum("nad,nbd->nab", full_precision(queries), full_precision(keys))
-        targets = torch.einsum("nab,bnk->ank", F.softmax(scores, dim=2), peers)  # [m - 1, N, K]
-    peer_divergence = softened_divergence(peers, targets, temperature).mean(1).sum()
-    leader_divergence = softened_divergence(leader, peers.mean(0), temperature).mean()
-    cross_entropy = _summed_cross_entropy(logits, labels)
-    weighted = kd_weight * (peer_divergence + leader_divergence)
-    return cross_entropy + weighted, cross_entropy, weighted
+    weighted = kd_weight * okddip_divergence(
+        peer_logits=peer_logits,
+        leader_logits=leader_logits,
+        attention=okddip_attention(queries=queries, keys=keys),
+        temperature=temperature,
+        task=task,
+    )
+    label_loss = label_losses([*peer_logits, leader_logits], labels, task)
+    return label_loss + weighted, label_loss, weighted
 
 
 def kdcl_loss(
@@ -159,39 +189,40 @@ def kdcl_loss(
     kd_weight: float = 1.0,
     ensemble: str = "mean",  # "mean", "best", "min_logit" or "weighted"
     weights: Tensor | None = None,  # [m], for "weighted": from kdcl_general_weights, for one
+    task: Equations = CLASSES,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Collaborative learning: all students follow one target made of their logits.
 
     L = a sum_i CE(z_i) + w sum_i KL_T([z_t] -> z_i),  with the target of each sample
       mean       z_t = 1/m sum_i z_i
-      best       the logits of the student whose cross-entropy is lowest (the first of equals)
+      best       the logits of the student whose error is lowest (the first of equals)
       min_logit  z_tk = min_i (z_ik - z_iy): no class comes closer to the label's logit than in any student
       weighted   z_t = sum_i a_i z_i
 
     Returns (total, CE, KL), the last two unweighted.
     Raises ValueError when students differ in shape, the ensemble is unknown, or weights are missing, unused or not [m].
     """
-    logits = stack_members(student_logits, "student logits")  # [m, N, K]
+    outputs = stack_members(student_logits, "student logits")  # [m, N, K]
     if (weights is None) == (ensemble == "weighted"):
         raise ValueError(f"weights belong to the ensemble 'weighted' and to no other, here it is {ensemble!r}")
-    detached = logits.detach()
+    detached = outputs.detach()
     if ensemble == "mean":
         target = detached.mean(0)
     elif ensemble == "best":
-        errors = torch.stack([F.cross_entropy(student, labels, reduction="none") for student in detached])  # [m, N]
+        errors = torch.stack([task.error(student, labels) for student in detached])  # [m, N]
         target = detached[errors.argmin(0), torch.arange(len(labels), device=labels.device)]
     elif ensemble == "min_logit":
-        label_logits = detached.gather(2, labels.expand(len(logits), -1)[:, :, None])  # [m, N, 1]
+        label_logits = detached.gather(2, labels.expand(len(outputs), -1)[:, :, None])  # [m, N, 1]
         target = (detached - label_logits).amin(0)
     elif ensemble == "weighted":
-        if weights.shape != logits.shape[:1]:
-            raise ValueError(f"weights should be one for each of {len(logits)} students, found {list(weights.shape)}")
+        if weights.shape != outputs.shape[:1]:
+            raise ValueError(f"weights should be one for each of {len(outputs)} students, found {list(weights.shape)}")
         target = (weights.detach().to(detached)[:, None, None] * detached).sum(0)
     else:
         raise ValueError(f"unknown ensemble {ensemble!r}: use 'mean', 'best', 'min_logit' or 'weighted'")
-    cross_entropy = _summed_cross_entropy(logits, labels)
-    divergence = _divergence_to_all(logits, target, temperature)
-    return ce_weight * cross_entropy + kd_weight * divergence, cross_entropy, divergence
+    label_loss = label_losses(outputs, labels, task)
+    divergence = divergences_to(target, outputs, temperature, task)
+    return ce_weight * label_loss + kd_weight * divergence, label_loss, divergence
 
 
 def kdcl_general_weights(
@@ -217,6 +248,7 @@ def mfef_loss(
     labels: Tensor,  # [N]
     temperature: float = 3.0,
     kd_weight: float = 1.0,
+    task: Equations = CLASSES,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Students and the classifier on their fused maps teach each other.
 
@@ -225,32 +257,18 @@ def mfef_loss(
     Returns (total, CE, KL of the students, KL of the fused classifier), the KLs unweighted.
     Raises ValueError when shapes differ.
     """
-    logits = stack_members([*student_logits, fused_logits], "student and fused logits")
-    students, fused = logits[:-1], logits[-1]  # [m, N, K], [N, K]
-    cross_entropy = _summed_cross_entropy(logits, labels)
-    students_divergence = _divergence_to_all(students, fused, temperature)
-    fused_divergence = kd_loss(student_logits=fused, teacher_logits=students.mean(0), temperature=temperature)
-    total = cross_entropy + kd_weight * (students_divergence + fused_divergence)
-    return total, cross_entropy, students_divergence, fused_divergence
+    outputs = stack_members([*student_logits, fused_logits], "student and fused logits")
+    students, fused = outputs[:-1], outputs[-1]  # [m, N, K], [N, K]
+    label_loss = label_losses(outputs, labels, task)
+    to_students = divergences_to(fused, students, temperature, task)
+    to_fused = task.divergence(fused, students.mean(0).detach(), temperature=temperature)
+    return label_loss + kd_weight * (to_students + to_fused), label_loss, to_students, to_fused
 
 
-def ffl_loss(
-    *,
-    student_logits: Sequence[Tensor],  # m of [N, K]
-    fused_logits: Tensor,  # [N, K], of the classifier on the fused maps
-    labels: Tensor,  # [N]
-    temperature: float = 3.0,
-    kd_weight: float = 1.0,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Feature fusion learning: the loss of mfef_loss, which took it from here, as (total, CE, w KL)."""
-    total, cross_entropy, students_divergence, fused_divergence = mfef_loss(
-        student_logits=student_logits,
-        fused_logits=fused_logits,
-        labels=labels,
-        temperature=temperature,
-        kd_weight=kd_weight,
-    )
-    return total, cross_entropy, kd_weight * (students_divergence + fused_divergence)
+def ffl_loss(*, kd_weight: float = 1.0, **arguments) -> tuple[Tensor, Tensor, Tensor]:
+    """Feature fusion learning: mfef_loss, which took it from here, as (total, CE, w KL); arguments as there."""
+    total, label_loss, to_students, to_fused = mfef_loss(kd_weight=kd_weight, **arguments)
+    return total, label_loss, kd_weight * (to_students + to_fused)
 
 
 def afd_discriminator_loss(
@@ -292,19 +310,12 @@ def stack_members(tensors: Sequence[Tensor], name: str) -> Tensor:
     return torch.stack([full_precision(tensor) for tensor in tensors])
 
 
-def softened_divergence(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """T^2 KL( softmax(targets / T) || softmax(logits / T) ) over the last axis; shapes broadcast, targets attached."""
-    log_probabilities = F.log_softmax(logits / temperature, dim=-1)
-    log_targets = F.log_softmax(targets / temperature, dim=-1)
-    return temperature**2 * F.kl_div(log_probabilities, log_targets, reduction="none", log_target=True).sum(-1)
+def label_losses(outputs: Sequence[Tensor], labels: Tensor, task: Equations = CLASSES) -> Tensor:
+    """The sum over members of the loss on the labels. A scalar."""
+    return torch.stack([task.loss(output, labels) for output in outputs]).sum()
 
 
-def _summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    return torch.stack([F.cross_entropy(member, labels) for member in logits]).sum()
-
-
-def _divergence_to_all(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """sum_i KL_T([target] -> logits_i)"""
-    return torch.stack(
-        [kd_loss(student_logits=member, teacher_logits=target, temperature=temperature) for member in logits]
-    ).sum()
+def divergences_to(target: Tensor, outputs: Sequence[Tensor], temperature: float, task: Equations = CLASSES) -> Tensor:
+    """sum_i KL_T([target] -> outputs_i). A scalar."""
+    target = target.detach()
+    return torch.stack([task.divergence(output, target, temperature=temperature) for output in outputs]).sum()

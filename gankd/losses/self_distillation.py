@@ -13,8 +13,9 @@ self_attention_loss: Hou, Ma, Liu, Loy, "Learning Lightweight Lane Detection CNN
 ICCV 2019, arXiv 1908.00821
 frskd_loss: Ji, Shin, Hwang, Park, Moon, "Refine Myself by Teaching Myself", CVPR 2021, arXiv 2103.08273
 
-KL(s, t) below is kd_loss at the temperature T: t detached, a mean over samples, times T^2. Losses that return
-(total, CE, rest) have their weights inside: total = CE + rest.
+KL(s, t) below is the divergence at the temperature T: t detached, a mean over samples, times T^2. Losses that return
+(total, CE, rest) have their weights inside: total = CE + rest. The rests have functions of their own, which methods call:
+another `task` puts its own divergence for KL, and z are its outputs.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .logits import kd_loss
+from .classes import CLASSES, Equations
+from .features import attention_transfer_loss
 from .precision import full_precision
 from .smoothing import cross_entropy
 
@@ -44,8 +46,7 @@ def cs_kd_loss(
     Raises ValueError when the shapes differ or the labels are not class ids [N].
     """
     ce = cross_entropy(student_logits, labels)
-    kd = kd_loss(student_logits=student_logits, teacher_logits=paired_logits, temperature=temperature)
-    rest = kd_weight * kd
+    rest = kd_weight * CLASSES.divergence(student_logits, paired_logits.detach(), temperature=temperature)
     return ce + rest, ce, rest
 
 
@@ -55,16 +56,16 @@ def ps_kd_loss(
     labels: Tensor,  # [N], class ids
     previous_probabilities: Tensor,  # [N, K], of the same samples in the last epoch, detached
     alpha: float,  # in epoch e = 0, 1, .. of E: alpha_T (e + 1) / E, the paper's alpha_T = 0.8
+    task: Equations = CLASSES,
 ) -> Tensor:
     """Cross-entropy to labels softened by the network's own predictions one epoch ago.
 
     q = (1 - alpha) one_hot(y) + alpha p_previous;  L = -1 / N * sum_n sum_k q_nk log softmax(s_n)_k. Returns a scalar.
     Raises ValueError when the shapes differ or the labels are not class ids [N].
     """
-    _check_same_shape(student_logits, previous_probabilities, "logits and previous probabilities")
-    logits = full_precision(student_logits)
-    ce = cross_entropy(logits, labels)
-    return (1 - alpha) * ce + alpha * F.cross_entropy(logits, previous_probabilities.detach().to(logits.dtype))
+    label = task.soften(labels, student_logits.shape[-1])
+    _check_same_shape(label, previous_probabilities, "logits and previous probabilities")
+    return task.soft_loss(student_logits, (1 - alpha) * label + alpha * full_precision(previous_probabilities.detach()))
 
 
 @torch.no_grad()
@@ -83,7 +84,7 @@ def bake_targets(
     No gradient. Returns [N, K] probabilities.
     Raises ValueError for a batch of one sample (it has no neighbour), other sizes or an omega outside [0, 1).
     """
-    predictions = (full_precision(logits) / temperature).softmax(dim=1)
+    predictions = CLASSES.soft_labels(logits, temperature=temperature)
     return spread_over_batch(embeddings=embeddings, values=predictions, omega=omega)
 
 
@@ -128,26 +129,20 @@ def bake_loss(
     Raises ValueError when the shapes differ.
     """
     _check_same_shape(student_logits, soft_targets, "logits and soft targets")
-    log_student = F.log_softmax(full_precision(student_logits) / temperature, dim=1)
-    divergence = F.kl_div(log_student, full_precision(soft_targets.detach()), reduction="sum")
-    return temperature**2 * divergence / len(student_logits)
+    return CLASSES.soft_divergence(student_logits, soft_targets.detach(), temperature=temperature)
 
 
-def ddgsd_loss(
+def ddgsd_divergence(
     *,
     student_logits: Sequence[Tensor],  # of two views, each [N, K]
     embeddings: Sequence[Tensor],  # of two views, each [N, D]
-    labels: Tensor,  # [N], class ids
     temperature: float = 4.0,
     mmd_weight: float = 5e-4,
     mmd: str = "vector",  # "vector", the paper's, or "scalar", of the mean over all entries, as some libraries have it
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Two distortions of an image are predicted alike, and their features have the same mean.
+    task: Equations = CLASSES,
+) -> Tensor:
+    """KL(s_a, s_b) + KL(s_b, s_a) + mmd_weight |mean_n f_a - mean_n f_b|^2, gradients into both means. A scalar.
 
-    CE    (CE(s_a, y) + CE(s_b, y)) / 4, the mean over the 2 N predictions, halved
-    rest  KL(s_a, s_b) + KL(s_b, s_a) + mmd_weight |mean_n f_a - mean_n f_b|^2, gradients into both means
-
-    Returns (total, CE, rest), scalars.
     Raises ValueError when there are not two views, their shapes differ or mmd is unknown.
     """
     if len(student_logits) != 2 or len(embeddings) != 2:
@@ -157,29 +152,35 @@ def ddgsd_loss(
     _check_same_shape(*embeddings, "embeddings of the two views")
     if mmd not in ("vector", "scalar"):
         raise ValueError(f"unknown mmd {mmd!r}: use 'vector' or 'scalar'")
-    first, second = student_logits
-    ce = (cross_entropy(first, labels) + cross_entropy(second, labels)) / 4
     difference = full_precision(embeddings[0]) - full_precision(embeddings[1])
     gap = difference.mean(dim=0) if mmd == "vector" else difference.mean()
-    rest = _mutual_divergence(student_logits, temperature) + mmd_weight * gap.square().sum()
+    return mutual_divergence(student_logits, temperature, task) + mmd_weight * gap.square().sum()
+
+
+def ddgsd_loss(*, student_logits: Sequence[Tensor], labels: Tensor, **arguments) -> tuple[Tensor, Tensor, Tensor]:
+    """Two distortions of an image are predicted alike, and their features have the same mean.
+
+    CE    (CE(s_a, y) + CE(s_b, y)) / 4, the mean over the 2 N predictions, halved
+    rest  ddgsd_divergence, whose arguments are taken besides class ids [N]
+
+    Returns (total, CE, rest), scalars.
+    """
+    rest = ddgsd_divergence(student_logits=student_logits, **arguments)
+    ce = sum(cross_entropy(view, labels) for view in student_logits) / 4
     return ce + rest, ce, rest
 
 
-def byot_loss(
+def byot_divergence(
     *,
     logits: Sequence[Tensor],  # B heads, the deepest first, each [N, K]
     shallow_features: Sequence[Tensor],  # B - 1 maps in the order of logits[1:], each [N, C, H, W]
     deepest_feature: Tensor,  # [N, C, H, W], detached
-    labels: Tensor,  # [N], class ids
     temperature: float = 4.0,
     feature_weight: float = 0.05,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The deepest head teaches the shallow ones.
+    task: Equations = CLASSES,
+) -> Tensor:
+    """sum_{b>0} [ KL(z_b, z_0) + feature_weight mean (F_b - F_0)^2 ]. A scalar.
 
-    CE    sum_b CE(z_b, y), the deepest included
-    rest  sum_{b>0} [ KL(z_b, z_0) + feature_weight mean (F_b - F_0)^2 ]
-
-    Returns (total, CE, rest), scalars.
     Raises ValueError when there is no shallow head, heads and maps do not pair up or the maps differ in shape.
     """
     if not shallow_features or len(logits) != len(shallow_features) + 1:
@@ -187,14 +188,19 @@ def byot_loss(
             f"one deepest head, then a shallow head for each of at least one map: {len(logits)} logits and "
             f"{len(shallow_features)} shallow features were given"
         )
-    deepest, *shallow = logits
-    ce = sum(cross_entropy(head, labels) for head in logits)
-    target = full_precision(deepest_feature.detach())
-    rest = 0
-    for head, feature in zip(shallow, shallow_features, strict=True):
+    teacher, target, rest = logits[0].detach(), full_precision(deepest_feature.detach()), 0
+    for head, feature in zip(logits[1:], shallow_features, strict=True):
         _check_same_shape(feature, deepest_feature, "shallow and deepest features")
-        rest = rest + kd_loss(student_logits=head, teacher_logits=deepest, temperature=temperature)
+        rest = rest + task.divergence(head, teacher, temperature=temperature)
         rest = rest + feature_weight * (full_precision(feature) - target).square().mean()
+    return rest
+
+
+def byot_loss(*, logits: Sequence[Tensor], labels: Tensor, **arguments) -> tuple[Tensor, Tensor, Tensor]:
+    """The deepest head teaches the shallow ones: CE = sum_b CE(z_b, y), the deepest included; rest = byot_divergence, whose
+    arguments are taken besides class ids [N]. Returns (total, CE, rest), scalars."""
+    rest = byot_divergence(logits=logits, **arguments)
+    ce = sum(cross_entropy(head, labels) for head in logits)
     return ce + rest, ce, rest
 
 
@@ -209,10 +215,8 @@ def dks_loss(
     CE = sum_i CE(z_i, y);  rest = sum over i != j of KL(z_i, z_j). Returns (total, CE, rest), scalars.
     Raises ValueError when there are fewer than two heads or the shapes differ.
     """
-    if len(logits) < 2:
-        raise ValueError(f"heads that teach each other are at least 2: {len(logits)} given")
+    rest = mutual_divergence(logits, temperature)
     ce = sum(cross_entropy(head, labels) for head in logits)
-    rest = _mutual_divergence(logits, temperature)
     return ce + rest, ce, rest
 
 
@@ -246,25 +250,20 @@ def self_attention_loss(
         return (student_attention - _mean_square(deeper).softmax(dim=1)).square().mean()
 
 
-def frskd_loss(
+def frskd_divergence(
     *,
     student_logits: Tensor,  # [N, K]
-    self_teacher_logits: Tensor,  # [N, K], of the network on top of the student's maps
+    self_teacher_logits: Tensor,  # [N, K], of the network on top of the student's maps; detached
     student_features: Sequence[Tensor],  # L maps [N, C_l, H_l, W_l]
     self_teacher_features: Sequence[Tensor],  # L maps [N, C'_l, H_l, W_l], detached
-    labels: Tensor,  # [N], class ids
     temperature: float = 4.0,
     kd_weight: float = 2.0,
     attention_weight: float = 100.0,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """A self-teacher that refines the student's maps returns what it learned, as predictions and as attention.
+    task: Equations = CLASSES,
+) -> Tensor:
+    """kd_weight KL(student, self-teacher) + attention_weight sum_l 1 / (N H_l W_l) * sum (at(F_l) - at(F'_l))^2
 
-    CE    CE(student, y) + CE(self-teacher, y)
-    rest  kd_weight KL(student, self-teacher) + attention_weight sum_l 1 / (N H_l W_l) * sum (at(F_l) - at(F'_l))^2
-    at(F) = mean_c F^2 over its length as a vector of H W entries
-
-    The self-teacher learns from its CE alone, which also reaches the student's maps below it.
-    Returns (total, CE, rest), scalars.
+    at(F) = mean_c F^2 over its length as a vector of H W entries. Returns a scalar.
     Raises ValueError when the maps do not pair up or a pair differs in N, H or W.
     """
     if len(student_features) != len(self_teacher_features):
@@ -272,23 +271,35 @@ def frskd_loss(
             f"the maps do not pair up: {len(student_features)} of the student and "
             f"{len(self_teacher_features)} of the self-teacher"
         )
+    for mine, refined in zip(student_features, self_teacher_features, strict=True):
+        _check_same_shape(mine[:, 0], refined[:, 0], "one channel of the student's and the self-teacher's map")
+    attention = attention_transfer_loss(student_features=student_features, teacher_features=self_teacher_features)
+    kd = task.divergence(student_logits, self_teacher_logits.detach(), temperature=temperature)
+    return kd_weight * kd + attention_weight * attention
+
+
+def frskd_loss(
+    *, student_logits: Tensor, self_teacher_logits: Tensor, labels: Tensor, **arguments
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A self-teacher that refines the student's maps returns what it learned, as predictions and as attention.
+
+    CE    CE(student, y) + CE(self-teacher, y)
+    rest  frskd_divergence, whose arguments are taken besides class ids [N]
+
+    The self-teacher learns from its CE alone, which also reaches the student's maps below it.
+    Returns (total, CE, rest), scalars.
+    """
+    rest = frskd_divergence(student_logits=student_logits, self_teacher_logits=self_teacher_logits, **arguments)
     ce = cross_entropy(student_logits, labels) + cross_entropy(self_teacher_logits, labels)
-    kd = kd_loss(student_logits=student_logits, teacher_logits=self_teacher_logits, temperature=temperature)
-    rest = kd_weight * kd
-    for student, teacher in zip(student_features, self_teacher_features, strict=True):
-        _check_same_shape(student[:, 0], teacher[:, 0], "one channel of the student's and the self-teacher's map")
-        student_attention = F.normalize(_mean_square(student), dim=1)
-        teacher_attention = F.normalize(_mean_square(teacher.detach()), dim=1)
-        rest = rest + attention_weight * (student_attention - teacher_attention).square().mean()
     return ce + rest, ce, rest
 
 
-def _mutual_divergence(logits: Sequence[Tensor], temperature: float) -> Tensor:
-    """The sum of KL over all ordered pairs."""
-    return sum(
-        kd_loss(student_logits=student, teacher_logits=teacher, temperature=temperature)
-        for student, teacher in permutations(logits, 2)
-    )
+def mutual_divergence(outputs: Sequence[Tensor], temperature: float, task: Equations = CLASSES) -> Tensor:
+    """The sum of KL over all ordered pairs of heads [N, K]. Raises ValueError when there are fewer than two."""
+    if len(outputs) < 2:
+        raise ValueError(f"heads that teach each other are at least 2: {len(outputs)} given")
+    pairs = permutations(outputs, 2)
+    return sum(task.divergence(student, teacher.detach(), temperature=temperature) for student, teacher in pairs)
 
 
 def _mean_square(feature: Tensor) -> Tensor:

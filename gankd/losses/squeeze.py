@@ -170,55 +170,6 @@ def pool_generator_features(
     Returns [N, sum C], in the order given.
     Raises ValueError for an empty list, another number of dimensions, or batches that differ in size.
     """
-    return torch.cat(_pooled(generator_features), dim=1)
-
-
-def squeeze_embeddings(
-    *,
-    generator_features: Sequence[Tensor],  # L maps [N, C_l, H, W], tokens [N, T, C_l] or vectors [N, C_l]; detached
-    fusion_weights: Sequence[Tensor],  # L matrices [E, C_l]
-    fusion_biases: Sequence[Tensor],  # L vectors [E]
-    hidden_weights: Sequence[Tensor],  # matrices [E, E], one a hidden layer; may be empty
-    norm_weights: Sequence[Tensor],  # vectors [E], one a hidden layer
-    norm_biases: Sequence[Tensor],  # vectors [E], one a hidden layer
-    output_weight: Tensor,  # [D, E]
-    output_bias: Tensor,  # [D]
-) -> Tensor:
-    """The squeeze network T: a small perceptron on the pooled features of a generator's blocks.
-
-    u = sum_l (A_l pool(f_l) + b_l);  u <- relu(batchnorm(W_i u)) per hidden layer;  T = V u + c
-
-    Batch norm uses the batch's own mean and biased variance (eps 1e-5), as in training, which is all that T is for: it
-    is dropped with the student's projector. Returns [N, D].
-    Raises ValueError as `pool_generator_features`, for lists that differ in length, and where batch norm meets a
-    batch of one sample.
-    """
-    pooled = _pooled(generator_features)
-    if not len(pooled) == len(fusion_weights) == len(fusion_biases):
-        raise ValueError(
-            f"{len(pooled)} generator features need as many fusion layers, but there are {len(fusion_weights)} weights "
-            f"and {len(fusion_biases)} biases"
-        )
-    if not len(hidden_weights) == len(norm_weights) == len(norm_biases):
-        raise ValueError(
-            f"{len(hidden_weights)} hidden layers need as many norms, but there are {len(norm_weights)} weights "
-            f"and {len(norm_biases)} biases"
-        )
-    if hidden_weights:
-        _check_batch(pooled[0])
-    with torch.autocast(pooled[0].device.type, enabled=False):
-        fused = sum(
-            F.linear(feature, full_precision(weight), full_precision(bias))
-            for feature, weight, bias in zip(pooled, fusion_weights, fusion_biases, strict=True)
-        )  # [N, E]
-        for weight, norm_weight, norm_bias in zip(hidden_weights, norm_weights, norm_biases, strict=True):
-            fused = F.linear(fused, full_precision(weight))
-            norm = [full_precision(norm_weight), full_precision(norm_bias)]
-            fused = F.relu(F.batch_norm(fused, None, None, *norm, training=True, eps=1e-5))
-        return F.linear(fused, full_precision(output_weight), full_precision(output_bias))
-
-
-def _pooled(generator_features: Sequence[Tensor]) -> list[Tensor]:
     if not generator_features:
         raise ValueError("there are no generator features; name at least one block of the generator")
     pooled = []
@@ -237,7 +188,7 @@ def _pooled(generator_features: Sequence[Tensor]) -> list[Tensor]:
                 f"generator features come from different batches: {len(pooled[0])} and {len(feature)} samples"
             )
         pooled.append(feature)
-    return pooled
+    return torch.cat(pooled, dim=1)
 
 
 def _regularised_invariance(

@@ -110,6 +110,9 @@ class Distiller(Method, nn.Module):
     Built by `build_distiller`, which checks that the method is defined for what it is asked.
     """
 
+    is_spread: bool = False
+    """Whether every process runs networks of its own, on the whole batch."""
+
     def __init__(self, config: MethodConfig, setup: Setup):
         super().__init__()
         self.student, self.teacher, self.task, self.config = setup.student, setup.teacher, setup.task, config
@@ -122,6 +125,13 @@ class Distiller(Method, nn.Module):
         """The student alone, without anything that only training needs."""
         return self.student
 
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """Buffers that `DistributedDataParallel` need not send before each step, of modules with `buffers_stay_equal`."""
+        modules = {path: part for path, part in self.named_modules() if getattr(part, "buffers_stay_equal", False)}
+        own = [(path, name) for path, part in modules.items() for name, _ in part.named_buffers(recurse=False)]
+        return [f"{path}.{name}".lstrip(".") for path, name in own]
+
     # --- hooks: the loop calls them, most methods leave them as they are ----------------------------------------------
 
     def first_stage(self, training: Settings) -> tuple[Distiller, Settings] | None:
@@ -132,7 +142,8 @@ class Distiller(Method, nn.Module):
         """Once before the first step of a fresh run (error ranges, thresholds); keep results in buffers."""
 
     def parameter_groups(self) -> list[dict]:
-        """Parameters that do not share the student's learning rate and decay: {"params", "rate": factor, "weight_decay"}."""
+        """Parameters that are not trained as the student is: {"params", "rate": a factor on the learning rate, "constant":
+        whether the rate stays at its peak, "weight_decay": in place of the training's}, all but the first optional."""
         return []
 
     def start_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:

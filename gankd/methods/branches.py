@@ -11,12 +11,10 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gankd.losses import kd_loss, regression_kd_loss
 from gankd.methods.setup import Setup
 from gankd.methods.taps import Shape, stages
 from gankd.methods.terms import TermConfig
 from gankd.models.taps import INPUT, default_taps, feature_shapes
-from gankd.tasks import CLASSIFICATION, Task
 
 
 class StagesTermConfig(TermConfig):
@@ -69,13 +67,6 @@ def output_layer(setup: Setup, name: str) -> tuple[str, nn.Linear]:
             f"{type(setup.student).__name__} is {layer}."
         )
     return path, layer
-
-
-def imitation(task: Task, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """How far outputs are from others, which get no gradient: T^2 KL of classes, squared difference of scalars."""
-    if task.kind == CLASSIFICATION:
-        return kd_loss(student_logits=student, teacher_logits=teacher, temperature=temperature)
-    return regression_kd_loss(student_predictions=student.flatten(), teacher_predictions=teacher.flatten())
 
 
 class Branch(nn.Module):

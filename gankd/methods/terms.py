@@ -79,8 +79,6 @@ class Term(Method, nn.Module):
     tasks = EVERY_TASK
     repeats_views = True
     reads_teacher_outputs: ClassVar[bool] = False
-    buffers_stay_equal: ClassVar[bool] = False
-    """Whether every process keeps the same buffers (banks), so that they need not be sent to all before each step."""
 
     def __init__(self, config: TermConfig, setup: Setup):
         super().__init__()
@@ -163,12 +161,6 @@ class Distillation(Distiller):
         for term in self.terms.values():
             if term.first_stage_share > 0:
                 term.enter_stage(first=False)
-
-    @property
-    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
-        """What `DistributedDataParallel` leaves alone."""
-        terms = {name: term for name, term in self.terms.items() if term.buffers_stay_equal}
-        return [f"terms.{name}.{buffer}" for name, term in terms.items() for buffer, _ in term.named_buffers()]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         weights = {name: weight * self.terms[name].factor for name, weight in self.weights.items()}

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gankd.models.inputs import recall
+from gankd.models.inputs import CARD, recall
 
 AVERAGED = ("state_dict_ema", "ema_state_dict", "model_ema", "ema_model", "ema")
 CONTAINERS = (*AVERAGED, "state_dict", "model_state_dict", "model", "net", "network", "student")
@@ -45,7 +45,8 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> nn.Module:
         raise ValueError(f"{path} does not fit {getattr(network, 'name', type(network).__name__)}: {misfit}.")
     # a dictionary without versions, so that num_batches_tracked may lack
     network.load_state_dict({key: value for key, value in found.items() if key in own})
-    recall(network, state)
+    for entry in getattr(state, "_metadata", {}).values():
+        recall(network, entry.get(CARD, {}))
     return model
 
 

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gankd.data.sets import ImageSet
 from gankd.tasks import Task, task_from
-from generators.images import to_unit_range
+from generators.images import channel_statistics
 
-CARD = "gankd"  # under which a state dict's metadata holds what `remember` was told
+CARD = "gankd"  # the key of a state dict's metadata for what `remember` was told
 
 
 class Normalize(nn.Module):
@@ -44,10 +45,7 @@ class Normalize(nn.Module):
     @classmethod
     def of(cls, images, sample: int = 10_000) -> Normalize:
         """The statistics of uint8 images [N, C, H, W], from an even sample of at most `sample` of them."""
-        indices = torch.linspace(0, len(images) - 1, min(sample, len(images))).long()
-        pixels = to_unit_range(images[indices].cpu())
-        std = pixels.std(dim=(0, 2, 3), unbiased=False)
-        return cls(pixels.mean(dim=(0, 2, 3)), std.clamp(min=1e-3), "the images")  # a constant channel stays finite
+        return cls(*channel_statistics(images, sample), "the images")
 
 
 def normalization_of(model: Any) -> Normalize | None:
@@ -74,7 +72,7 @@ def normalization_of(model: Any) -> Normalize | None:
     processor = getattr(model, "image_processor", model)
     if getattr(processor, "image_mean", None) is not None:
         return _of_processor(vars(processor), "the image processor")
-    if isinstance(model, nn.Module):
+    if isinstance(model, nn.Module) and not type(model).__module__.startswith("torchvision.transforms"):
         found = _preprocessor_config(getattr(getattr(model, "config", None), "_name_or_path", None))
         return _of_processor(json.loads(found.read_text()), str(found)) if found else None
     for step in _transforms(model):
@@ -83,19 +81,21 @@ def normalization_of(model: Any) -> Normalize | None:
     return None
 
 
-def normalization_for(model: nn.Module, otherwise: Normalize, whose: str = "the network") -> Normalize:
-    """`normalization_of` a network, or `otherwise` with a warning that says so: other statistics than it was trained with
-    make a good network a bad one without a word."""
+def normalization_for(model: nn.Module, otherwise: Normalize | ImageSet, whose: str = "the network") -> Normalize:
+    """`normalization_of` a network, or what `otherwise` is or has (its images' statistics) with a warning that says so: by
+    other statistics than it was trained with, a good network answers badly without a word."""
     known = normalization_of(model)
-    if known is None:
-        mean, std = (", ".join(f"{value:.3f}" for value in values) for values in card_of(otherwise))
-        warnings.warn(
-            f"{whose} ({type(model).__name__}) does not say how its inputs were normalised; taken is {otherwise.source}: "
-            f"mean {mean}, std {std}. If it was trained with others, give them: normalize=Normalize(mean, std), a Teacher "
-            "with its own, or the attribute input_normalization = (mean, std).",
-            stacklevel=3,
-        )
-    return known or otherwise
+    if known is not None:
+        return known
+    assumed = otherwise if isinstance(otherwise, Normalize) else Normalize.of(otherwise.images)
+    mean, std = (", ".join(f"{value:.3f}" for value in values) for values in card_of(assumed))
+    warnings.warn(
+        f"{whose} ({type(model).__name__}) does not say how its inputs were normalised; taken is {assumed.source}: mean "
+        f"{mean}, std {std}. If it was trained with others, give them: normalize=Normalize(mean, std), a Teacher with its "
+        "own, or the attribute input_normalization = (mean, std).",
+        stacklevel=3,
+    )
+    return assumed
 
 
 def card_of(normalize: Normalize) -> tuple[list[float], list[float]]:
@@ -110,35 +110,47 @@ def card_of_task(task: Task) -> dict[str, Any]:
 
 def remember(model: nn.Module, normalize: Normalize | None = None, task: Task | None = None) -> None:
     """Let `model` say from now on how its inputs are normalised and what its outputs mean: by its attributes
-    `input_normalization` and `output_task`, and in the metadata of its `state_dict()`, whose keys stay those of the network.
-
-    `torch.save` keeps the metadata and `load_checkpoint` reads it, also into a fresh network of the same class. A plain
-    `load_state_dict` does not look at it, so that such a network says nothing, and `normalization_for` warns.
+    `input_normalization` and `output_task`, which travel with its weights (see `carry`).
     """
     if normalize is not None:
         model.input_normalization = card_of(normalize)
     if task is not None:
         model.output_task = task
+    carry(model)
+
+
+def carry(model: nn.Module) -> nn.Module:
+    """Let what `remember` is told travel in the metadata of `state_dict()`, whose keys stay those of the network.
+
+    `torch.save` keeps the metadata. `load_state_dict` of a network that carries (all that `build_model` makes of `NETWORKS`)
+    reads it, and `load_checkpoint` does so for any network. A fresh network of a user's own class that loads by
+    `load_state_dict`, or weights in a file of another kind, say nothing, and `normalization_for` warns.
+    """
     if _write_card not in model._state_dict_hooks.values():
         model.register_state_dict_post_hook(_write_card)
+        model.register_load_state_dict_pre_hook(_read_card)
+    return model
 
 
-def recall(model: nn.Module, state: Mapping[str, Any]) -> None:
-    """Let `model` say what the metadata of a state dict says, where `remember` has left it there."""
-    for entry in getattr(state, "_metadata", {}).values():
-        if card := entry.get(CARD):
-            normalization, task = card.get("input_normalization"), card.get("output_task")
-            remember(
-                model,
-                _normalize(*normalization, "the checkpoint") if normalization else None,
-                task_from(task) if task else None,
-            )
+def recall(model: nn.Module, card: Mapping[str, Any]) -> None:
+    """Let `model` say what a `card` from a state dict's metadata says."""
+    normalization, task = card.get("input_normalization"), card.get("output_task")
+    remember(
+        model,
+        _normalize(*normalization, "the checkpoint") if normalization else None,
+        task_from(task) if task else None,
+    )
 
 
 def _write_card(module: nn.Module, state: dict, prefix: str, metadata: dict) -> None:
     task = getattr(module, "output_task", None)
     normalization = getattr(module, "input_normalization", None)
-    metadata[CARD] = {"input_normalization": normalization, "output_task": None if task is None else card_of_task(task)}
+    if task or normalization:
+        metadata[CARD] = {"input_normalization": normalization, "output_task": card_of_task(task) if task else None}
+
+
+def _read_card(module: nn.Module, state: dict, prefix: str, metadata: dict, *others: Any) -> None:
+    recall(module, metadata.get(CARD, {}))
 
 
 def _normalize(mean: Iterable, std: Iterable, source: str, image_size: Sequence[int] = ()) -> Normalize:

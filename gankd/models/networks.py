@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import nn
 
+from gankd.models.inputs import carry
 from generators.registry import Registry, options_of
 from generators.settings import nearest
 
@@ -54,7 +55,7 @@ def build_model(
     if library == "timm":
         return _timm_model(model, num_classes, in_channels, options)
     check_name(name)
-    return NETWORKS[name](num_classes, in_channels, **checked_options(name, options))
+    return carry(NETWORKS[name](num_classes, in_channels, **checked_options(name, options)))
 
 
 def check_name(name: str) -> None:

@@ -154,6 +154,25 @@ def feature_shapes(model: nn.Module, image_shape: tuple[int, int, int], paths: S
     return [tuple(feature.shape[1:]) for feature in features]
 
 
+def check_map_size(
+    model: nn.Module, image_shape: tuple[int, int, int], path: str, smallest: int, whose: str
+) -> tuple[int, int]:
+    """(height, width) of the map at `path`.
+
+    Raises:
+        ValueError: as `feature_shapes`; no map there, or one of fewer than `smallest` pixels, which `whose` method needs.
+    """
+    (shape,) = feature_shapes(model, image_shape, [path])
+    size = shape[1:] if len(shape) == 3 else (1, 1)
+    if size[0] * size[1] < smallest:
+        raise ValueError(
+            f"{whose} needs a map of {smallest} pixels or more, and '{path}' of {type(model).__name__} has {size[0]} x "
+            f"{size[1]} for images of {image_shape[1]} x {image_shape[2]}: take larger images, an earlier layer, or a "
+            "network that halves them less often."
+        )
+    return size
+
+
 def _dry_forward(call, model: nn.Module, image_shape: tuple[int, int, int]):
     weight = next((weight for weight in model.parameters() if weight.is_floating_point()), torch.empty(0))
     try:

@@ -15,8 +15,7 @@ from gankd.data.augment import Augment
 from gankd.data.loader import BatchSource
 from gankd.data.sets import ImageSet, LazyImages
 from gankd.methods import build_distiller, sampling_of
-from gankd.methods.label_free.simreg import load_teacher
-from gankd.models import ModelConfig, load_checkpoint
+from gankd.models import ModelConfig, build_model, load_checkpoint
 from gankd.models.teacher import Teacher
 from gankd.tasks import Task
 from gankd.training.trial import tensors_in, trial
@@ -36,9 +35,10 @@ def rehearse(run) -> None:
     for key, model, task in models:
         check_network(run, key, model, task)
     check_arms(run)
-    for arm, settings in run.config.representation.arms.items():
-        for model in getattr(settings.method, "teachers", ()):
-            with_key(f"representation.arms.{arm}", load_teacher, model, run.task.num_outputs, run.image_shape[0])
+    for group, arms in (("representation", run.config.representation.arms), ("student", run.config.student.arms)):
+        for name, arm in arms.items():
+            for model in (model for part in arm.method.parts for model in part.networks):
+                with_key(f"{group}.arms.{name}", check_network_of_a_method, run, model)
     if run.backbones:
         run.unlabelled  # noqa: B018 (a folder that is missing)
 
@@ -100,6 +100,15 @@ def check_network(run, key: str, model: ModelConfig, task: Task) -> None:
         raise ValueError(
             f"{key}: {model.name} answers with {list(outputs.shape[1:])}, the task needs {task.num_outputs}."
         )
+
+
+def check_network_of_a_method(run, model: ModelConfig) -> None:
+    """Build a network that a method brings, and load its weights; its options may say other outputs and channels."""
+    network = build_model(
+        model.name, **{"num_classes": run.task.num_outputs, "in_channels": run.image_shape[0], **model.options}
+    )
+    if model.checkpoint is not None:
+        load_checkpoint(network, model.checkpoint)
 
 
 def check_arms(run) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from html import escape
+from typing import NamedTuple
 
 from gankd.evaluation import PROBES
 from gankd.methods import METHODS
@@ -25,6 +26,15 @@ from gankd.report.text import (
 )
 
 
+class NumberTable(NamedTuple):
+    """A table for the page and for the terminal."""
+
+    head: list[str]
+    body: list[list[str]]
+    text_columns: tuple[int, ...]
+    best: list[int]
+
+
 def result_section(metrics: dict) -> str:
     """Students, and the teacher where there is one."""
     task, arms, teacher, student = metrics["task"], metrics["arms"].values(), metrics["teacher"], metrics["student"]
@@ -36,7 +46,7 @@ def result_section(metrics: dict) -> str:
         f"{test_split(metrics, arms)} {networks}. Every arm trains the same student for {student['steps']:,} steps of "
         f"{student['batch_size']:,} images."
     )
-    if "r2" in SHORT_NAMES and task["metric"] == "mae" and "r2" not in next(iter(arms))["test"]:
+    if task["metric"] == "mae" and "r2" not in next(iter(arms))["test"]:
         about += " R² is not available: the test split has a single label."
     mark = (teacher["test"][task["metric"]], "teacher") if teacher else None
     description = f"Test {name} of every arm" + (" and of the teacher" if teacher else "")
@@ -45,7 +55,7 @@ def result_section(metrics: dict) -> str:
         [
             key_paragraph(key_result(metrics)),
             f'<p class="aside">{escape(about)}</p>',
-            arms_table(metrics),
+            as_table(*students_table(metrics)),
             arms_chart(arms, task["metric"], name, task, mark, description, caption),
         ]
     )
@@ -116,7 +126,7 @@ def compare(arms: Collection[dict], metric: str, name: str, task: dict, decimals
     return f"{title} does not beat {real['title']}{beyond}: a {name} of {against}"
 
 
-def arms_table(metrics: dict) -> str:
+def students_table(metrics: dict) -> NumberTable:
     task, arms, teacher = metrics["task"], list(metrics["arms"].values()), metrics["teacher"]
     metric = task["metric"]
     names = [metric, *(name for name in arms[0]["test"] if name != metric)]
@@ -135,7 +145,7 @@ def arms_table(metrics: dict) -> str:
     if teacher:
         first, *others = (with_unit(teacher["test"][name], decimals[name], "") for name in names)
         body.append(["teacher", first, "", "", *others, "", ""])
-    return as_table(head, body, text_columns=(0, len(head) - 2), bold=best_rows(arms, metric, task))
+    return NumberTable(head, body, (0, len(head) - 2), best_rows(arms, metric, task))
 
 
 def best_rows(arms: Collection[dict], metric: str, task: dict) -> list[int]:
@@ -172,7 +182,7 @@ def backbones_section(metrics: dict) -> str:
         "Backbones trained without labels",
         key_paragraph(backbone_result(metrics)),
         f'<p class="aside">{escape(about)}</p>',
-        backbones_table(metrics),
+        as_table(*backbones_table(metrics)),
         arms_chart(
             arms,
             first,
@@ -204,7 +214,7 @@ def probe_name(protocol: str, task: dict) -> str:
     return f"{PROBES[protocol]}-probe {METRIC_NAMES[task['metric']]}"
 
 
-def backbones_table(metrics: dict) -> str:
+def backbones_table(metrics: dict) -> NumberTable:
     task, representation = metrics["task"], metrics["representation"]
     arms, protocols = representation["arms"].values(), list(representation["protocols"])
     decimals = {key: num_decimals(representation, key) for key in protocols}
@@ -215,4 +225,4 @@ def backbones_table(metrics: dict) -> str:
         for arm in arms
     ]
     body.append(["untrained", "", "", "", *values(representation["untrained"])])
-    return as_table(head, body, text_columns=(0, 1, 2), bold=best_rows(arms, protocols[0], task))
+    return NumberTable(head, body, (0, 1, 2), best_rows(arms, protocols[0], task))

@@ -21,9 +21,7 @@ def as_charts(charts: list[str]) -> str:
     return f'<div class="charts">\n{"".join(charts)}</div>'
 
 
-def as_table(
-    head: list[str], body: list[list[str]], *, text_columns: Collection[int], bold: Collection[int] = ()
-) -> str:
+def as_table(head: list[str], body: list[list[str]], text_columns: Collection[int], bold: Collection[int] = ()) -> str:
     """A table of numbers, which scrolls inside its box; `text_columns` hold words, the rows `bold` of `body` stand out."""
     side = lambda column: ' class="text"' if column in text_columns else ""  # noqa: E731
     rows = ["".join(f'<th scope="col"{side(column)}>{escape(cell)}</th>' for column, cell in enumerate(head))]

@@ -2,7 +2,7 @@
 
     @SECTIONS.register("mistakes")
     def mistakes(run: FinishedRun) -> str:
-        return as_section("Mistakes", as_table(["class", "taken for"], [["cat", "dog"]], text_columns=(0, 1)))
+        return as_section("Mistakes", as_table(["class", "taken for"], [["cat", "dog"]], (0, 1)))
 
 They stand on the page in the order in which they were registered; one that returns "" has nothing to say.
 """

@@ -55,9 +55,11 @@ def selection_section(
 
 def generator_section(generator: dict) -> str:
     """How good the generator is by itself: a weak one does not help, whatever is selected from it."""
+    if "unscored" in generator:
+        return as_section("The generator", f'<p class="aside">{escape(generator["unscored"])}</p>')
     if "score_rows" not in generator:
         return ""
-    table = as_table(["score", "better", "value"], generator["score_rows"], text_columns=(0, 1))
+    table = as_table(["score", "better", "value"], generator["score_rows"], (0, 1))
     caption = (
         "All generated images, before any selection, against real validation images in the teacher's features: comparable "
         "between runs with this teacher only. "
@@ -89,7 +91,7 @@ def counts_table(counts: dict[str, int], label_scores: dict[str, float], score_n
         score = number(label_scores[stage], decimals) if stage in label_scores else ""
         body.append([STEP_NAMES[stage].replace("\n", " "), f"{count:,}", passed, score])
         before = count
-    return as_table(["", "images", "passed", score_name], body, text_columns=(0,))
+    return as_table(["", "images", "passed", score_name], body, (0,))
 
 
 def score_chart(label_scores: dict[str, float], score_name: str, decimals: int, classes: bool) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from rich.table import Table
 from torch import nn
@@ -14,9 +14,12 @@ from gankd.evaluation import PROBES, evaluate
 from gankd.experiment import provenance
 from gankd.experiment.config import RepresentationConfig, StudentConfig
 from gankd.experiment.experiment import num_parameters
+from gankd.fidelity.scores import score_rows
 from gankd.models.store import load_model
-from gankd.report.text import SHORT_NAMES, in_unit, num_decimals, plain_console, share, with_spread, with_unit
+from gankd.report.comparison import backbones_table, students_table
+from gankd.report.text import plain_console
 from gankd.synthesis.store import read_manifest
+from gankd.tasks import Task
 
 
 def summarize(experiment) -> dict:
@@ -156,51 +159,38 @@ def _collect(values: list[dict[str, float]]) -> dict[str, dict]:
 
 def print_tables(metrics: dict) -> None:
     """Backbones and students with mean and spread, in the terminal."""
+    name = metrics["name"]
     if metrics["representation"]:
-        print_backbones(metrics)
+        print_table(f"{name}: backbones without labels, test split", *backbones_table(metrics))
+        for key, protocol in metrics["representation"]["protocols"].items():
+            plain_console().print(f"{PROBES[key]}: {protocol}", soft_wrap=True, style="dim")
     if metrics["arms"]:
-        print_students(metrics)
+        print_table(f"{name}: students, test split", *students_table(metrics))
     scores = ", ".join(f"{name} {value}" for name, _, value in (metrics["generator"] or {}).get("score_rows", []))
     if scores:
         plain_console().print(f"generator, before selection: {scores}")
 
 
-def print_backbones(metrics: dict) -> None:
-    representation, task = metrics["representation"], metrics["task"]
-    protocols = representation["protocols"]
-    title = f"{metrics['name']}: backbones without labels, test {in_unit(SHORT_NAMES[task['metric']], task['unit'])}"
+def print_scores(columns: dict[str, dict], task: Task) -> None:
+    """A table of a generator's scores, a column each, and what the first one warns of, in the terminal."""
+    first = next(iter(columns.values()))
+    head = ["", "better", *(f"{name.replace('_', ' ')} ({scores['num_fake']:,})" for name, scores in columns.items())]
+    print_table(f"against {first['num_real']:,} real images", head, score_rows(list(columns.values()), task), (0, 1))
+    for warning in first["warnings"]:
+        plain_console().print(f"note: {warning}", soft_wrap=True)
+
+
+def print_table(
+    title: str,
+    head: list[str],
+    body: list[list[str]],
+    text_columns: Collection[int],
+    bold: Collection[int] = (),
+) -> None:
+    """As `html.as_table`, in the terminal."""
     table = Table(title=title, title_justify="left")
-    for heading, justify in (("backbone", "left"), ("generated", "right"), ("seeds", "right")):
-        table.add_column(heading, justify=justify)
-    for key in protocols:
-        table.add_column(PROBES[key], justify="right")
-    decimals = {key: num_decimals(representation, key) for key in protocols}
-    cells = lambda values: [with_spread(values[key], decimals[key]) for key in protocols]  # noqa: E731
-    for arm in representation["arms"].values():
-        table.add_row(arm["title"], share(arm["synthetic"]), str(len(arm["seeds"])), *cells(arm["test"]))
-    table.add_section()
-    table.add_row("untrained", "", "", *cells(representation["untrained"]), style="dim")
-    plain_console().print(table)
-    for key, protocol in protocols.items():
-        plain_console().print(f"{PROBES[key]}: {protocol}", soft_wrap=True, style="dim")
-
-
-def print_students(metrics: dict) -> None:
-    task, arms, teacher = metrics["task"], metrics["arms"], metrics["teacher"]
-    metric_names = list(next(iter(arms.values()))["test"])
-    title = f"{metrics['name']}: test {in_unit(SHORT_NAMES[task['metric']], task['unit'])}"
-    table = Table("arm", title=title, title_justify="left")
-    table.add_column("seeds", justify="right")
-    for name in metric_names:
-        table.add_column(SHORT_NAMES[name], justify="right")
-    decimals = {name: num_decimals(metrics, name) for name in metric_names}
-    best = max if task["higher_is_better"] else min
-    leader = best(arms, key=lambda arm: arms[arm]["test"][task["metric"]]["mean"])
-    for name, arm in arms.items():
-        cells = [with_spread(arm["test"][key], decimals[key]) for key in metric_names]
-        table.add_row(arm["title"], str(len(arm["seeds"])), *cells, style="bold" if name == leader else None)
-    if teacher:
-        table.add_section()
-        cells = [with_unit(teacher["test"][key], decimals[key], "") for key in metric_names]
-        table.add_row("teacher", "", *cells, style="dim")
+    for column, name in enumerate(head):
+        table.add_column(name, justify="left" if column in text_columns else "right")
+    for row, cells in enumerate(body):
+        table.add_row(*cells, style="bold" if row in bold else None)
     plain_console().print(table)

@@ -4,12 +4,10 @@ from gankd.synthesis.config import SubsamplingConfig, SynthesisConfig
 from gankd.synthesis.density_ratio import DensityRatio, density_ratio_loss, train_density_ratio
 from gankd.synthesis.extractors import SparseAutoencoder, WideClassifier, sparse_autoencoder_loss, train_extractor
 from gankd.synthesis.selection import (
-    acceptance,
     balanced_fake_counts,
     class_error_quantiles,
     error_quantile,
     filter_by_teacher_error,
-    rejection_sample,
     select_rho,
 )
 from gankd.synthesis.store import load_store, read_manifest
@@ -21,7 +19,6 @@ __all__ = [
     "SubsamplingConfig",
     "SynthesisConfig",
     "WideClassifier",
-    "acceptance",
     "adjust_labels",
     "balanced_fake_counts",
     "class_error_quantiles",
@@ -30,7 +27,6 @@ __all__ = [
     "filter_by_teacher_error",
     "load_store",
     "read_manifest",
-    "rejection_sample",
     "select_rho",
     "sparse_autoencoder_loss",
     "teacher_error",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gankd.data.sets import ImageSet
 from gankd.models.teacher import Teacher
-from gankd.tasks import CLASSIFICATION, Task
+from gankd.tasks import CLASSIFICATION, Task, not_finite
 from generators.images import from_generator_range, to_unit_range
 from generators.interface import ConditionalGenerator
 from generators.metrics import draw_images, evenly_spread
@@ -109,11 +109,8 @@ def at_chance_level(outputs: Tensor, labels: Tensor, task: Task, *, seed: int = 
 
 
 def check_finite(outputs: Tensor, task: Task, name: str) -> None:
-    """Raise a ValueError for outputs of which no prediction can be made; a class may have the logit -inf."""
-    broken = outputs.isnan() | (outputs == torch.inf)
-    if task.kind != CLASSIFICATION:
-        broken = ~outputs.isfinite()
-    if broken.any():
+    """Raise a ValueError for outputs of which no prediction can be made."""
+    if not_finite(outputs, task).any():
         raise ValueError(
             f"{name} are not finite: the network has diverged, or its input is not normalised as it expects."
         )

@@ -1,4 +1,4 @@
-"""A generator's samples with its features of them on disk: what a live set of them (`data.generated`) becomes."""
+"""A generator's samples with its features of them on disk: what a live set of them (`data.live`) becomes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from gankd.data.generated import BATCH, Generated
+from gankd.data.live import BATCH, LiveSamples
 from gankd.synthesis.store import read_tensors, write_store, write_tensors
 
 CHUNK = 1000
 
 
-def write_feature_store(live: Generated, directory: Path, *, accelerator: Accelerator, provenance: dict) -> None:
+def write_feature_store(live: LiveSamples, directory: Path, *, accelerator: Accelerator, provenance: dict) -> None:
     """Write all samples to a store, each process its share of the chunks; those that are there already are kept."""
     chunks = torch.arange(len(live)).split(CHUNK)
     files = [directory / "chunks" / f"chunk-{number:05d}.safetensors" for number in range(len(chunks))]

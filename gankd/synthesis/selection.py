@@ -12,26 +12,6 @@ import torch
 from torch import Tensor
 
 
-def acceptance(*, density_ratios: Tensor, uniforms: Tensor, max_ratio: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rejection sampling of one batch with ratios [N] and uniforms [N] in [0, 1): accept where u <= p = r / M.
-
-    The bound M first grows to the batch's own maximum. Returns (accepted bool [N], p [N], the updated M).
-    """
-    bound = torch.maximum(torch.as_tensor(max_ratio, dtype=density_ratios.dtype), density_ratios.max())
-    probabilities = density_ratios / bound
-    return uniforms <= probabilities, probabilities, bound
-
-
-def rejection_sample(*, burnin_ratios: Tensor, density_ratios: Tensor, uniforms: Tensor, num_samples: int) -> Tensor:
-    """Flat indices (int64) of the first `num_samples` accepted among rounds of candidates, ratios and uniforms [R, N].
-
-    The bound starts at the maximum of the burn-in's ratios and only grows; earlier acceptances are not revisited.
-    """
-    bound = torch.maximum(density_ratios.amax(dim=1).cummax(dim=0).values, burnin_ratios.max())
-    accepted = uniforms <= density_ratios / bound[:, None]
-    return accepted.flatten().nonzero().flatten()[:num_samples]
-
-
 def error_quantile(*, errors: Tensor, rho: float) -> Tensor:
     """The rho-quantile (linear interpolation) of teacher errors [N]: the threshold alpha(rho)."""
     ordered = errors.sort().values
@@ -121,7 +101,7 @@ def ratio_bounds(ratios: Tensor, groups: Tensor, num_groups: int, *, quantile: f
 def subsample(scores: Scores, bounds: Tensor, *, growing: bool) -> Tensor:
     """M1: accept candidates (bool [N]) with probability r / M, M starting at bounds [G] of the label groups.
 
-    `growing`: M grows to the largest ratio of its group so far, chunk by chunk (the rule of `rejection_sample`);
+    `growing`: M grows to the largest ratio of its group so far, chunk by chunk;
     otherwise M stays and a ratio beyond it always passes.
     """
     accepted = torch.zeros(len(scores.labels), dtype=torch.bool)

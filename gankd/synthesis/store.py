@@ -69,12 +69,23 @@ def read_manifest(directory: str | Path) -> dict:
     """The manifest of a finished store.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, it is damaged, or it lists other shards than lie beside it.
     """
-    path = Path(directory) / MANIFEST
+    directory = Path(directory)
+    path = directory / MANIFEST
+    again = f"delete {directory} and run the same command again"
     if not path.exists():
-        raise ValueError(f"{directory} holds no finished synthetic store (no {MANIFEST}); run the synthesis first.")
-    return read_json(path)
+        way = again if directory.exists() else "run the synthesis first"
+        raise ValueError(f"{directory} holds no finished synthetic store (no {MANIFEST}); {way}.")
+    manifest = read_json(path)
+    try:
+        listed = {str(shard["file"]): int(shard["num_samples"]) for shard in manifest["shards"]}
+        whole = bool(listed) and sum(listed.values()) == manifest["num_samples"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged; {again}.") from error
+    if not whole or {file.name for file in directory.glob("shard-*.safetensors")} - listed.keys():
+        raise ValueError(f"{path} does not list the shards that were written; {again}.")
+    return manifest
 
 
 def load_store(directory: str | Path) -> ImageSet:

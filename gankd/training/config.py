@@ -35,6 +35,9 @@ class TrainingConfig(Settings):
     """Weight decay of matrices and kernels; of biases and normalisation parameters too with `decay_all`."""
     decay_all: bool = False
     """Whether biases and normalisation parameters are decayed as well, as Squeeze and Span and SimReg train."""
+    synchronize_batch_norm: bool = False
+    """Whether batch norms take mean and variance over the images of all processes, as one process with the whole batch does,
+    and not over those of their own."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Momentum of the optimisers that have one: sgd (Nesterov's) and lars (plain)."""
     schedule: Literal["cosine", "steps", "constant"] = "cosine"

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from gankd.data.augment import SELF_SUPERVISED, Augment
+from gankd.data.inputs import as_image_set, as_unlabelled
 from gankd.data.loader import BatchSource
-from gankd.data.sets import ImageSet, as_image_set, as_unlabelled
+from gankd.data.sets import ImageSet
 from gankd.data.views import Views
 from gankd.experiment.artifacts import fingerprint
 from gankd.methods import (

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from gankd.data.loader import Batch, BatchSource
 from gankd.data.views import Views
+from gankd.distributed.batch_norm import synchronized
 from gankd.methods.base import Distiller
 from gankd.training.config import TrainingConfig, rate_factor
 from gankd.training.context import RunContext
@@ -97,11 +98,14 @@ def _fit(
     shown = {"title": name, "total": num_steps, "first": first_step, "every": config.log_every}
     progress = Progress(source.stream(first_step, num_steps), **shown, shown=accelerator.is_main_process)
     started, done, terms, task = time.perf_counter(), first_step, [], distiller.task
-    with torch.random.fork_rng(), progress, _as_before(distiller, "task", task):
+    shared_norms = [distiller] if config.synchronize_batch_norm and not distiller.is_spread else []
+    as_before = _as_before(distiller, "task", task)
+    with torch.random.fork_rng(), progress, as_before, synchronized(*shared_norms):
         for step, batch in enumerate(progress, start=first_step):
             torch.manual_seed(mix(seed, "training step", step, rank))
             for group in optimizer.param_groups:
-                group["lr"] = config.peak_rate * group["rate"] * rate_factor(config, step, num_steps)
+                factor = 1.0 if group.get("constant") else rate_factor(config, step, num_steps)
+                group["lr"] = config.peak_rate * group["rate"] * factor
             distiller.task = task.at(step / num_steps)
             if isinstance(distiller.augment, Views):
                 distiller.augment.step = step

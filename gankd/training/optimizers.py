@@ -58,12 +58,7 @@ def build_optimizer(module: nn.Module, config) -> torch.optim.Optimizer:
     special = module.parameter_groups() if hasattr(module, "parameter_groups") else []
     apart = {id(parameter) for group in special for parameter in group["params"]}
     common = [parameter for parameter in parameters if id(parameter) not in apart]
-    vector_decay = config.weight_decay if config.decay_all else 0.0
-    groups = [
-        {"params": [parameter for parameter in common if parameter.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [parameter for parameter in common if parameter.ndim <= 1], "weight_decay": vector_decay},
-        *special,
-    ]
+    groups = [part for group in ({"params": common}, *special) for part in by_decay(group, config)]
     for group in groups:
         group.setdefault("rate", 1.0)
     options = OPTIMIZERS.options(config.optimizer)
@@ -71,3 +66,14 @@ def build_optimizer(module: nn.Module, config) -> torch.optim.Optimizer:
     settings = options.of({**settings, **config.optimizer_options})
     values = {name: getattr(settings, name) for name in options.model_fields}
     return OPTIMIZERS.find(config.optimizer)(groups, config.peak_rate, **values)
+
+
+def by_decay(group: dict, config) -> list[dict]:
+    """A group with a weight decay of its own as it is; of another its matrices and kernels, and its vectors."""
+    if "weight_decay" in group:
+        return [group]
+    decays = {True: config.weight_decay, False: config.weight_decay if config.decay_all else 0.0}
+    return [
+        {**group, "params": [each for each in group["params"] if (each.ndim > 1) == is_matrix], "weight_decay": decay}
+        for is_matrix, decay in decays.items()
+    ]

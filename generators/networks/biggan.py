@@ -23,6 +23,7 @@ from generators.layers import (
     SNConv2d,
     SNEmbedding,
     SNLinear,
+    check_size,
     initialize_normal,
     torch_sn_conv2d,
     torch_sn_linear,
@@ -48,10 +49,7 @@ HALVINGS = {32: 2, 64: 4, 128: 5, 256: 6}
 
 def check_settings(resolution: int, num_classes: int | None, attention: tuple[int, ...]) -> None:
     """Raise a ValueError for an image size without a width table, a scalar label, or attention at a size never passed."""
-    if resolution not in GENERATOR_WIDTHS:
-        raise ValueError(
-            f"an image size of {resolution} pixels does not fit the BigGAN networks; use one of {list(GENERATOR_WIDTHS)}."
-        )
+    check_size("BigGAN", resolution, GENERATOR_WIDTHS)
     if num_classes is None:
         raise ValueError("BigGAN networks take class ids; for a scalar label use the network sngan, sagan or dcgan.")
     sizes = [8 * 2**index for index in range(len(GENERATOR_WIDTHS[resolution]) - 1)]
@@ -119,7 +117,7 @@ class BigGANGenerator(GeneratorModel):
             initialize_normal(self)
 
     def label_code(self, y: Tensor) -> Tensor:
-        return self.shared(y) if self.config.shared_embedding else F.one_hot(y, self.config.num_classes).float()
+        return self.shared(y) if self.config.shared_embedding else super().label_code(y)
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         code = self.shared(y) if self.config.shared_embedding else y  # [N, label_dim] or ids [N] for the tables

@@ -12,20 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from generators.conditioning import LabelInput, code_length, label_encoder
-from generators.layers import SNConv2d, SNLinear, initialize_normal
+from generators.layers import SIZES, SNConv2d, SNLinear, check_size, initialize_normal
 from generators.model import GeneratorModel, register_to_config
 
 
 def widths_of(resolution: int, channels: int) -> list[int]:
-    """Channels at resolution / 2, resolution / 4, ... and 4 pixels: they double as the image halves, up to 8 `channels`.
-
-    Raises:
-        ValueError: an image size that is not 4 times a power of two.
-    """
-    valid = [8, 16, 32, 64, 128]
-    if resolution not in valid:
-        raise ValueError(f"an image size of {resolution} pixels does not fit the dcgan networks; use one of {valid}.")
-    return [channels * min(2**index, 8) for index in range(valid.index(resolution) + 1)]
+    """Channels at resolution / 2, resolution / 4, ... and 4 pixels: they double as the image halves, up to 8 `channels`."""
+    check_size("dcgan", resolution, SIZES)
+    return [channels * min(2**index, 8) for index in range(SIZES.index(resolution) + 1)]
 
 
 class DCGANGenerator(GeneratorModel):
@@ -57,9 +51,6 @@ class DCGANGenerator(GeneratorModel):
         self.feature_names = tuple(f"blocks.{index}" for index in range(len(self.blocks)))
         initialize_normal(self)
         self.encoder = label_encoder(label_input, label_dim, num_classes)
-
-    def label_code(self, y: Tensor) -> Tensor:
-        return self.encoder(y)
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         h = self.dense(torch.cat([z, self.label_code(y)], dim=1)).unflatten(1, (-1, 4, 4))

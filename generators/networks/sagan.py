@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from generators.conditioning import ConditionalBatchNorm, LabelInput, PlainBatchNorm, code_length, label_encoder
-from generators.layers import DiscriminatorBlock, GeneratorBlock, SelfAttention
+from generators.layers import DiscriminatorBlock, GeneratorBlock, SelfAttention, check_size
 from generators.model import GeneratorModel, register_to_config
 
 # in units of `channels`: the generator at 4x4 and after every doubling; the discriminator after every halving to 4x4 and
@@ -37,14 +37,6 @@ def xavier(layer: nn.Module) -> nn.Module:
 
 def convolution(*args, **kwargs) -> nn.Module:
     return xavier(nn.Conv2d(*args, **kwargs))
-
-
-def check_resolution(resolution: int) -> None:
-    """Raise a ValueError unless there is a width table for `resolution`."""
-    if resolution not in GENERATOR_WIDTHS:
-        raise ValueError(
-            f"an image size of {resolution} pixels does not fit the sagan networks; use one of {list(GENERATOR_WIDTHS)}."
-        )
 
 
 class SAGANGenerator(GeneratorModel):
@@ -69,7 +61,7 @@ class SAGANGenerator(GeneratorModel):
         label_input: LabelInput | Literal["code"] = "embedding",
     ):
         super().__init__()
-        check_resolution(resolution)
+        check_size("sagan", resolution, GENERATOR_WIDTHS)
         widths = [channels * width for width in GENERATOR_WIDTHS[resolution]]
         norm = PlainBatchNorm if label_input == "nli" else partial(ConditionalBatchNorm, dim=label_dim)
         self.encoder = label_encoder(label_input, label_dim, num_classes)
@@ -85,9 +77,6 @@ class SAGANGenerator(GeneratorModel):
         self.feature_names = tuple(feature_names)
         self.norm = nn.BatchNorm2d(widths[-1])
         self.to_image = convolution(widths[-1], image_channels, 3, padding=1)
-
-    def label_code(self, y: Tensor) -> Tensor:
-        return self.encoder(y)
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         code = self.label_code(y)
@@ -116,7 +105,7 @@ class SAGANDiscriminator(nn.Module):
         label_input: LabelInput,
     ):
         super().__init__()
-        check_resolution(resolution)
+        check_size("sagan", resolution, GENERATOR_WIDTHS)
         self.label_input = label_input
         widths = [image_channels, *(channels * width for width in DISCRIMINATOR_WIDTHS[resolution])]
         blocks, size = [], resolution

@@ -16,15 +16,13 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from generators.conditioning import ConditionalBatchNorm, LabelInput, PlainBatchNorm, code_length, label_encoder
-from generators.layers import DiscriminatorBlock, GeneratorBlock, torch_sn_linear
+from generators.layers import SIZES, DiscriminatorBlock, GeneratorBlock, check_size, torch_sn_linear
 from generators.model import GeneratorModel, register_to_config
 
 
 def check_resolution(resolution: int, num_blocks: int) -> None:
-    """Raise a ValueError unless `resolution` is 4 times a power of two that `num_blocks` doublings do not overshoot."""
-    valid = [8, 16, 32, 64, 128]
-    if resolution not in valid:
-        raise ValueError(f"an image size of {resolution} pixels does not fit the sngan networks; use one of {valid}.")
+    """Raise a ValueError unless `resolution` is one of SIZES that `num_blocks` doublings do not overshoot."""
+    check_size("sngan", resolution, SIZES)
     if 4 * 2**num_blocks > resolution:
         raise ValueError(
             f"{num_blocks + 1} generator widths reach {4 * 2**num_blocks} pixels, beyond the image size {resolution}; "
@@ -65,9 +63,6 @@ class SNGANGenerator(GeneratorModel):
         )
         self.norm = nn.BatchNorm2d(widths[-1])
         self.to_image = nn.Conv2d(widths[-1], image_channels, 3, padding=1)
-
-    def label_code(self, y: Tensor) -> Tensor:
-        return self.encoder(y)
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         code = self.label_code(y)

@@ -101,7 +101,7 @@ class StyledConvolution(nn.Module):
         x = x * style[:, :, None, None]
         if (
             self.double
-        ):  # a transposed convolution is one of the image with zeros between its pixels, which low_pass fills
+        ):  # a transposed convolution is one of the image with zeros between its pixels; low_pass fills them
             x = low_pass(F.conv_transpose2d(x, self.weight.transpose(0, 1), stride=2), double=False)
         else:
             x = F.conv2d(x, self.weight, padding=1)
@@ -189,9 +189,6 @@ class StyleGAN2Generator(GeneratorModel):
             block = SynthesisBlock(before, channels, image_channels, w_dim, size, noise, clamp)
             self.synthesis[f"b{size}"] = block
         self.feature_names = tuple(f"synthesis.{name}.conv1" for name in list(self.synthesis)[1:])
-
-    def label_code(self, y: Tensor) -> Tensor:
-        return F.one_hot(y, self.config.num_classes).float()
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         w, x, image = self.mapping(z, y), None, None

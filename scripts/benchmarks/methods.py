@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from benchmarks.timing import NUM_CLASSES, Measurement, measure, update
+from benchmarks.timing import NUM_CLASSES, NUM_IMAGES, Measurement, measure, update
 from gankd.data.augment import Augment, AugmentationConfig
 from gankd.data.loader import Batch, BatchSource
 from gankd.data.sets import ImageSet
@@ -27,11 +27,6 @@ from generators.randomness import mix
 
 TEACHER = ModelConfig(options={"widths": (64, 128, 256)})
 STUDENT = ModelConfig(options={"widths": (32, 64, 128)})
-OF_LABELS = ("supervised", "label_smoothing", "focal", "max_entropy", "virtual_softmax", "tf_kd_reg", "mixup", "cutmix")
-TARGETS = {name: 1.05 for name in ("kd", "ctkd", "sp", "pkt", "rkd", "zipf_ls", "hsakd", *OF_LABELS)} | {"crd": 1.15}
-"""Of step to floor, by method; of all others it is 1.1."""
-NUM_SAMPLES = {"crd": 50_000}
-"""Images by method, where they are not NUM_IMAGES: the banks and the 16,384 negatives of CRD are those of CIFAR-100."""
 COUNTED = re.compile(
     r"(.*\.)?(student|others|key_encoders|branches|fixed_branches|self_teacher|self_teacher_head|fusion|extractions"
     r"|transfer|discriminators)(\.\d+)?"
@@ -88,7 +83,7 @@ def calls_of(distiller: Distiller, batch: Batch) -> list[Call]:
 
     def begin(network: nn.Module, inputs: tuple) -> None:
         if not running:
-            weights = dict(network.named_parameters())  # afd lends its discriminators frozen ones
+            weights = dict(network.named_parameters())  # discriminators may be lent frozen ones
             is_frozen = network in trained and not any(weight.requires_grad for weight in weights.values())
             calls.append(Call(network, on_leaves(inputs), torch.is_grad_enabled(), weights if is_frozen else None))
         running.append(network)
@@ -102,6 +97,11 @@ def calls_of(distiller: Distiller, batch: Batch) -> list[Call]:
             hooks.callback(network.register_forward_hook(end).remove)
         distiller(batch)
     return calls
+
+
+def num_images_of(name: str) -> int:
+    """Images that a method trains on: NUM_IMAGES, or the 50,000 of CIFAR where it draws more negatives than those hold."""
+    return 50_000 if getattr(method_config(name), "num_negatives", 0) > NUM_IMAGES else NUM_IMAGES
 
 
 def measure_distiller(
@@ -119,8 +119,7 @@ def measure_distiller(
         "floor": distiller_floor(distiller, source, training, accelerator),
     }
     common = {"images": batch_size, "repeats": repeats, "device": accelerator.device}
-    target = f"<= {TARGETS.get(name, 1.1):.2f}"
-    return measure(f"{name} ({distiller.task.kind})", alternatives, target=target, **common)
+    return measure(f"{name} ({distiller.task.kind})", alternatives, target="<= 1.1", **common)
 
 
 def fresh_distiller(
@@ -137,7 +136,7 @@ def fresh_distiller(
     It stands in the middle of its training, past first stages and warm-ups, which cost other times than most steps do.
     """
     task, normalize, device = task_of(dataset), Normalize.of(dataset.images).to(source.device), source.device
-    if name == "fsp":  # which has no heads between unlike numbers of channels
+    if METHODS[name].needs_equal_widths:
         teacher = student
     teacher_network, student_network = (
         build_model(model.name, task.num_outputs, dataset.image_shape[0], **model.options).to(

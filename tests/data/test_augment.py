@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import functional as torchvision
 
-from gankd.data.augment import (
-    Augment,
-    AugmentationConfig,
+from gankd.data.augment import Augment, AugmentationConfig
+from gankd.data.transforms import (
     adjust_brightness,
     adjust_contrast,
     adjust_hue,

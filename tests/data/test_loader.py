@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from gankd.data.generated import generated_set
+from gankd.data.live import live_set
 from gankd.data.loader import BatchSource, epoch_permutation, ordered_batches
 from gankd.data.sets import ImageSet, LazyImages
 from generators.wrapping import wrap
@@ -315,7 +315,7 @@ def drawing(num_samples, *, num_classes=2, **settings):
         Source(), resolution=4, latent_dim=3, num_classes=num_classes, image_channels=1,
         feature_names=("first", "second"), **scalars,
     )  # fmt: skip
-    live = generated_set(generator, num_samples, **settings)
+    live = live_set(generator, num_samples, **settings)
     images, features = live.images.draw(torch.arange(num_samples))
     stored = ImageSet(
         images, live.labels, generator_features=features, feature_widths=live.feature_widths, is_synthetic=True
@@ -415,6 +415,6 @@ def test_a_live_set_without_its_share_of_a_batch_is_refused(keywords):
 def test_a_generator_without_features_or_samples_is_refused():
     plain = wrap(Source(), resolution=4, latent_dim=3, num_classes=2, image_channels=1)
     with pytest.raises(ValueError, match="no feature_names: .* name them"):
-        generated_set(plain, 4)
+        live_set(plain, 4)
     with pytest.raises(ValueError, match="num_samples is 0"):
         drawing(0)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from gankd.data.config import DataConfig
 from gankd.data.readers import READERS, load_data
+from gankd.data.readers import read as read_source
 from gankd.data.readers.embedded import rotate
 from gankd.data.sets import ImageSet, LazyImages
 
@@ -34,7 +35,7 @@ def values(dataset: ImageSet) -> list[int]:
 
 
 def read(name: str, kind: str, **fields) -> tuple[ImageSet, ImageSet | None]:
-    return READERS[name](DataConfig(name=name, **fields), kind)
+    return read_source(DataConfig(name=name, **fields), kind)
 
 
 def refused(name: str, kind: str, message: str, **fields) -> None:
@@ -177,7 +178,7 @@ class TestImageFolder:
         save(tmp_path / "ant" / "2.png", 3, mode="RGB", size=(9, 5))
         refused("image_folder", "classification", "2.png has colour", root=tmp_path)
         Image.fromarray(numpy.full((5, 9), 40000, dtype=numpy.uint16)).save(tmp_path / "ant" / "2.png")
-        refused("image_folder", "classification", "2.png has more than 8 bits", root=tmp_path)
+        assert values(read("image_folder", "classification", root=tmp_path)[0]) == [1, 2, 156]  # 16 bits scaled to 8
 
     def test_a_set_beyond_the_budget_is_read_when_asked_for(self, tmp_path):
         for number in range(6):
@@ -455,15 +456,15 @@ class TestLoadData:
         other = "classification" if kind == "regression" else "regression"
         if name not in ("csv", "npz", "image_pack"):
             refused(name, other, f"does not fit data.name: {name}")
-            refused(name, kind, "data.label: ", label="weight")
+            refused(name, kind, f"{name} has no setting 'label' (npz, image_pack, csv have)", label="weight")
         if name not in ("digits", "rotated_digits"):
             refused(name, kind, "data.root: ")
         if not name.startswith("cifar"):
-            refused(name, kind, "data.download: ", download=True)
+            refused(name, kind, f"{name} has no setting 'download'", download=True)
         refused(name, "classification", "data.label_range: ", label_range=(0, 1))
 
     def test_an_unknown_source_names_the_nearest(self):
-        refused("digit", "classification", "unknown source 'digit'; did you mean 'digits'?")
+        refused("digit", "classification", "unknown data set 'digit'; did you mean 'digits'?")
 
     def test_a_range_that_holds_nothing_says_where_the_labels_lie(self):
         message = "no train label of rotated_digits lies in [80.0, 90.0]; they lie in [-59.9"

@@ -24,14 +24,14 @@ from torch.utils.data import Dataset
 from gankd.data.sets import ImageSet, LazyImages
 from gankd.experiment.config import load_config
 from gankd.fidelity.extractors import embed, inception_extractor, teacher_extractor
+from gankd.fidelity.measures import fidelity_scores, scalar_scores
 from gankd.fidelity.scores import (
     classification_accuracy_score,
     compare_with_real,
     draw_fakes,
     evaluate_generator,
-    fidelity_scores,
+    frechet_scorer,
     quick_scores,
-    scalar_scores,
     score_rows,
 )
 from gankd.models.teacher import Normalize, Teacher
@@ -100,13 +100,19 @@ def class_generator():
     return wrap(draw, resolution=4, image_channels=1, latent_dim=16, num_classes=4)
 
 
+def scalar_generator():
+    """Draws as bright as the label says, with the latents as the noise."""
+    draw = lambda z, y: (2 * y[:, None, None, None] - 1 + z.view(-1, 1, 4, 4) / 20).clamp(-1, 1)  # noqa: E731
+    return wrap(draw, resolution=4, image_channels=1, latent_dim=16, label_range=(0, 1))
+
+
 def gaussian(count: int, width: int, seed: int = 0) -> Tensor:
     return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
 
 
 def fidelity(real: Tensor, fake: Tensor) -> dict:
     return fidelity_scores(
-        real_features=real, fake_features=fake, kid_subsets=5, kid_subset_size=50, seed=0, warnings=[]
+        real_features=real, fake_features=fake, kid_subsets=5, kid_subset_size=50, seed=0, warnings=[], missing={}
     )
 
 
@@ -278,7 +284,15 @@ def test_a_generator_that_ignores_its_scalar_label_is_found_by_sliding_fid_and_n
 
 def scalars(real: ImageSet, fakes: ImageSet, **settings) -> dict:
     """`scalar_scores` of two sets whose features are their pixels."""
-    given = {"outputs": None, "kinds": None, "half_width": None, "num_windows": 20, "warnings": [], **settings}
+    given = {
+        "outputs": None,
+        "kinds": None,
+        "half_width": None,
+        "num_windows": 20,
+        "warnings": [],
+        "missing": {},
+        **settings,
+    }
     return scalar_scores(
         real_features=real.images.flatten(1).float(),
         fake_features=fakes.images.flatten(1).float(),
@@ -332,6 +346,7 @@ def test_label_score_is_in_units_and_does_not_clip_predictions():
         half_width=50,
         num_windows=2,
         warnings=[],
+        missing={},
     )
     errors = [10, 0, 10, 100]
     assert found["label_score"] == pytest.approx(numpy.mean(errors), rel=1e-5)
@@ -505,9 +520,53 @@ def test_windows_without_images_are_left_out_and_counted():
     assert any("leaves out 3 of 6 groups, those of label 0.452, 0.548, 0.644:" in sentence for sentence in warnings)
 
 
-def test_a_side_of_five_images_is_refused():
-    with pytest.raises(ValueError, match="reals: 5 images are too few"):
-        warnings_of(class_set(), class_set(5))
+@pytest.mark.parametrize(
+    ("count", "missing"),
+    [
+        (1, {"fid", "kid", "kid_std", "precision", "recall", "density", "coverage", "intra_fid"}),
+        (3, {"precision", "recall", "density", "coverage", "intra_fid"}),
+        (5, {"density", "coverage"}),
+        (6, set()),
+    ],
+)
+def test_a_score_of_too_few_images_is_not_available_and_ends_nothing_f27(count, missing):
+    scores = evaluate_generator(
+        class_set(), class_set(count), extractor=teacher_extractor(class_teacher()), task=CLASSES
+    )
+    assert set(scores["not_available"]) == missing == {name for name in scores if scores[name] is None}
+    assert scores["label_score"] == 100
+    rows = {name: value for name, _, value in score_rows([scores], CLASSES)}
+    assert rows["coverage"].startswith("not available (it takes 6 images on a side, there are") == (count < 6)
+    json.dumps(scores, allow_nan=False)
+
+
+@pytest.mark.parametrize("count", range(3))
+def test_the_scores_at_the_end_of_a_run_end_nothing_f27(count):
+    """Without validation images too."""
+    for generator, teacher, task, data in (
+        (class_generator(), class_teacher(), CLASSES, class_set()),
+        (scalar_generator(), scalar_teacher(), BRIGHTNESS, scalar_set()),
+    ):
+        few = data.subset(torch.arange(count))
+        scores = quick_scores(generator, teacher, task, few, num_samples=20)
+        assert score_rows([scores], task)[0][2].startswith("not available (") == (count < 2)
+        json.dumps(scores, allow_nan=False)
+
+
+def test_a_generator_cannot_be_watched_by_one_image_f27():
+    with pytest.raises(ValueError, match="reals: 1 images are too few .* data.validation"):
+        frechet_scorer(teacher_extractor(class_teacher()), class_set(1), num_samples=10)
+
+
+@pytest.mark.parametrize("part", ["features", "outputs"])
+def test_numbers_that_are_none_are_an_error_with_a_name_f15(part):
+    teacher = class_teacher()
+    if part == "outputs":
+        teacher.module[1].weight.data[0, 0] = torch.nan
+    else:
+        teacher.normalize = Normalize(torch.zeros(1), torch.zeros(1))
+    with pytest.raises(ValueError, match="reals: .* not finite"):
+        warnings_of(class_set(), class_set(), extractor=teacher_extractor(teacher))
 
 
 def test_images_of_another_shape_are_refused():

@@ -415,6 +415,9 @@ def test_a_loaded_generator_is_frozen_ready_and_can_be_saved_as_ours(tmp_path: P
         lambda weights, other: {"state_dict": weights, "optimizer": {"state": {}}, "run_name": "big", "best_fid": 4.0},
         lambda weights, other: {f"module.{name}": value for name, value in weights.items()},
         lambda weights, other: {"netG_state_dict": {f"module.{name}": value for name, value in weights.items()}},
+        lambda weights, other: {"model_state_dict": {f"_orig_mod.module.{name}": v for name, v in weights.items()}},
+        lambda weights, other: {f"net.{name}": value for name, value in weights.items()},
+        lambda weights, other: {"n_averaged": torch.tensor(3), **{f"module.{name}": v for name, v in weights.items()}},
     ],
 )
 def test_weights_are_found_however_they_are_wrapped_and_averaged_ones_preferred(wrapping, tmp_path: Path) -> None:

@@ -134,6 +134,7 @@ def make(
     num_classes: int = 3,
     pixels: int = 8,
     data: Batch | None = None,
+    **processes: int,
 ) -> tuple[Distiller, Teacher]:
     """The distiller of a method, in training mode, and the teacher that it has if it takes one.
 
@@ -142,6 +143,7 @@ def make(
         config: its settings, or some of them; None: the paper's, but `NARROW`.
         teacher_widths: None: twice the student's, where the method allows it.
         data: the training data; None: `fixed_batch(kind)` of the same channels, classes and pixels.
+        processes: `rank` and `world_size`.
     """
     if not isinstance(config, MethodConfig):
         config = method_config({"name": name, **NARROW.get(name, {}), **(config or {})})
@@ -157,7 +159,7 @@ def make(
         config,
         augment=Augment(augmentation or AugmentationConfig()),
         normalize=normalize,
-        data=source_of(batch, kind, config, batch_size=len(batch.labels)),
+        data=source_of(batch, kind, config, batch_size=len(batch.labels), **processes),
     )
     return distiller, teacher
 

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor, distributed
 
 from gankd.data.loader import Batch, BatchSource
-from gankd.losses import crd_loss, crd_update_bank, embed_and_normalize
-from gankd.methods import Distiller
-from gankd.methods.teacher.crd import CRD, Alike, draw_contrast
+from gankd.losses import crd_loss
+from gankd.methods import Distiller, method_config
+from gankd.methods.memory_bank import PositiveSets
+from gankd.methods.teacher.crd import CRD
 from gankd.training import RunContext, TrainingConfig, fit
 from tests.conftest import run
 from tests.methods.common import fixed_batch, image_sets, make
@@ -26,9 +27,7 @@ LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "
 def draw(
     labels: Tensor, anchors: Tensor, num_negatives: int, *, kappa: float | None = None, mode: str = "exact"
 ) -> Tensor:
-    alike = Alike.of(labels, kappa)
-    largest = int(alike.count.max())
-    return draw_contrast(alike, anchors, num_negatives=num_negatives, largest=largest, mode=mode)
+    return PositiveSets(labels, kappa).draw(anchors, num_negatives=num_negatives, mode=mode)
 
 
 def term_of(distiller: Distiller) -> CRD:
@@ -46,10 +45,8 @@ def embeddings(distiller: Distiller, batch: Batch) -> tuple[Tensor, Tensor]:
         model(normalize(view))
         hook.remove()
     heads = (term.student_head, term.teacher_head)
-    return tuple(
-        embed_and_normalize(feature=feature, weight=head.weight, bias=head.bias)
-        for feature, head in zip(caught, heads, strict=True)
-    )
+    linear = [feature @ head.weight.T + head.bias for feature, head in zip(caught, heads, strict=True)]
+    return tuple(feature / feature.norm(dim=1, keepdim=True) for feature in linear)
 
 
 # --- the draw ---------------------------------------------------------------------------------------------------------
@@ -110,7 +107,7 @@ def test_the_first_step_equals_the_equation_and_then_moves_the_banks(kind: str) 
     distiller, _ = make("crd", kind)
     term = term_of(distiller)
     student, teacher = embeddings(distiller, batch)
-    banks = [term.student_bank.clone(), term.teacher_bank.clone()]
+    banks = [term.student_bank.rows.clone(), term.teacher_bank.rows.clone()]
     unlike = torch.stack([(batch.labels != label).nonzero().flatten() for label in batch.labels])
     contrast = torch.cat([batch.indices[:, None], unlike], dim=1)
     loss, *normalizers = crd_loss(
@@ -122,11 +119,9 @@ def test_the_first_step_equals_the_equation_and_then_moves_the_banks(kind: str) 
     )
     assert distiller(batch)["crd"].item() == pytest.approx(loss.item(), rel=1e-5)
     torch.testing.assert_close(term.normalizers, torch.stack(normalizers))
-    wanted = crd_update_bank(bank=banks[0], embedding=student, indices=batch.indices)
-    torch.testing.assert_close(term.student_bank, wanted)
-    torch.testing.assert_close(
-        term.teacher_bank, crd_update_bank(bank=banks[1], embedding=teacher, indices=batch.indices)
-    )
+    for bank, before, embedding in zip((term.student_bank, term.teacher_bank), banks, (student, teacher), strict=True):
+        moved = (before + embedding) / 2
+        torch.testing.assert_close(bank.rows, moved / moved.norm(dim=1, keepdim=True))
 
 
 def test_the_normalisers_are_those_of_the_first_batch_and_evaluation_changes_nothing() -> None:
@@ -137,12 +132,12 @@ def test_the_normalisers_are_those_of_the_first_batch_and_evaluation_changes_not
     first = {key: value.clone() for key, value in term_of(distiller).state_dict().items()}
     distiller(fixed_batch("classification", 5))
     assert torch.equal(term_of(distiller).normalizers, first["normalizers"])
-    assert not torch.equal(term_of(distiller).student_bank, first["student_bank"])
+    assert not torch.equal(term_of(distiller).student_bank.rows, first["student_bank.rows"])
 
 
 def test_real_and_synthetic_samples_have_rows_and_gradients_reach_both_heads() -> None:
     distiller, _ = make("crd", "classification", {"dimension": 16})
-    assert term_of(distiller).student_bank.shape == term_of(distiller).teacher_bank.shape == (12, 16)
+    assert term_of(distiller).student_bank.rows.shape == term_of(distiller).teacher_bank.rows.shape == (12, 16)
     distiller(fixed_batch("classification"))["loss"].backward()
     for head in (term_of(distiller).student_head, term_of(distiller).teacher_head):
         assert head.weight.grad.abs().sum() > 0
@@ -152,7 +147,13 @@ def test_banks_and_normalisers_are_in_the_checkpoint_and_labels_are_not() -> Non
     distiller, _ = make("crd", "classification")
     assert {key for key in distiller.state_dict() if key.startswith("terms.crd.")} == {
         f"terms.crd.{name}"
-        for name in ("normalizers", "student_bank", "teacher_bank", "student_head.weight", "student_head.bias")
+        for name in (
+            "normalizers",
+            "student_bank.rows",
+            "teacher_bank.rows",
+            "student_head.weight",
+            "student_head.bias",
+        )
         + ("teacher_head.weight", "teacher_head.bias")
     }
 
@@ -163,12 +164,12 @@ def test_banks_and_normalisers_are_in_the_checkpoint_and_labels_are_not() -> Non
 def test_a_queue_holds_the_latest_samples_first() -> None:
     distiller, _ = make("crd", "classification", {"memory": "queue", "queue_size": 8})
     term, first, second = term_of(distiller), fixed_batch("classification", 5), fixed_batch("classification", 6)
-    assert term.queue_labels.tolist() == [-1] * 8, "nobody's"
+    assert term.queue_labels.rows.tolist() == [-1] * 8, "nobody's"
     student, _ = embeddings(distiller, first)
     distiller(first)
-    torch.testing.assert_close(term.student_bank[:5], student.detach())
+    torch.testing.assert_close(term.student_bank.rows[:5], student.detach())
     distiller(second)
-    assert term.queue_labels.tolist() == [*second.labels.tolist(), *first.labels.tolist()[:2]]
+    assert term.queue_labels.rows.tolist() == [*second.labels.tolist(), *first.labels.tolist()[:2]]
 
 
 @pytest.mark.parametrize("memory", ["queue", "batch"])
@@ -223,6 +224,11 @@ def test_labels_that_leave_no_negatives_are_refused_with_the_way_out() -> None:
         make("crd", "regression", {"kappa": 2})
 
 
+def test_f22_two_pairs_of_taps_are_refused_with_the_settings() -> None:
+    with pytest.raises(ValueError, match="student_taps.*crd embeds one feature of either network, not 2"):
+        method_config({"name": "crd", "student_taps": ["layer2", "layer3"], "teacher_taps": ["layer2", "layer3"]})
+
+
 # --- several processes ------------------------------------------------------------------------------------------------
 
 
@@ -251,10 +257,10 @@ def main() -> None:
 
     distiller, _ = make("crd", "classification")
     model = accelerator.prepare(distiller)
-    term_of(distiller).student_bank.fill_(accelerator.process_index)
+    term_of(distiller).student_bank.rows.fill_(accelerator.process_index)
     batch = fixed_batch("classification")
     model(Batch(batch.images[:4], batch.labels[:4], batch.indices[:4], batch.is_synthetic[:4]))
-    kept = bool((term_of(distiller).student_bank[4:] == accelerator.process_index).all())
+    kept = bool((term_of(distiller).student_bank.rows[4:] == accelerator.process_index).all())
     both = [torch.zeros(1) for _ in range(2)]
     distributed.all_gather(both, torch.tensor([float(kept)]))
     results.append(f"a bank is not sent around: {all(map(bool, both))}")

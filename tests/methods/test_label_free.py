@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
+from unittest import mock
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,7 +22,6 @@ from gankd.losses import (
     simreg_loss,
     span_loss,
     squeeze_and_span_loss,
-    squeeze_embeddings,
     squeeze_loss,
 )
 from gankd.methods import Distiller, build_distiller, method_config
@@ -29,7 +31,7 @@ from gankd.methods.label_free.squeeze_and_span import Squeeze
 from gankd.models import ModelConfig
 from gankd.models.teacher import Normalize, Teacher
 from gankd.tasks import Representation
-from gankd.training import TrainingConfig
+from gankd.training import TrainingConfig, build_optimizer
 from tests.methods.common import FEATURE_WIDTHS, NARROW, fixed_batch, image_sets, make, network
 from tests.methods.test_laws import Interruption, assert_equal_state, descend, loss_of
 
@@ -98,16 +100,14 @@ def teachers(*seeds: int) -> list[Teacher]:
 
 
 def squeezed(squeeze: Squeeze, features: Tensor) -> Tensor:
-    return squeeze_embeddings(
-        generator_features=features.split(FEATURE_WIDTHS, dim=1),
-        fusion_weights=[layer.weight for layer in squeeze.fuse],
-        fusion_biases=[layer.bias for layer in squeeze.fuse],
-        hidden_weights=[layer[0].weight for layer in squeeze.hidden],
-        norm_weights=[layer[1].weight for layer in squeeze.hidden],
-        norm_biases=[layer[1].bias for layer in squeeze.hidden],
-        output_weight=squeeze.output.weight,
-        output_bias=squeeze.output.bias,
-    )
+    """u = sum_l (A_l h_l + b_l);  u <- relu(batchnorm(W u)) per hidden layer;  V u + c"""
+    blocks = features.split(FEATURE_WIDTHS, dim=1)
+    joined = sum(F.linear(block, each.weight, each.bias) for block, each in zip(blocks, squeeze.fuse, strict=True))
+    for linear, norm, _ in squeeze.hidden:
+        joined = F.linear(joined, linear.weight)
+        joined = (joined - joined.mean(dim=0)) / (joined.var(dim=0, correction=0) + 1e-5).sqrt()
+        joined = F.relu(joined * norm.weight + norm.bias)
+    return F.linear(joined, squeeze.output.weight, squeeze.output.bias)
 
 
 @pytest.mark.parametrize("regularize", [True, False])
@@ -219,6 +219,35 @@ def test_simsiam_predicts_each_view_from_the_other_which_gets_no_gradient() -> N
     torch.testing.assert_close(losses["loss"], expected)
     for found, wanted in zip(gradients, torch.autograd.grad(expected, trained), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_f22_the_rate_of_simsiams_predictor_stays_where_it_is_while_the_others_fall() -> None:
+    distiller, _ = make("simsiam", "representation")
+    names = {id(parameter): name for name, parameter in distiller.named_parameters()}
+    optimizer = build_optimizer(distiller, TRAINING.replace(weight_decay=0.1))
+    decays, constant = {}, set()
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            decays[names[id(parameter)]] = group["weight_decay"]
+            constant |= {names[id(parameter)]} if group.get("constant") else set()
+    assert constant == {f"predictor.{name}" for name, _ in distiller.predictor.named_parameters()}
+    assert decays["predictor.0.weight"] == decays["projector.0.0.weight"] == 0.1  # they are decayed as all others are
+    assert decays["predictor.1.bias"] == decays["projector.0.1.bias"] == 0.0
+
+    rates: list[list[float]] = []
+    prepare = Accelerator.prepare
+
+    def watched_prepare(self, model, optimizer):
+        optimizer.register_step_pre_hook(
+            lambda stepping, *_: rates.append([group["lr"] for group in stepping.param_groups])
+        )
+        return prepare(self, model, optimizer)
+
+    with mock.patch.object(Accelerator, "prepare", watched_prepare):
+        pretrained("simsiam", optimizer="sgd", learning_rate=0.1)
+    assert len(rates) == TRAINING.steps
+    assert all(rate == 0.1 for step in rates for rate in step[2:])
+    assert rates[0][0] == 0.1 and rates[-1][0] == pytest.approx(0.1 * (1 + math.cos(math.pi * 3 / 4)) / 2)
 
 
 @pytest.mark.parametrize(("spread_out", "expected"), [(True, 1.0), (False, 0.0)])

@@ -382,32 +382,33 @@ def test_the_rows_of_a_batch_in_the_banks_move_to_its_embeddings() -> None:
     distiller, _ = make(
         "mcl", "classification", {"form": "memory", "bank_momentum": 0}, data=fixed_batch("classification", 20)
     )
-    before, embeddings = distiller.banks.clone(), embeddings_of(distiller)
+    before, embeddings = [bank.rows.clone() for bank in distiller.banks], embeddings_of(distiller)
     distiller(fixed_batch("classification"))  # the samples 0..11 of 20
-    torch.testing.assert_close(distiller.banks[:, :12], torch.stack(embeddings).detach())
-    assert torch.equal(distiller.banks[:, 12:], before[:, 12:])
+    for bank, rows, embedding in zip(distiller.banks, before, embeddings, strict=True):
+        torch.testing.assert_close(bank.rows[:12], embedding.detach())
+        assert torch.equal(bank.rows[12:], rows[12:])
     distiller.eval()
-    before = distiller.banks
+    before = [bank.rows.clone() for bank in distiller.banks]
     distiller(fixed_batch("classification"))
-    assert distiller.banks is before
-    assert "banks" in distiller.state_dict()
+    assert all(torch.equal(bank.rows, rows) for bank, rows in zip(distiller.banks, before, strict=True))
+    assert {"banks.0.rows", "banks.1.rows"} <= distiller.state_dict().keys()
 
 
 def test_queues_hold_the_latest_keys_of_slowly_following_encoders() -> None:
     data = fixed_batch("classification", 30)
     distiller, _ = make("mcl", "classification", {"form": "queue", "encoder_momentum": 0.9}, data=data)
-    assert distiller.queues.shape == (2, 128, 30)  # no longer than the data
+    assert distiller.queues.rows.shape == (30, 2, 128)  # no longer than the data
     key, query = distiller.key_encoders[1].head.weight, distiller.others[0].head.weight
     assert torch.equal(key, query) and not key.requires_grad
     with torch.no_grad():
         query.add_(1)
     expected = 0.9 * key + 0.1 * query
-    before = distiller.queues.clone()
+    before = distiller.queues.rows.clone()
     distiller(fixed_batch("classification"))
     torch.testing.assert_close(distiller.key_encoders[1].head.weight, expected)
-    assert torch.equal(distiller.queues[:, :, 12:], before[:, :, 12:])
-    assert not torch.isclose(distiller.queues[:, :, :12], before[:, :, :12]).all(1).any()
-    torch.testing.assert_close(distiller.queues.norm(dim=1), torch.ones(2, 30))
+    assert torch.equal(distiller.queues.rows[12:], before[12:])
+    assert not torch.isclose(distiller.queues.rows[:12], before[:12]).all(2).any()
+    torch.testing.assert_close(distiller.queues.rows.norm(dim=2), torch.ones(30, 2))
     distiller(fixed_batch("classification"))
     distiller(fixed_batch("classification"))
     assert distiller.queue_end == 6  # 36 keys in a ring of 30

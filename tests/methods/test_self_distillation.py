@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from gankd.data.augment import Augment, AugmentationConfig
 from gankd.data.loader import Batch, BatchSource
 from gankd.data.sets import ImageSet
-from gankd.losses import attention_transfer_loss, kd_loss, self_attention_loss, zipf_loss
+from gankd.losses import attention_transfer_loss, kd_loss, mixskd_loss, self_attention_loss, zipf_loss
 from gankd.methods import METHODS, Distiller, check_method, method_config, sampling_of
 from gankd.methods.alone.cs_kd import next_of_class
-from gankd.methods.alone.mixing import draw_box, draw_mixing, mixed_loss
+from gankd.methods.alone.mixing import draw_box, draw_mixing
 from gankd.methods.alone.zipf_ls import ZipfLS, ZipfLSConfig
 from gankd.methods.branches import Branch, separable, stage_taps
 from gankd.methods.terms import Setup
@@ -318,19 +318,19 @@ def test_ps_kd_blends_the_label_with_what_was_said_of_the_sample_before(kind: st
     batch = Batch(whole.images[picked], whole.labels[picked], picked, whole.is_synthetic[picked])
     distiller, _ = make("ps_kd", kind, {"alpha": 0.6}, data=whole)
     (term,) = distiller.terms.values()
-    before = term.history.clone()
+    before = term.last_predictions.rows.clone()
 
     distiller.start_step(0, 8, 2)  # the first of 4 epochs: nothing was said before but the label
     outputs, _ = passed(distiller, batch)
     expected = TASKS[kind].loss(outputs, batch.labels).item()
     assert distiller(batch)["loss"].item() == pytest.approx(expected, rel=1e-5)
     untouched = [row for row in range(12) if row not in picked.tolist()]
-    assert torch.equal(term.history[untouched], before[untouched])
+    assert torch.equal(term.last_predictions.rows[untouched], before[untouched])
     said = outputs.softmax(dim=1) if kind == "classification" else outputs.flatten()
-    torch.testing.assert_close(term.history[picked].float(), said, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(term.last_predictions.rows[picked].float(), said, atol=1e-3, rtol=1e-3)
 
     distiller.start_step(5, 8, 2)  # epoch 2 of 4: alpha * 3 / 4
-    share, said = 0.45, term.history[picked].double()
+    share, said = 0.45, term.last_predictions.rows[picked].double()
     with torch.no_grad():
         distiller.student.head.bias += torch.tensor([0.5, 0.0, -1.0])[: len(distiller.student.head.bias)]
     outputs, _ = passed(distiller, batch)
@@ -346,17 +346,17 @@ def test_ps_kd_blends_the_label_with_what_was_said_of_the_sample_before(kind: st
 def test_ps_kd_keeps_its_history_in_the_checkpoint_and_does_not_write_it_in_evaluation() -> None:
     batch = fixed_batch("classification")
     distiller, _ = make("ps_kd", "classification")
-    fresh = distiller.terms["ps_kd"].history.clone()
+    fresh = distiller.terms["ps_kd"].last_predictions.rows.clone()
     assert torch.equal(fresh.float(), F.one_hot(batch.labels, 3).float())
     distiller.eval()
     distiller(batch)
-    assert torch.equal(distiller.terms["ps_kd"].history, fresh)
+    assert torch.equal(distiller.terms["ps_kd"].last_predictions.rows, fresh)
     distiller.train()
     distiller(batch)
     restored, _ = make("ps_kd", "classification")
     restored.load_state_dict(distiller.state_dict())
-    assert torch.equal(restored.terms["ps_kd"].history, distiller.terms["ps_kd"].history)
-    assert not torch.equal(restored.terms["ps_kd"].history, fresh)
+    assert torch.equal(restored.terms["ps_kd"].last_predictions.rows, distiller.terms["ps_kd"].last_predictions.rows)
+    assert not torch.equal(restored.terms["ps_kd"].last_predictions.rows, fresh)
 
 
 def test_ps_kd_trusts_its_past_more_every_epoch_up_to_alpha_in_the_last() -> None:
@@ -552,7 +552,7 @@ def test_manifold_mixup_blends_what_goes_into_a_stage(kind: str) -> None:
             for stage in student.stages[place:]:
                 blend = stage(blend)
             outputs = student.head(blend.mean(dim=(2, 3)))
-            losses.append(mixed_loss(distiller.task, outputs, batch.labels, partners, share).item())
+            losses.append(distiller.task.mixed_loss(outputs, batch.labels, partners, share).item())
             feature = student.stages[place](feature)
         found.add(min(range(3), key=lambda place: abs(losses[place] - loss)))
         assert loss == pytest.approx(min(losses, key=lambda value: abs(value - loss)), rel=1e-4)
@@ -649,7 +649,17 @@ def test_mixskd_s_terms_on_scalars_are_squares() -> None:
     outputs = [torch.randn(24, 1, generator=generator) for _ in range(2)]
     maps = [torch.randn(24, 8, 4, 4, generator=generator) for _ in range(2)]
     teachers = tuple(torch.randn(12, 1, generator=generator) for _ in range(2))
-    terms = distiller.losses(outputs, maps, teachers, batch.labels, permutation, mixing)
+    _, *terms = mixskd_loss(
+        logits=outputs,
+        features=maps,
+        interpolated_teacher_logits=teachers[0],
+        mixup_teacher_logits=teachers[1],
+        labels=batch.labels,
+        permutation=permutation,
+        mixing=mixing,
+        task=distiller.task,
+    )
+    terms = dict(zip(("clean", "mixed", "kd", "features"), terms, strict=True))
     labels = ((batch.labels - 2) / 1.5)[:, None]
 
     def blend(values: Tensor) -> Tensor:

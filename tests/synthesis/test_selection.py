@@ -11,18 +11,17 @@ from torch import Tensor
 
 from gankd.synthesis.selection import (
     Scores,
-    acceptance,
     balanced_fake_counts,
     class_error_quantiles,
     error_quantile,
     filter_by_teacher_error,
     ratio_bounds,
-    rejection_sample,
     select_rho,
     subsample,
     take,
     teacher_filter,
 )
+from tests.synthesis.oracles import acceptance, rejection_sample
 
 seeds = st.integers(0, 2**32)
 rhos = st.floats(0.05, 1)

@@ -2,45 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
 from pathlib import Path
 
 import torch
 
 from gankd.data.config import DataConfig
-from gankd.data.readers.arrays import read_image_pack, read_npz
-from gankd.data.readers.checks import Kind
-from gankd.data.readers.embedded import read_digits, read_rotated_digits
-from gankd.data.readers.folders import (
-    read_csv,
-    read_image_folder,
-    read_imagenet100,
-    read_steering_angle,
-    read_utkface,
-)
-from gankd.data.readers.images import encoded_images, find_images
-from gankd.data.readers.torchvision_sets import read_cifar
-from gankd.data.sets import ImageSet
-from gankd.data.splits import Splits, few_shot, hold_out
-from generators.settings import nearest
+from gankd.data.inputs import as_image_set
+from gankd.data.readers import arrays, embedded, folders, tables, torchvision_sets  # noqa: F401  they register themselves
+from gankd.data.readers.images import encoded_images, find_images, resized
+from gankd.data.readers.source import READERS, Kind
+from gankd.data.sets import ImageSet, match_classes, scalar_labels
+from gankd.data.splits import Splits, check_classes, few_shot, hold_out
 
-READERS: dict[str, Callable[[DataConfig, Kind], tuple[ImageSet, ImageSet | None]]] = {
-    "digits": read_digits,
-    "rotated_digits": read_rotated_digits,
-    "cifar10": read_cifar,
-    "cifar100": read_cifar,
-    "image_folder": read_image_folder,
-    "imagenet100": read_imagenet100,
-    "utkface": read_utkface,
-    "steering_angle": read_steering_angle,
-    "csv": read_csv,
-    "npz": read_npz,
-    "image_pack": read_image_pack,
-}
-"""A reader returns the samples to train on and the source's own test split, None where it has none."""
-
-LABEL_CHOICE = frozenset({"csv", "npz", "image_pack"})
 TEST_SEED = 0  # the test split belongs to the data: no run may draw itself another one
+
+__all__ = ["READERS", "Kind", "load_data", "read", "read_images"]
 
 
 def load_data(config: DataConfig, *, kind: Kind, seed: int) -> Splits:
@@ -54,18 +31,14 @@ def load_data(config: DataConfig, *, kind: Kind, seed: int) -> Splits:
         seed: draws validation and the labelled samples.
 
     Raises:
-        ValueError: an unknown source, settings that do not fit it, data that is missing or damaged, or more samples
-            asked than there are; with the key or the file.
+        ValueError: an unknown source, settings that do not fit it, data that is missing or damaged, fewer than two classes
+            or test images, or more samples asked than there are; with the key or the file.
     """
-    if config.name not in READERS:
-        raise ValueError(f"data.name: unknown source '{config.name}'{nearest(config.name, READERS)}")
-    if config.label is not None and config.name not in LABEL_CHOICE:
-        raise ValueError(f"data.label: {config.name} has one label; {', '.join(sorted(LABEL_CHOICE))} offer a choice.")
-    if config.download and READERS[config.name] is not read_cifar:
-        raise ValueError(f"data.download: {config.name} cannot be downloaded; set data.root to where it lies.")
+    if not 0 <= seed < 1 << 63:
+        raise ValueError(f"seed: {seed} is not between 0 and 2^63; give a smaller number that is not negative.")
     if config.label_range is not None and kind == "classification":
         raise ValueError("data.label_range: classes have no range; remove it or set task.kind: regression.")
-    train, test = READERS[config.name](config, kind)
+    train, test = read(config, kind)
     if test is None:
         train, test = hold_out(train, config.test, seed=TEST_SEED, key="data.test")
     if train.image_shape != test.image_shape:
@@ -73,13 +46,52 @@ def load_data(config: DataConfig, *, kind: Kind, seed: int) -> Splits:
             f"data.name: {config.name} has images [C, H, W] of {train.image_shape} to train and {test.image_shape} to "
             "test on; set data.image_size and data.channels."
         )
+    if kind == "classification" and train.class_names and len(train.class_names) < 2:
+        raise ValueError(f"data.name: {train.name} has one class, '{train.class_names[0]}'; telling apart takes two.")
     if config.label_range is not None:
         train, test = _within(train, config.label_range, "train"), _within(test, config.label_range, "test")
-    train, validation = hold_out(train, config.validation, seed=seed, key="data.validation")
+    if len(test) < 2:
+        raise ValueError(f"data.test: {len(test)} test image of {config.name} measures nothing; at least 2 are needed.")
+    if config.validation:
+        train, validation = hold_out(train, config.validation, seed=seed, key="data.validation")
+    else:
+        validation = train.subset(torch.arange(0))
+        check_classes(train, train, "data.test")
     pool = train
     if config.labelled is not None:
         train = few_shot(train, config.labelled, seed=seed)
     return Splits(train, validation, test, pool)
+
+
+def read(config: DataConfig, kind: Kind) -> tuple[ImageSet, ImageSet | None]:
+    """The samples of a source to train on and its own test split, None where it has none.
+
+    What a plugin's reader returns in another form is turned into an `ImageSet` of the size and channels that are asked
+    for, its classes numbered alike in both.
+
+    Raises:
+        ValueError: as the source's reader, or labels that are not what the task learns.
+    """
+    found = READERS.find(config.name)(config, kind, **config.own)
+    parts = found if isinstance(found, tuple) else (found, None)
+    if len(parts) != 2 or parts[0] is None:
+        raise ValueError(f"data.name: {config.name} returned {len(parts)} things; expected (train, test or None).")
+    names = (config.name, f"{config.name} (test)")
+    train, test = (
+        None if part is None else resized(as_image_set(part, name, config.memory_budget << 20), config)
+        for part, name in zip(parts, names, strict=True)
+    )
+    train, test = (None if part is None else _for_kind(part, kind, config.name) for part in (train, test))
+    return train, None if test is None else match_classes(test, train.class_names, f"{config.name}'s training part")
+
+
+def _for_kind(part: ImageSet, kind: Kind, name: str) -> ImageSet:
+    if kind == "regression" and not part.labels.is_floating_point() and part.class_names is None:
+        return dataclasses.replace(part, labels=scalar_labels(part.labels, part.name))
+    if part.labels.is_floating_point() != (kind == "regression"):
+        found = "scalars" if part.labels.is_floating_point() else "class ids"
+        raise ValueError(f"task.kind: {kind} does not fit data.name: {name}, whose labels are {found}.")
+    return part
 
 
 def read_images(folder: Path, *, image_size: int, channels: int, memory_budget: int) -> ImageSet:
@@ -94,9 +106,9 @@ def read_images(folder: Path, *, image_size: int, channels: int, memory_budget: 
     files = find_images(folder)
     if not files:
         raise ValueError(f"representation.unlabelled: {folder} holds no images.")
-    config = DataConfig(name="images", image_size=image_size, channels=channels, memory_budget=memory_budget)
-    images = encoded_images(files, config, name=str(folder))
-    return ImageSet(images, torch.zeros(len(files), dtype=torch.int64), name=str(folder))
+    config = DataConfig(name="image_folder", image_size=image_size, channels=channels, memory_budget=memory_budget)
+    images, contents = encoded_images(files, config, name=str(folder))
+    return ImageSet(images, torch.zeros(len(files), dtype=torch.int64), contents=contents, name=str(folder))
 
 
 def _within(dataset: ImageSet, label_range: tuple[float, float], part: str) -> ImageSet:

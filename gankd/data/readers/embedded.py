@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gankd.data.config import DataConfig
-from gankd.data.readers.checks import Kind, require_kind
 from gankd.data.readers.images import array_images
+from gankd.data.readers.source import READERS, Kind, require_kind
 from gankd.data.sets import ImageSet
 from gankd.data.splits import stratified_indices
 
@@ -23,6 +23,7 @@ LARGEST_ANGLE = 60  # degrees: a 6 turned further starts to read as a 9
 FIXED_SEED = 0  # of the test split and of the angles: both belong to the data, not to a run
 
 
+@READERS.register("digits")
 def read_digits(config: DataConfig, kind: Kind) -> tuple[ImageSet, ImageSet]:
     """Ten classes; 1,297 digits to train on, 500 (always the same, every class alike) to test on; 16x16 by default."""
     require_kind(config, kind, "classification")
@@ -30,6 +31,7 @@ def read_digits(config: DataConfig, kind: Kind) -> tuple[ImageSet, ImageSet]:
     return _split(ImageSet(images, classes, class_names=tuple("0123456789"), name=config.name), classes)
 
 
+@READERS.register("rotated_digits")
 def read_rotated_digits(config: DataConfig, kind: Kind) -> tuple[ImageSet, ImageSet]:
     """The same digits, each turned once by an angle of U(-60, 60) degrees, which is its label; the same split.
 

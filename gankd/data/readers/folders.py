@@ -1,24 +1,22 @@
-"""Sources that lie on disk as image files: class folders, a table, file names, or a list of angles."""
+"""Sources that lie on disk as image files: class folders, file names, or a list of angles."""
 
 from __future__ import annotations
 
-import csv
-import math
 import re
 from pathlib import Path
 
-import numpy
 import torch
 
 from gankd.data.config import DataConfig
 from gankd.data.readers.arrays import BLOCK, read_hdf5
-from gankd.data.readers.checks import Kind, require_kind, require_root
-from gankd.data.readers.images import IMAGE_SUFFIXES, encoded_images, find_images
-from gankd.data.readers.labels import encode_labels
-from gankd.data.sets import ImageSet
+from gankd.data.readers.images import encoded_images, find_images, image_suffixes
+from gankd.data.readers.source import READERS, Kind, require_kind, require_root
+from gankd.data.readers.tables import read_text
+from gankd.data.sets import ImageSet, sorted_class_names
 from generators.settings import nearest
 
 
+@READERS.register("image_folder")
 def read_image_folder(config: DataConfig, kind: Kind) -> tuple[ImageSet, ImageSet | None]:
     """ROOT/train/CLASS/* with ROOT/test or ROOT/val as the test split, or ROOT/CLASS/* without one.
 
@@ -27,18 +25,16 @@ def read_image_folder(config: DataConfig, kind: Kind) -> tuple[ImageSet, ImageSe
     """
     require_kind(config, kind, "classification")
     train, test = _split_folders(require_root(config))
-    classes = sorted(folder.name for folder in train.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    classes = sorted_class_names(folder.name for folder in _folders(train))
     if not classes:
         raise ValueError(f"data.root: {train} has no class folders; expected {train}/CLASS/*.png (or .jpg, ...).")
-    if test is None:
-        return _class_folders(train, classes, tuple(classes), config), None
-    present = [name for name in classes if (test / name).is_dir()]
-    for folder in sorted(test.iterdir()):
-        if folder.is_dir() and not folder.name.startswith(".") and folder.name not in classes:
+    for folder in _folders(test) if test else ():
+        if folder.name not in classes:
             raise ValueError(f"data.root: {folder} is a class that {train} lacks{nearest(folder.name, classes)}.")
-    return _class_folders(train, classes, tuple(classes), config), _class_folders(test, present, tuple(classes), config)
+    return _both_splits(train, test, classes, classes, config)
 
 
+@READERS.register("imagenet100")
 def read_imagenet100(config: DataConfig, kind: Kind) -> tuple[ImageSet, ImageSet | None]:
     """The folders of `read_image_folder` that ROOT/classes.txt (or imagenet100.txt) lists, in its order.
 
@@ -52,73 +48,15 @@ def read_imagenet100(config: DataConfig, kind: Kind) -> tuple[ImageSet, ImageSet
     lists = [root / name for name in ("classes.txt", "imagenet100.txt") if (root / name).is_file()]
     if not lists:
         raise ValueError(f"data.root: {root} has no classes.txt; list the class folders in it, one a line.")
-    lines = [line.split(maxsplit=1) for line in lists[0].read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line.split(maxsplit=1) for line in read_text(lists[0]).splitlines() if line.strip()]
     folders = [line[0] for line in lines]
-    names = tuple(line[-1].strip() for line in lines)
+    names = [line[-1].strip() for line in lines]
     if not folders or len(set(folders)) < len(folders):
         raise ValueError(f"data.root: {lists[0]} lists {'a class twice' if folders else 'no class'}; one class a line.")
-    train, test = _split_folders(root)
-    return (
-        _class_folders(train, folders, names, config),
-        _class_folders(test, folders, names, config) if test else None,
-    )
+    return _both_splits(*_split_folders(root), folders, names, config)
 
 
-def read_csv(config: DataConfig, kind: Kind) -> tuple[ImageSet, ImageSet | None]:
-    """A CSV file, or a folder with labels.csv: a row an image, files relative to the table.
-
-    Columns: `path`, the label (`data.label`, by default `label`), and optionally `split` (train, validation or test;
-    validation rows join train, from which validation is cut) and `group`. The task decides what a label is: a class
-    by its spelling, or a number.
-
-    Raises:
-        ValueError: a missing column, a file that does not exist, an unknown split, or a label that is no number; with
-            the line of the table.
-    """
-    table = require_root(config)
-    table = table / "labels.csv" if table.is_dir() else table
-    if not table.is_file():
-        raise ValueError(f"data.root: {table} does not exist; name a CSV file or a folder with labels.csv.")
-    label_column = config.label or "label"
-    rows = {"train": [], "test": []}
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        columns = reader.fieldnames or []
-        for column, key in (("path", "data.root"), (label_column, "data.label")):
-            if column not in columns:
-                raise ValueError(f"{key}: {table} has no column '{column}'{nearest(column, columns)}")
-        for row in reader:
-            place = f"{table}, row {reader.line_num}"
-            image, label = table.parent / (row["path"] or ""), row[label_column] or ""
-            if not image.is_file():
-                raise ValueError(f"{place}: {image} does not exist; correct the path or remove the row.")
-            split = (row.get("split") or "train").strip().lower()
-            if split not in ("train", "validation", "test"):
-                raise ValueError(f"{place}: split '{split}' is none of train, validation, test.")
-            if kind == "regression":
-                label = _finite_number(label, place)
-            elif not label:
-                raise ValueError(f"{place}: the label is empty; fill it in or remove the row.")
-            rows["test" if split == "test" else "train"].append((image, label, row.get("group")))
-    if not rows["train"]:
-        raise ValueError(f"data.root: {table} has no rows to train on.")
-    parts = [part for part in rows.values() if part]
-    labels, class_names = encode_labels([numpy.array([row[1] for row in part]) for part in parts], config, kind)
-    group_names = sorted({row[2] or "" for part in parts for row in part})
-    group_ids = {group: group_id for group_id, group in enumerate(group_names)}
-    sets = [
-        ImageSet(
-            encoded_images([row[0] for row in part], config, name=config.name),
-            part_labels,
-            class_names=class_names,
-            groups=torch.tensor([group_ids[row[2] or ""] for row in part]) if "group" in columns else None,
-            name=config.name,
-        )
-        for part, part_labels in zip(parts, labels, strict=True)
-    ]
-    return sets[0], sets[1] if len(sets) == 2 else None
-
-
+@READERS.register("utkface")
 def read_utkface(config: DataConfig, kind: Kind) -> tuple[ImageSet, ImageSet | None]:
     """Faces with their age in years (Z. Zhang et al., "Age Progression/Regression by Conditional Adversarial
     Autoencoder", CVPR 2017): a folder of AGE_GENDER_RACE_DATE.jpg, or an HDF5 file as `read_hdf5` takes it.
@@ -139,9 +77,11 @@ def read_utkface(config: DataConfig, kind: Kind) -> tuple[ImageSet, ImageSet | N
             f"{f', {nameless[0]} first' if nameless else ''}; expected AGE_GENDER_RACE_DATE.jpg."
         )
     labels = torch.tensor([float(age[1]) for age in ages])
-    return ImageSet(encoded_images(files, config, name=config.name), labels, name=config.name), None
+    images, contents = encoded_images(files, config, name=config.name)
+    return ImageSet(images, labels, contents=contents, name=config.name), None
 
 
+@READERS.register("steering_angle")
 def read_steering_angle(config: DataConfig, kind: Kind) -> tuple[ImageSet, ImageSet | None]:
     """Frames of a drive with the steering wheel's angle in degrees (S. Chen, driving data sets, 2016 and 2018).
 
@@ -160,7 +100,7 @@ def read_steering_angle(config: DataConfig, kind: Kind) -> tuple[ImageSet, Image
     if not table.is_file():
         raise ValueError(f"data.root: {root} has no data.txt with lines of 'FILE ANGLE'.")
     files, angles = [], []
-    for number, line in enumerate(table.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(table).splitlines(), start=1):
         if not line.strip():
             continue
         match = re.fullmatch(r"(\S+)\s+([-+]?[\d.]+(?:e[-+]?\d+)?)(?:[,\s].*)?", line.strip(), re.IGNORECASE)
@@ -174,18 +114,14 @@ def read_steering_angle(config: DataConfig, kind: Kind) -> tuple[ImageSet, Image
         angles.append(float(match[2]))
     if not files:
         raise ValueError(f"data.root: {table} is empty.")
-    images = encoded_images(files, config, name=config.name)
-    return ImageSet(images, torch.tensor(angles), groups=torch.arange(len(files)) // BLOCK, name=config.name), None
+    images, contents = encoded_images(files, config, name=config.name)
+    groups = torch.arange(len(files)) // BLOCK
+    return ImageSet(images, torch.tensor(angles), groups=groups, contents=contents, name=config.name), None
 
 
-def _finite_number(text: str, place: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"{place}: label '{text}' is no finite number; correct it or remove the row.")
-    return number
+def _folders(folder: Path) -> list[Path]:
+    """The folders in it that are not hidden, sorted."""
+    return sorted(each for each in folder.iterdir() if each.is_dir() and not each.name.startswith("."))
 
 
 def _split_folders(root: Path) -> tuple[Path, Path | None]:
@@ -195,17 +131,26 @@ def _split_folders(root: Path) -> tuple[Path, Path | None]:
     return root / "train", next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
 
 
-def _class_folders(folder: Path, classes: list[str], names: tuple[str, ...], config: DataConfig) -> ImageSet:
-    """All images of the class folders; the label is the position in `names`, which may name more classes."""
+def _both_splits(
+    train: Path, test: Path | None, folders: list[str], names: list[str], config: DataConfig
+) -> tuple[ImageSet, ImageSet | None]:
+    """All images of the class folders of both splits; a class has one id in both. Only the test split may lack a class."""
+    for name in folders:
+        if not (train / name).is_dir():
+            raise ValueError(f"data.root: class '{name}' has no folder in {train}.")
+    return _class_folders(train, folders, names, config), _class_folders(test, folders, names, config) if test else None
+
+
+def _class_folders(split: Path, folders: list[str], names: list[str], config: DataConfig) -> ImageSet:
     files, labels = [], []
-    for class_id, name in enumerate(classes):
-        if not (folder / name).is_dir():
-            raise ValueError(f"data.root: class '{name}' has no folder in {folder}.")
-        found = find_images(folder / name)
+    for class_id, name in enumerate(folders):
+        if not (split / name).is_dir():
+            continue
+        found = find_images(split / name)
         if not found:
-            suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-            raise ValueError(f"data.root: class folder {folder / name} has no images ({suffixes}).")
+            suffixes = ", ".join(sorted(image_suffixes()))
+            raise ValueError(f"data.root: class folder {split / name} has no images ({suffixes}).")
         files += found
         labels += [class_id] * len(found)
-    images = encoded_images(files, config, name=str(folder))
-    return ImageSet(images, torch.tensor(labels), class_names=names, name=config.name)
+    images, contents = encoded_images(files, config, name=str(split))
+    return ImageSet(images, torch.tensor(labels), class_names=tuple(names), contents=contents, name=config.name)

@@ -7,8 +7,12 @@ reduction is antialiased. Grey is the luma of ITU-R BT.601, as in PIL.
 from __future__ import annotations
 
 import collections
+import dataclasses
+import functools
 import io
+import os
 import struct
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,62 +23,132 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gankd.data.config import DataConfig
-from gankd.data.sets import LazyImages
-from generators.images import as_uint8
+from gankd.data.sets import ImageSet, LazyImages, content_hashes
+from generators.images import as_uint8, flat_picture
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+NO_IMAGES = frozenset(
+    {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
+)  # known to Pillow, which cannot read them alone
 CHUNK = 64  # images a thread decodes in a row, or that are converted as floats at a time
 
 
+@functools.cache
+def image_suffixes() -> frozenset[str]:
+    """Of the files that Pillow opens as images: ".png", ".jpg", ".jfif", ..."""
+    from PIL import Image
+
+    known = Image.registered_extensions().items()
+    return frozenset(suffix for suffix, form in known if form in Image.OPEN and form not in NO_IMAGES)
+
+
 def find_images(folder: Path) -> list[Path]:
-    """All image files below `folder`, by suffix, sorted; hidden files are left out."""
-    return sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-    )
+    """All image files below `folder` and below the folders linked there, by suffix, sorted.
+
+    Hidden files are left out; a warning counts the other files that are no images, by suffix.
+    """
+    files, skipped, seen = [], collections.Counter(), set()
+    for directory, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(directory)
+        if real in seen:  # a link back to where we came from
+            folders.clear()
+            continue
+        seen.add(real)
+        for name in names:
+            suffix = os.path.splitext(name)[1].lower()
+            if name.startswith("."):
+                continue
+            if suffix in image_suffixes():
+                files.append(Path(directory, name))
+            else:
+                skipped[suffix or "no suffix"] += 1
+    if skipped:
+        counts = ", ".join(f"{count} of {suffix}" for suffix, count in sorted(skipped.items()))
+        warnings.warn(
+            f"{folder}: {len(files)} images are read, {skipped.total()} other files are not ({counts}): Pillow opens no "
+            "images of these suffixes.",
+            stacklevel=2,
+        )
+    return sorted(files)
 
 
-def encoded_images(sources: Sequence[Path | memoryview], config: DataConfig, *, name: str) -> Tensor | LazyImages:
+@dataclasses.dataclass(frozen=True)
+class Encoded(Sequence):
+    """Encoded images that lie one after the other in one array of bytes; image i at offsets[i]:offsets[i + 1]."""
+
+    array: numpy.ndarray
+    offsets: list[int]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> memoryview:
+        return memoryview(self.array)[self.offsets[index] : self.offsets[index + 1]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Decoder:
+    """Reads image `index` as uint8 [C, H, W]: an object, not a closure, so that it reaches worker processes by pickling."""
+
+    sources: Sequence[Path | memoryview]
+    name: str
+    channels: int
+    size: tuple[int, int]
+    """(width, height)."""
+    keeps_colour: bool
+    """Colour is refused, not made grey, where `channels` is 1."""
+    resizes: bool
+
+    def name_of(self, index: int) -> str:
+        source = self.sources[index]
+        return str(source) if isinstance(source, Path) else f"{self.name}, image {index}"
+
+    def __call__(self, index: int) -> Tensor:
+        from PIL import Image
+
+        image = decode(self.sources[index], self.name_of(index))
+        if self.keeps_colour and image.mode == "RGB" and self.channels == 1:
+            raise ValueError(
+                f"{self.name_of(index)} has colour, {self.name_of(0)} is grey: set data.channels to 1 or 3."
+            )
+        image = image.convert("L" if self.channels == 1 else "RGB")
+        if image.size != self.size:
+            if not self.resizes:
+                shapes = [f"{width}x{height}" for width, height in (image.size, self.size)]
+                raise ValueError(
+                    f"{self.name_of(index)} has {shapes[0]} pixels, {self.name_of(0)} has {shapes[1]}: set data.image_size."
+                )
+            image = image.resize(self.size, Image.Resampling.BILINEAR)
+        return as_uint8(image)
+
+
+def encoded_images(
+    sources: Sequence[Path | memoryview], config: DataConfig, *, name: str
+) -> tuple[Tensor | LazyImages, Tensor]:
     """Images from N files or encoded byte strings, in that order.
 
     The first image gives the size and the number of channels that the settings leave open. A set within
     `memory_budget` is decoded at once by several threads; a larger one is decoded when it is asked for.
 
     Returns:
-        uint8 [N, C, H, W], or lazily read images of that shape.
+        uint8 [N, C, H, W], or lazily read images of that shape; and `ImageSet.contents`, int64 [N]: hashes of name, size and
+        time of change of each file, or of the encoded bytes.
 
     Raises:
-        ValueError: no images at all, or an image that does not decode, has more than 8 bits a channel, has another
-            size than the first with `image_size` open, or has colour where the first is grey with `channels` open.
+        ValueError: no images at all, or an image that does not decode, has another size than the first with `image_size`
+            open, or has colour where the first is grey with `channels` open.
     """
-
-    def name_of(index: int) -> str:
-        return str(sources[index]) if isinstance(sources[index], Path) else f"{name}, image {index}"
-
-    if not sources:
+    if not len(sources):
         raise ValueError(f"data.root: {name} has no images.")
-    first = decode(sources[0], name_of(0))
-    channels = config.channels or num_channels(first)
-    width, height = (config.image_size, config.image_size) if config.image_size else first.size
-
-    def read(index: int) -> Tensor:
-        from PIL import Image
-
-        image = decode(sources[index], name_of(index))
-        if config.channels is None and num_channels(image) > channels:
-            raise ValueError(f"{name_of(index)} has colour, {name_of(0)} is grey: set data.channels to 1 or 3.")
-        image = image.convert("L" if channels == 1 else "RGB")
-        if image.size != (width, height):
-            if config.image_size is None:
-                raise ValueError(
-                    f"{name_of(index)} has {image.width}x{image.height} pixels, {name_of(0)} has {width}x{height}: "
-                    "set data.image_size."
-                )
-            image = image.resize((width, height), Image.Resampling.BILINEAR)
-        return as_uint8(image)
-
-    lazy = LazyImages(read, (len(sources), channels, height, width))
-    if len(sources) * channels * height * width > config.memory_budget << 20:
-        return lazy
+    first = decode(sources[0], str(sources[0]) if isinstance(sources[0], Path) else f"{name}, image 0")
+    channels = config.channels or (1 if first.mode == "L" else 3)
+    size = (config.image_size, config.image_size) if config.image_size else first.size
+    read = _Decoder(sources, name, channels, size, config.channels is None, config.image_size is not None)
+    contents = content_hashes(
+        _description(source, config.root).encode() if isinstance(source, Path) else source for source in sources
+    )
+    lazy = LazyImages(read, (len(sources), channels, size[1], size[0]))
+    if len(sources) * channels * size[0] * size[1] > config.memory_budget << 20:
+        return lazy, contents
     images = torch.empty(lazy.shape, dtype=torch.uint8)
 
     def store(start: int) -> None:
@@ -83,34 +157,34 @@ def encoded_images(sources: Sequence[Path | memoryview], config: DataConfig, *, 
 
     with ThreadPoolExecutor(max_workers=8) as pool:
         collections.deque(pool.map(store, range(0, len(sources), CHUNK)), maxlen=0)  # drains it: an error is raised
-    return images
+    return images, contents
+
+
+def _description(file: Path, root: Path | None) -> str:
+    found = file.stat()
+    name = os.path.relpath(file, root.expanduser()) if root else file.name
+    return f"{name} {found.st_size} {found.st_mtime_ns}"
 
 
 def decode(source: Path | memoryview, name: str):
-    """The whole PIL image in its own mode.
+    """The whole image as a PIL image of mode L or RGB (see `flat_picture`).
 
     Raises:
-        ValueError: it does not decode, or has more than 8 bits a channel.
+        ValueError: it does not decode, or its mode has no certain white.
     """
     from PIL import Image
 
     try:
         with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as image:
             image.load()
+            return flat_picture(image)
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise ValueError(f"{name} does not decode as an image ({error}): repair or remove it.") from error
-    if image.mode.startswith(("I", "F")):
-        raise ValueError(f"{name} has more than 8 bits a channel (mode {image.mode}): save it as an 8-bit image.")
-    return image
-
-
-def num_channels(image) -> int:
-    """1 for a grey PIL image, 3 for any other."""
-    return 1 if image.mode in ("1", "L", "LA") else 3
 
 
 def array_images(array, config: DataConfig, *, name: str) -> Tensor:
-    """Images from anything that slices like a uint8 array [N, H, W], [N, H, W, C] or [N, C, H, W], C = 1 or 3.
+    """Images from anything that slices like an array [N, H, W], [N, H, W, C] or [N, C, H, W], C = 1 or 3, of uint8, uint16
+    (65535 becomes 255) or floats in [0, 1].
 
     Returns:
         uint8 [N, C, H, W], resized and with the channels that the settings ask for.
@@ -121,22 +195,60 @@ def array_images(array, config: DataConfig, *, name: str) -> Tensor:
     shape = tuple(array.shape)
     channels_last = len(shape) == 4 and shape[1] not in (1, 3)
     source_channels = 1 if len(shape) == 3 else shape[-1 if channels_last else 1] if len(shape) == 4 else None
-    if array.dtype != numpy.uint8 or source_channels not in (1, 3) or 0 in shape:
-        raise ValueError(
-            f"{name}: images are {array.dtype} {shape}; expected uint8 [N, H, W], [N, H, W, C] or [N, C, H, W]."
-        )
+    expected = "expected uint8 (or uint16, or floats in [0, 1]) [N, H, W], [N, H, W, C] or [N, C, H, W], C = 1 or 3."
+    if source_channels not in (1, 3) or 0 in shape:
+        raise ValueError(f"{name}: images are {array.dtype} {shape}; {expected}")
     height, width = shape[1:3] if channels_last or len(shape) == 3 else shape[2:]
     size = (config.image_size, config.image_size) if config.image_size else (height, width)
     channels = config.channels or source_channels
     images = torch.empty(shape[0], channels, *size, dtype=torch.uint8)
     for start in range(0, shape[0], CHUNK):
-        chunk = torch.from_numpy(numpy.array(array[start : start + CHUNK]))
+        chunk = numpy.array(array[start : start + CHUNK])
+        if chunk.dtype == numpy.uint16:
+            chunk = (chunk / 257).round().astype(numpy.uint8)
+        elif chunk.dtype.kind == "f" and ((chunk >= 0) & (chunk <= 1)).all():
+            chunk = (chunk.astype(numpy.float32) * 255).round().astype(numpy.uint8)
+        elif chunk.dtype != numpy.uint8:
+            inside = (
+                [] if chunk.dtype.kind != "f" else ((chunk >= 0) & (chunk <= 1)).reshape(len(chunk), -1).all(axis=1)
+            )
+            first = (
+                f" with values outside [0, 1] or NaN in image {start + int(numpy.argmin(inside))}"
+                if len(inside)
+                else ""
+            )
+            raise ValueError(f"{name}: images are {array.dtype} {shape}{first}; {expected}")
+        chunk = torch.from_numpy(chunk)
         if chunk.ndim == 3:
             chunk = chunk[:, None]
         elif channels_last:
             chunk = chunk.permute(0, 3, 1, 2)
         images[start : start + CHUNK] = resize(with_channels(chunk, channels), size)
     return images
+
+
+def resized(dataset: ImageSet, config: DataConfig) -> ImageSet:
+    """A set with the size and the channels that the settings ask for; lazy images are resized when they are read."""
+    channels, height, width = dataset.image_shape
+    size = (config.image_size, config.image_size) if config.image_size else (height, width)
+    wanted = (config.channels or channels, *size)
+    if wanted == dataset.image_shape:
+        return dataset
+    images = dataset.images
+    if isinstance(images, Tensor):
+        parts = [resize(with_channels(chunk, wanted[0]), size) for chunk in images.split(CHUNK)]
+        return dataclasses.replace(dataset, images=torch.cat(parts))
+    lazy = type(images)(_Resized(images.read, wanted), (len(images), *wanted), threads=images.threads)
+    return dataclasses.replace(dataset, images=lazy)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Resized:
+    read: collections.abc.Callable[[int], Tensor]
+    shape: tuple[int, int, int]
+
+    def __call__(self, index: int) -> Tensor:
+        return resize(with_channels(self.read(index)[None], self.shape[0]), self.shape[1:])[0]
 
 
 def with_channels(images: Tensor, channels: int) -> Tensor:

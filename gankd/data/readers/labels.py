@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from gankd.data.config import DataConfig
-from gankd.data.readers.checks import Kind
+from gankd.data.readers.source import Kind
+from gankd.data.sets import scalar_labels, sorted_class_names
 
 
 def encode_labels(
@@ -17,50 +18,60 @@ def encode_labels(
 ) -> tuple[list[Tensor], tuple[str, ...] | None]:
     """Labels of all parts of a source (train, and test where it has one) in one code.
 
-    Classification: with `classes` the labels are ids into it; otherwise the distinct values of all parts, sorted (as
-    numbers where all are whole numbers), become the ids 0..K-1 and are the class names. Regression: float32.
+    Classification: with `classes` the labels are ids into it; otherwise the distinct values of all parts, in the order of
+    `sorted_class_names`, become the ids 0..K-1 and are the class names. Regression: float32.
 
     Args:
-        parts: arrays [N] of numbers or strings.
+        parts: arrays [N] or [N, 1] of numbers or strings.
 
     Returns:
         Labels of every part, int64 [N] or float32 [N]; the class names, None for scalars.
 
     Raises:
         ValueError: labels of another shape, fractions as classes, words or class ids as scalars, an id out of
-            `classes`, or a scalar that is not finite.
+            `classes`, a missing value, or scalars that are not finite or that float32 cannot tell apart.
     """
-    for part in parts:
-        if part.ndim != 1:
-            raise ValueError(f"data.name: {config.name} holds labels of shape {part.shape}; expected one an image.")
+    parts = [_one_an_image(part, config) for part in parts]
     if kind == "regression":
         if classes is not None:
             raise ValueError(f"task.kind: regression does not fit data.root: {config.root}: it names classes.")
-        return [_scalars(part, config) for part in parts], None
-    if any(part.dtype.kind == "f" and (part != numpy.floor(part)).any() for part in parts):
-        raise ValueError(f"task.kind: classification does not fit data.root: {config.root}: its labels are fractions.")
-    parts = [part.astype(numpy.int64) if part.dtype.kind in "fiub" else part.astype(str) for part in parts]
+        if any(part.dtype.kind not in "fiub" for part in parts):
+            raise ValueError(f"task.kind: regression does not fit data.root: {config.root}: its labels are words.")
+        values = [torch.from_numpy(part.astype(numpy.float64)) for part in parts]
+        together = scalar_labels(torch.cat(values), f"data.root: {config.root}")
+        return list(together.split([len(part) for part in parts])), None
+    for part in parts:
+        if part.dtype.kind == "f" and not numpy.isfinite(part).all():
+            index = int(numpy.argmin(numpy.isfinite(part)))
+            raise ValueError(f"data.root: {config.root} has the label {part[index]} at {index}, which is no class.")
+        if part.dtype.kind == "f" and (part != numpy.floor(part)).any():
+            raise ValueError(
+                f"task.kind: classification does not fit data.root: {config.root}: its labels are fractions."
+            )
+    parts = [part.astype(numpy.int64) if part.dtype.kind in "fiub" else numpy.char.strip(part) for part in parts]
     if classes is not None:
         for part in parts:
             if part.dtype.kind == "U" or part.min() < 0 or part.max() >= len(classes):
                 raise ValueError(f"data.root: {config.root} has a label that is no id of its {len(classes)} classes.")
         return [torch.from_numpy(part) for part in parts], tuple(map(str, classes))
-    values = numpy.unique(numpy.concatenate(parts)).tolist()
-    if all(_is_whole_number(value) for value in values):
-        values.sort(key=int)
-    ids = {value: class_id for class_id, value in enumerate(values)}
-    return [torch.tensor([ids[value] for value in part.tolist()]) for part in parts], tuple(map(str, values))
+    words = [[str(value) for value in part.tolist()] for part in parts]
+    names = sorted_class_names(word for part in words for word in part)
+    ids = {name: class_id for class_id, name in enumerate(names)}
+    return [torch.tensor([ids[word] for word in part]) for part in words], tuple(names)
 
 
-def _scalars(part: numpy.ndarray, config: DataConfig) -> Tensor:
-    if part.dtype.kind not in "fiub":
-        raise ValueError(f"task.kind: regression does not fit data.root: {config.root}: its labels are words.")
-    scalars = torch.from_numpy(part.astype(numpy.float32))
-    if not scalars.isfinite().all():
-        index = int((~scalars.isfinite()).nonzero()[0])
-        raise ValueError(f"data.root: {config.root} has a label that is no finite number: {part[index]} at {index}.")
-    return scalars
-
-
-def _is_whole_number(value: str | int) -> bool:
-    return isinstance(value, int) or value.removeprefix("-").isdecimal()
+def _one_an_image(part: numpy.ndarray, config: DataConfig) -> numpy.ndarray:
+    """Numbers, or words of numpy's type `str`, [N]."""
+    if part.ndim == 2 and part.shape[1] == 1:
+        part = part[:, 0]
+    if part.dtype.kind in "SO":  # bytes, and the words of HDF5 files
+        words = [each.decode(errors="replace") if isinstance(each, bytes) else each for each in part.ravel().tolist()]
+        if all(isinstance(word, str) for word in words):
+            part = numpy.array(words, dtype=str).reshape(part.shape)
+    if part.ndim != 1:
+        is_one_hot = part.ndim == 2 and part.dtype.kind in "fiub" and set(numpy.unique(part).tolist()) <= {0, 1}
+        hint = ": store the class ids, labels.argmax(axis=1), in place of one-hot vectors" if is_one_hot else ""
+        raise ValueError(f"data.root: {config.root} holds labels of shape {part.shape}; expected one an image{hint}.")
+    if part.dtype.kind not in "fiubU":
+        raise ValueError(f"data.root: {config.root} holds labels of type {part.dtype}; expected numbers or words.")
+    return part

@@ -5,17 +5,19 @@ from __future__ import annotations
 import torch
 
 from gankd.data.config import DataConfig
-from gankd.data.readers.checks import Kind, require_kind
 from gankd.data.readers.images import array_images
+from gankd.data.readers.source import READERS, Kind, require_kind
 from gankd.data.sets import ImageSet
 
 
-def read_cifar(config: DataConfig, kind: Kind) -> tuple[ImageSet, ImageSet]:
+@READERS.register("cifar10")
+@READERS.register("cifar100")
+def read_cifar(config: DataConfig, kind: Kind, *, download: bool = False) -> tuple[ImageSet, ImageSet]:
     """50,000 train and 10,000 test images, 32x32 in colour (A. Krizhevsky, "Learning Multiple Layers of Features from
     Tiny Images", 2009); `data.root` holds `cifar-10-batches-py` or `cifar-100-python`.
 
     Raises:
-        ValueError: the folder is missing or not whole and `data.download` is off, or the download failed.
+        ValueError: the folder is missing or not whole and `download` is off, or the download failed.
     """
     from torchvision import datasets
 
@@ -26,7 +28,7 @@ def read_cifar(config: DataConfig, kind: Kind) -> tuple[ImageSet, ImageSet]:
     splits = []
     for is_train in (True, False):
         try:
-            split = source(config.root.expanduser(), train=is_train, download=config.download)
+            split = source(config.root.expanduser(), train=is_train, download=download)
         except (RuntimeError, OSError) as error:
             raise ValueError(
                 f"data.root: {config.root} has no complete folder {source.base_folder} ({error}): put it there or set "

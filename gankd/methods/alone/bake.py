@@ -10,13 +10,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
-from gankd.losses import bake_loss, bake_targets
 from gankd.losses.self_distillation import spread_over_batch
-from gankd.methods.branches import imitation
 from gankd.methods.setup import Outputs, Setup
 from gankd.methods.terms import Term, TermConfig
 from gankd.models.taps import default_taps
-from gankd.tasks import CLASSIFICATION
 from generators.settings import Positive, Weight
 
 
@@ -58,8 +55,6 @@ class BAKE(Term):
     def forward(self, outputs: Outputs) -> Tensor:
         logits, embeddings = outputs.student, outputs.student_features[self.student_taps[0]]
         temperature, omega = self.config.temperature, self.config.omega
-        if self.task.kind == CLASSIFICATION:
-            targets = bake_targets(embeddings=embeddings, logits=logits, temperature=temperature, omega=omega)
-            return bake_loss(student_logits=logits, soft_targets=targets, temperature=temperature)
-        targets = spread_over_batch(embeddings=embeddings, values=logits.view(len(logits), -1), omega=omega)
-        return imitation(self.task, logits, targets, temperature)
+        predictions = self.task.soft_labels(logits, temperature=temperature)
+        targets = spread_over_batch(embeddings=embeddings, values=predictions, omega=omega)
+        return self.task.soft_divergence(logits, targets, temperature=temperature)

@@ -10,11 +10,10 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from gankd.losses import byot_loss, hint_loss
-from gankd.methods.branches import Branch, StagesTermConfig, imitation, separable, stage_taps
+from gankd.losses.self_distillation import byot_divergence
+from gankd.methods.branches import Branch, StagesTermConfig, separable, stage_taps
 from gankd.methods.setup import Outputs, Setup
 from gankd.methods.terms import Term
-from gankd.tasks import CLASSIFICATION
 from generators.settings import Positive, Weight
 
 
@@ -50,21 +49,11 @@ class BYOT(Term):
         *shallow, deepest = (outputs.student_features[path] for path in self.student_taps)
         answers, maps = zip(*(branch(map_) for branch, map_ in zip(self.branches, shallow, strict=True)), strict=True)
         labels = sum(self.task.loss(output, outputs.batch.labels) for output in answers)
-        return labels + self.rest(outputs, answers, maps, deepest)
-
-    def rest(self, outputs: Outputs, answers: tuple[Tensor, ...], maps: tuple[Tensor, ...], deepest: Tensor) -> Tensor:
-        """What the branches learn from the deepest head."""
-        config, teacher = self.config, outputs.student
-        if self.task.kind == CLASSIFICATION:
-            _, _, rest = byot_loss(
-                logits=[teacher, *answers],
-                shallow_features=maps,
-                deepest_feature=deepest,
-                labels=outputs.batch.labels,
-                temperature=config.temperature,
-                feature_weight=config.feature_weight,
-            )
-            return rest
-        rest = sum(imitation(self.task, output, teacher, config.temperature) for output in answers)
-        hints = sum(hint_loss(student_feature=map_, teacher_feature=deepest) for map_ in maps)
-        return rest + config.feature_weight * hints
+        return labels + byot_divergence(
+            logits=[outputs.student, *answers],
+            shallow_features=maps,
+            deepest_feature=deepest,
+            temperature=self.config.temperature,
+            feature_weight=self.config.feature_weight,
+            task=self.task,
+        )

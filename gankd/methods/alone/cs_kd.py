@@ -10,7 +10,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gankd.losses import cs_kd_loss
 from gankd.methods.setup import Outputs
 from gankd.methods.terms import Term, TermConfig
 from generators.settings import Positive, Weight
@@ -48,15 +47,9 @@ class CSKD(Term):
     hint = "cs_kd pairs images of a class; this task has a scalar target. Use ps_kd, or a classification task."
 
     def forward(self, outputs: Outputs) -> Tensor:
-        logits, labels = outputs.student, outputs.batch.labels
-        learners, partners = self.pairs(labels)
-        _, _, rest = cs_kd_loss(
-            student_logits=logits[learners],
-            paired_logits=logits[partners],
-            labels=labels[learners],
-            temperature=self.config.temperature,
-        )
-        return rest
+        learners, partners = self.pairs(outputs.batch.labels)
+        student = outputs.student
+        return self.task.divergence(student[learners], student[partners].detach(), temperature=self.config.temperature)
 
     def label_loss(self, outputs: Outputs) -> Tensor:
         learners, _ = self.pairs(outputs.batch.labels)

@@ -11,14 +11,11 @@ import torch
 from torch import Tensor
 
 from gankd.data.loader import Batch
-from gankd.losses import ddgsd_loss
-from gankd.losses.precision import full_precision
+from gankd.losses.self_distillation import ddgsd_divergence
 from gankd.methods.base import EVERY_TASK, Distiller
-from gankd.methods.branches import imitation
 from gankd.methods.setup import Setup
 from gankd.methods.terms import TermConfig
 from gankd.models.taps import Taps, default_taps
-from gankd.tasks import CLASSIFICATION
 from generators.settings import Positive, Weight
 
 
@@ -55,26 +52,13 @@ class DDGSD(Distiller):
         views = torch.cat([self.augment(batch.images), self.augment(batch.images)])  # [2 N, C, H, W]
         outputs, (features,) = Taps(self.student, self.taps)(self.normalize(views))
         outputs, features = outputs.chunk(2), features.flatten(1).chunk(2)
-        task, rest = self.losses(outputs, features, batch.labels)
+        task = sum(self.task.loss(view, batch.labels) for view in outputs) / 4
+        rest = ddgsd_divergence(
+            student_logits=outputs,
+            embeddings=features,
+            temperature=self.config.temperature,
+            mmd_weight=self.config.mmd_weight,
+            mmd=self.config.mmd,
+            task=self.task,
+        )
         return {"loss": self.config.task_weight * task + self.config.weight * rest, "task": task, "ddgsd": rest}
-
-    def losses(self, outputs: tuple[Tensor, Tensor], features: tuple[Tensor, Tensor], labels: Tensor):
-        """(the labels' loss, the rest), of two views each."""
-        config = self.config
-        if self.task.kind == CLASSIFICATION:
-            _, task, rest = ddgsd_loss(
-                student_logits=outputs,
-                embeddings=features,
-                labels=labels,
-                temperature=config.temperature,
-                mmd_weight=config.mmd_weight,
-                mmd=config.mmd,
-            )
-            return task, rest
-        first, second = outputs
-        task = (self.task.loss(first, labels) + self.task.loss(second, labels)) / 4
-        difference = full_precision(features[0]) - full_precision(features[1])
-        gap = difference.mean(dim=0) if config.mmd == "vector" else difference.mean()
-        mutual = imitation(self.task, first, second, config.temperature)
-        mutual = mutual + imitation(self.task, second, first, config.temperature)
-        return task, mutual + config.mmd_weight * gap.square().sum()

@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from gankd.losses import dks_loss
+from gankd.losses.self_distillation import mutual_divergence
 from gankd.methods.branches import Branch, StagesTermConfig, stage_taps
 from gankd.methods.setup import Outputs, Setup
 from gankd.methods.terms import Term
@@ -47,5 +47,5 @@ class DKS(Term):
         labels = outputs.batch.labels
         features = [outputs.student_features[path] for path in self.student_taps[:-1]]
         logits = [branch(feature)[0] for branch, feature in zip(self.branches, features, strict=True)]
-        _, _, rest = dks_loss(logits=[outputs.student, *logits], labels=labels, temperature=self.config.temperature)
-        return sum(self.task.loss(head, labels) for head in logits) + rest
+        mutual = mutual_divergence([outputs.student, *logits], self.config.temperature, self.task)
+        return sum(self.task.loss(head, labels) for head in logits) + mutual

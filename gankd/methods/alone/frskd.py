@@ -13,12 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gankd.losses import attention_transfer_loss, frskd_loss
-from gankd.methods.branches import StagesTermConfig, imitation, separable, stage_taps
+from gankd.losses.self_distillation import frskd_divergence
+from gankd.methods.branches import StagesTermConfig, separable, stage_taps
 from gankd.methods.setup import Outputs, Setup
 from gankd.methods.taps import Shape
 from gankd.methods.terms import Term
-from gankd.tasks import CLASSIFICATION
 from generators.settings import Count, Positive, Weight
 
 
@@ -59,22 +58,16 @@ class FRSKD(Term):
         config, student, labels = self.config, outputs.student, outputs.batch.labels
         features = [outputs.student_features[path] for path in self.student_taps]
         teacher, refined = self.self_teacher(features)
-        if self.task.kind == CLASSIFICATION:
-            _, _, rest = frskd_loss(
-                student_logits=student,
-                self_teacher_logits=teacher,
-                student_features=features,
-                self_teacher_features=refined,
-                labels=labels,
-                temperature=config.temperature,
-                kd_weight=config.kd_weight,
-                attention_weight=config.attention_weight,
-            )
-        else:
-            attention = attention_transfer_loss(student_features=features, teacher_features=refined)
-            rest = config.kd_weight * imitation(self.task, student, teacher, config.temperature)
-            rest = rest + config.attention_weight * attention
-        return self.task.loss(teacher, labels) + rest
+        return self.task.loss(teacher, labels) + frskd_divergence(
+            student_logits=student,
+            self_teacher_logits=teacher,
+            student_features=features,
+            self_teacher_features=refined,
+            temperature=config.temperature,
+            kd_weight=config.kd_weight,
+            attention_weight=config.attention_weight,
+            task=self.task,
+        )
 
 
 class BiFPN(nn.Module):

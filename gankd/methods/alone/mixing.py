@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 
 from gankd.data.loader import Batch
-from gankd.losses import cutmix_batch, mixup_batch, mixup_cross_entropy
+from gankd.losses import cutmix_batch, mixup_batch
 from gankd.methods.base import EVERY_TASK, Distiller, MethodConfig
 from gankd.methods.setup import Setup
 from gankd.models.taps import default_taps
-from gankd.tasks import CLASSIFICATION, Task
 from generators.settings import Weight
 
 
@@ -59,7 +58,7 @@ class Mixup(Distiller):
             outputs = self.mixed_inside(self.normalize(view), permutation, mixing)
         else:
             outputs = self.student(self.normalize(mixup_batch(images=view, permutation=permutation, mixing=mixing)))
-        loss = mixed_loss(self.task, outputs, batch.labels, permutation, mixing)
+        loss = self.task.mixed_loss(outputs, batch.labels, permutation, mixing)
         return {"loss": loss, "mixup": loss}
 
     @torch.compiler.disable  # compiled code would not notice the hook
@@ -98,7 +97,7 @@ class CutMix(Distiller):
         view = self.augment(batch.images)
         permutation, mixing = draw_mixing(view, self.config.alpha if self.training else 0)
         view, kept = cutmix_batch(images=view, permutation=permutation, box=draw_box(mixing, *view.shape[2:]))
-        loss = mixed_loss(self.task, self.student(self.normalize(view)), batch.labels, permutation, kept)
+        loss = self.task.mixed_loss(self.student(self.normalize(view)), batch.labels, permutation, kept)
         return {"loss": loss, "cutmix": loss}
 
 
@@ -124,10 +123,3 @@ def draw_box(mixing: float, height: int, width: int) -> tuple[int, int, int, int
         max(0, column - half_width),
         min(width, column + half_width),
     )
-
-
-def mixed_loss(task: Task, outputs: Tensor, labels: Tensor, permutation: Tensor, mixing: float) -> Tensor:
-    """The task's loss on mixed images: to both classes by their shares, or to the blend of the two scalars."""
-    if task.kind == CLASSIFICATION:
-        return mixup_cross_entropy(student_logits=outputs, labels=labels, permutation=permutation, mixing=mixing)
-    return task.loss(outputs, mixup_batch(images=labels, permutation=permutation, mixing=mixing))

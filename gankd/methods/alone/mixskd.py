@@ -6,6 +6,7 @@ ECCV 2022, arXiv 2208.05768.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -17,17 +18,15 @@ from gankd.losses import (
     mixskd_discriminator_loss,
     mixskd_discriminator_scores,
     mixskd_loss,
-    mixskd_regression_loss,
     mixup_batch,
 )
-from gankd.losses.precision import full_precision
-from gankd.methods.alone.mixing import draw_mixing, mixed_loss
+from gankd.losses.mixskd import interpolation_and_mixture
+from gankd.methods.alone.mixing import draw_mixing
 from gankd.methods.base import EVERY_TASK, Distiller, MethodConfig
-from gankd.methods.branches import Branch, imitation, stage_taps
+from gankd.methods.branches import Branch, stage_taps
 from gankd.methods.setup import Setup
 from gankd.models.small_resnet import ResidualBlock
 from gankd.models.taps import Taps
-from gankd.tasks import CLASSIFICATION
 from generators.settings import Positive, Weight
 
 DISCRIMINATOR_WIDTH = 128
@@ -106,63 +105,29 @@ class MixSKD(Distiller):
         pairs = [branch(feature) for branch, feature in zip(self.branches, features[:-1], strict=True)]
         outputs, maps = zip(*pairs, (outputs, features[-1]), strict=True)  # B of [2 N, K], of [2 N, C, H, W]
 
-        interpolated_maps, mixture_maps = self.interpolated_and_mixture(maps, permutation, mixing)
-        teachers = self.self_teacher(interpolated_maps), self.self_teacher(mixture_maps)
-        losses = self.losses(outputs, maps, teachers, labels, permutation, mixing)
+        pairs = [interpolation_and_mixture(map_, permutation, mixing) for map_ in maps]
+        interpolated_maps, mixture_maps = zip(*pairs, strict=True)  # B of [N, C, H, W] each
+        _, *terms = mixskd_loss(
+            logits=outputs,
+            features=maps,
+            interpolated_teacher_logits=self.self_teacher(interpolated_maps),
+            mixup_teacher_logits=self.self_teacher(mixture_maps),
+            labels=labels,
+            permutation=permutation,
+            mixing=mixing,
+            temperature=config.temperature,
+            task=self.task,
+        )
+        losses = dict(zip(("clean", "mixed", "kd", "features"), terms, strict=True))
         weights = {"clean": 1.0, "mixed": self.mixed_weight, "kd": config.kd_weight, "features": config.feature_weight}
         if self.discriminators:
             losses["adversarial"] = self.adversarial_loss(interpolated_maps, mixture_maps)
             weights["adversarial"] = config.adversarial_weight
         return {"loss": sum(weights[name] * loss for name, loss in losses.items() if weights[name] > 0), **losses}
 
-    def interpolated_and_mixture(self, maps, permutation: Tensor, mixing: float) -> tuple[list[Tensor], list[Tensor]]:
-        """I(F_b) and M(F_b) of B maps [2 N, C, H, W], B of [N, C, H, W] each."""
-        halves = [full_precision(feature).chunk(2) for feature in maps]
-        interpolated = [mixup_batch(images=clean, permutation=permutation, mixing=mixing) for clean, _ in halves]
-        return interpolated, [mixture for _, mixture in halves]
-
-    def self_teacher(self, maps: list[Tensor]) -> Tensor:
+    def self_teacher(self, maps: Sequence[Tensor]) -> Tensor:
         """B maps [N, C, H, W] to outputs [N, K]."""
         return self.self_teacher_head(self.fusion(torch.cat(maps, dim=1)).mean(dim=(2, 3)))
-
-    def losses(self, outputs, maps, teachers, labels: Tensor, permutation: Tensor, mixing: float) -> dict[str, Tensor]:
-        """What needs no discriminator; outputs and maps of B stages on images and mixtures, the self-teacher's I and M."""
-        of_interpolation, of_mixture = teachers
-        if self.task.kind == CLASSIFICATION:
-            _, clean, mixed, kd, features = mixskd_loss(
-                logits=outputs,
-                features=maps,
-                interpolated_teacher_logits=of_interpolation,
-                mixup_teacher_logits=of_mixture,
-                labels=labels,
-                permutation=permutation,
-                mixing=mixing,
-                temperature=self.config.temperature,
-            )
-            return {"clean": clean, "mixed": mixed, "kd": kd, "features": features}
-        halves = [full_precision(output).chunk(2) for output in outputs]
-        mixed = sum(
-            mixed_loss(self.task, output, labels, permutation, mixing)
-            for output in (*(mixture for _, mixture in halves), *teachers)
-        )
-        *branches, (clean, mixture) = halves
-        interpolated = mixup_batch(images=clean, permutation=permutation, mixing=mixing)
-        kd = imitation(self.task, interpolated, of_mixture, self.config.temperature)
-        kd = kd + imitation(self.task, mixture, of_interpolation, self.config.temperature)
-        for branch_clean, branch_mixture in branches:
-            kd = (
-                kd
-                + mixskd_regression_loss(
-                    predictions=branch_clean, mixed_predictions=branch_mixture, permutation=permutation, mixing=mixing
-                )[0]
-            )
-        pairs = zip(*self.interpolated_and_mixture(maps, permutation, mixing), strict=True)
-        return {
-            "clean": sum(self.task.loss(output, labels) for output, _ in halves),
-            "mixed": mixed,
-            "kd": kd,
-            "features": sum((one - other).square().mean() for one, other in pairs),
-        }
 
     def adversarial_loss(self, interpolated: list[Tensor], mixture: list[Tensor]) -> Tensor:
         """How badly the discriminators tell I(F_b) from M(F_b); what is in front of them climbs it."""

@@ -8,16 +8,13 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from gankd.distributed.processes import gather
 from gankd.losses import ps_kd_loss
-from gankd.losses.precision import full_precision
 from gankd.methods.base import MethodConfig
+from gankd.methods.memory_bank import MemoryBank
 from gankd.methods.setup import Outputs, Setup
 from gankd.methods.terms import Term
-from gankd.tasks import CLASSIFICATION
 from generators.settings import Share
 
 
@@ -55,13 +52,9 @@ class PSKD(Term):
     def __init__(self, config: PSKDConfig, setup: Setup):
         super().__init__(config, setup)
         labels = setup.data.labels
-        if setup.task.kind == CLASSIFICATION:
-            # Half precision: probabilities below 6e-8 are as good as 0, and the table is half as large.
-            history = labels.new_zeros(len(labels), setup.task.num_outputs, dtype=torch.float16)
-            history.scatter_(1, labels[:, None], 1.0)
-        else:
-            history = setup.task.standardize(labels.float())
-        self.register_buffer("history", history)
+        # Half precision: probabilities below 6e-8 are as good as 0, and the table is half as large.
+        history = setup.task.soften(labels, setup.task.num_outputs, torch.float16)
+        self.last_predictions = MemoryBank(history)
         self.share = 0.0
         """Of the last prediction in the target, now."""
 
@@ -71,21 +64,13 @@ class PSKD(Term):
 
     def forward(self, outputs: Outputs) -> Tensor:
         student, batch = outputs.student, outputs.batch
-        previous = self.history[batch.indices]
-        if self.task.kind == CLASSIFICATION:
-            now = full_precision(student.detach()).softmax(dim=1)
-            loss = ps_kd_loss(
-                student_logits=student, labels=batch.labels, previous_probabilities=previous.float(), alpha=self.share
-            )
-        else:
-            now = full_precision(student.detach().flatten())
-            labels = self.task.standardize(batch.labels.float())
-            loss = F.mse_loss(full_precision(student.flatten()), (1 - self.share) * labels + self.share * previous)
+        loss = ps_kd_loss(
+            student_logits=student,
+            labels=batch.labels,
+            previous_probabilities=self.last_predictions.rows[batch.indices],
+            alpha=self.share,
+            task=self.task,
+        )
         if self.training:
-            self.remember(batch.indices, now)
+            self.last_predictions.write(batch.indices, self.task.soft_labels(student.detach()))
         return loss
-
-    @torch.no_grad()
-    def remember(self, indices: Tensor, predictions: Tensor) -> None:
-        """Store the predictions on samples, those of all processes in each of them."""
-        self.history[gather(indices)] = gather(predictions).to(self.history.dtype)

@@ -19,8 +19,8 @@ class LabelFreeConfig(MethodConfig):
     """A loss that needs no labels, and task_weight * the task's loss."""
 
     task_weight: Weight = 0.0
-    """Weight of the labels' loss beside it, in `distill`. In `pretrain` 0: no label is read, and the last layer, which no
-    loss reaches, stays as it is."""
+    """Weight of the labels' loss, in `gankd.distill`. In `gankd.pretrain` it is 0: no label is read, and the last layer,
+    which no loss reaches, stays as it is."""
 
     def check_task(self, task_kind: str, head: str = "scalar") -> None:
         if task_kind == REPRESENTATION and self.task_weight > 0:
@@ -35,9 +35,9 @@ class LabelFreeConfig(MethodConfig):
 
 
 class LabelFree(Distiller):
-    """A subclass says in `learn` what the backbone is to do; here are its features, the labels' loss, the online probe.
+    """A subclass computes its loss in `learn`; the backbone's features, the labels' loss and the online probe are here.
 
-    In several processes batch norms see the images of all, and the embeddings of all are compared.
+    With several processes, batch norms see the images of all of them, and the embeddings of all are compared.
     """
 
     tasks = EVERY_TASK | {REPRESENTATION}
@@ -56,7 +56,8 @@ class LabelFree(Distiller):
                 self.probe = OnlineProbe(self.width, setup.task.labels) if setup.task.labels is not None else None
 
     def learn(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Named losses, `"loss"` the total; outputs [N, K] and pooled features [N, D] of one view of the batch."""
+        """Returns the losses by name, `"loss"` being the total, and the student's outputs [N, K] and pooled features [N, D]
+        for one view of the batch."""
         raise NotImplementedError
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -70,8 +71,8 @@ class LabelFree(Distiller):
             losses["loss"] = losses["loss"] + losses["probe"]
         return losses
 
-    def look(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The student's outputs [N, K] and pooled features [N, D] of a view in [0, 1]."""
+    def outputs_and_pooled(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The student's outputs [N, K] and pooled features [N, D] for a view [N, C, H, W] in [0, 1]."""
         outputs, (pooled,) = Taps(self.student, [self.feature_path])(self.normalize(images))
         return outputs, pooled
 
@@ -82,8 +83,8 @@ class LabelFree(Distiller):
 
 
 class OnlineProbe(nn.Module):
-    """A linear layer on features that it gets without their gradient: it watches the training by the real images' labels and
-    does not change it."""
+    """A linear layer that learns the real images' labels from detached features: it measures the backbone while that trains,
+    and does not change it."""
 
     def __init__(self, width: int, labels: Task):
         super().__init__()

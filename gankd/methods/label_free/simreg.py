@@ -30,17 +30,17 @@ class SimRegConfig(LabelFreeConfig):
     name: Literal["simreg"] = "simreg"
     """The method."""
     head_layers: Count = 4
-    """Linear layers of each head: two to a perceptron with one hidden layer twice as wide as the student's feature (4: a
-    projection and a prediction), or 1 behind a batch norm."""
+    """Number of linear layers of each regression head: two for every perceptron with one hidden layer, twice as wide as the
+    student's feature (4: a projection and a prediction), or 1 behind a batch norm."""
     teachers: tuple[ModelConfig, ...] = ()
-    """Networks with their checkpoints, beside the teacher that is given (none is needed then). They see images normalised as
-    the student does, and have as many outputs, unless their options say num_classes."""
+    """Networks with their checkpoints that teach beside the teacher that is given (none is needed then). They see images
+    normalised as the student does, and have as many outputs, unless their options say num_classes."""
     weights: tuple[Weight, ...] | None = None
-    """One a teacher, the given one first. Null: 1 each."""
+    """The weight of each teacher's term, that of the given teacher first. Null: 1 each."""
     teacher_view: Literal["shared", "independent"] = "shared"
-    """Whether teacher and student see the same view."""
+    """Whether the teachers see the student's view of an image or an independent one."""
     teacher_augmentation: AugmentationConfig | None = None
-    """independent: of the teacher's views. Null: as the student's."""
+    """The random changes of the teachers' views, with teacher_view: independent. Null: those of the student's."""
 
     @property
     def networks(self) -> tuple[ModelConfig, ...]:
@@ -64,7 +64,12 @@ class SimRegConfig(LabelFreeConfig):
 class SimReg(LabelFree):
     """L = sum_k w_k mean_n |s_kn/|s_kn| - [t_kn]/|t_kn||^2,  s_k = head_k(pooled feature), t_k teacher k's pooled feature
 
-    Every teacher has its own head. Where views repeat (`views`), each teacher looks at each of them once.
+    Every teacher has a regression head of its own: s_k and t_k are [N, D_k]. Where views repeat (`views`), each teacher is
+    asked once about each of them. Without augmentation settings images are cropped only, the paper's weak augmentation.
+
+    >>> backbone = gankd.pretrain(student, teacher, real=train, method="simreg", steps=2)
+
+    Loss: losses.simreg.multi_teacher_simreg_loss
     """
 
     Config = SimRegConfig
@@ -94,22 +99,22 @@ class SimReg(LabelFree):
                 raise ValueError(
                     "simreg with teacher_view: independent draws fresh views in every step; leave `views` null."
                 )
-            self.augment.teacher = self.ask
+            self.augment.teacher = self.teacher_features
         self.teacher_augment = Augment(config.teacher_augmentation) if config.teacher_augmentation else None
 
-    def ask(self, view: Tensor) -> Tensor:
-        """All teachers' features of a view, side by side, [N, sum D_k]."""
+    def teacher_features(self, view: Tensor) -> Tensor:
+        """The pooled features of all teachers for a view, side by side, [N, sum D_k]."""
         return torch.cat([teacher.outputs_and_features(view)[1] for teacher in self.teachers], dim=1)
 
     def learn(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         view = view_of(self.augment, batch)
-        outputs, pooled = self.look(view)
+        outputs, pooled = self.outputs_and_pooled(view)
         if isinstance(self.augment, Views) and self.augment.training:
             features = self.augment.answers(batch)
         elif self.config.teacher_view == "shared":
-            features = self.ask(view)
+            features = self.teacher_features(view)
         else:
-            features = self.ask((self.teacher_augment or self.augment)(batch.images))
+            features = self.teacher_features((self.teacher_augment or self.augment)(batch.images))
         loss, terms = multi_teacher_simreg_loss(
             student_features=[regressor(pooled) for regressor in self.regressors],
             teacher_features=features.split(self.teacher_widths, dim=1),
@@ -122,7 +127,7 @@ class SimReg(LabelFree):
 
 
 def load_teacher(model: ModelConfig, num_outputs: int, in_channels: int) -> nn.Module:
-    """A network that `teachers` names, with its weights; outputs and channels where its options do not say them.
+    """A network that `teachers` names, with its weights; its options may say other numbers of outputs and channels.
 
     Raises:
         ValueError: no checkpoint, or one that is missing or does not fit the network.

@@ -21,20 +21,21 @@ from generators.settings import Count, Weight
 
 
 class VarianceSettings(LabelFreeConfig):
-    """The three weights of VICReg, and the projector whose output they are taken of."""
+    """The three weights of VICReg, and the projector on whose output its terms are computed."""
 
     invariance_weight: Weight = 25.0
-    """Of the distance between the two embeddings of an image (CIFAR-100: 10)."""
+    """Weight of the squared distance between the two embeddings of an image (10 on CIFAR-100)."""
     variance_weight: Weight = 25.0
-    """Of every dimension's variation (CIFAR-100: 10); without it, embeddings of trained networks collapse."""
+    """Weight of the term that makes every dimension vary over the batch (10 on CIFAR-100); without it, the embeddings of
+    trained networks collapse to a point."""
     covariance_weight: Weight = 1.0
-    """Of what dimensions have in common."""
+    """Weight of the squared covariances between the dimensions of the embeddings."""
     embedding_width: Count = 2048
-    """Of the embeddings."""
+    """Number of dimensions of the embeddings."""
     projector_layers: Count = 5
-    """Linear layers between backbone and embedding; dropped after training."""
+    """Number of linear layers between the backbone's feature and the embedding; they are dropped after training."""
     projector_width: Count | None = None
-    """Of its hidden layers. Null: the backbone's feature width."""
+    """Width of the projector's hidden layers. Null: the width of the backbone's feature."""
 
     @property
     def weights(self) -> dict[str, float]:
@@ -46,24 +47,33 @@ class SqueezeAndSpanConfig(VarianceSettings):
     """r * squeeze loss on synthetic images + (1 - r) * span loss on real ones; r is the share of synthetic samples."""
 
     name: Literal["squeeze_and_span"] = "squeeze_and_span"
-    """The method. Squeeze alone is the method on synthetic images alone."""
+    """The method. On synthetic images alone it is squeeze without span."""
     squeeze_width: Count = 2048
-    """Hidden width of the network that squeezes the generator's features."""
+    """Width of the hidden layers of the network that squeezes the generator's features."""
     squeeze_depth: Annotated[int, Field(ge=0)] = 3
-    """Its linear layers after the one that joins the blocks. 0: no such network, the student follows the features as they
-    are, and `embedding_width` is theirs (vanilla feature distillation, with the weights 1, 0, 0)."""
+    """Number of linear layers of that network after the one that joins the generator's blocks. 0: there is no such network,
+    the student follows the features as they are, and the embedding is as wide as they are (vanilla feature distillation,
+    with the weights 1, 0, 0)."""
     regularize_squeezed: bool = True
-    """Whether variance and covariance of the squeezed features count too, as in the paper; not in the authors' code."""
+    """Whether variance and covariance of the squeezed features are terms of the loss too: true in the paper, false in the
+    authors' code."""
     standardize: bool = False
-    """Whether each generator feature is standardised first, by mean and deviation over up to 10,000 samples."""
+    """Whether the generator's features are standardised first, by their mean and deviation over up to 10,000 samples."""
 
 
 class SqueezeAndSpan(LabelFree):
     """L = r { lambda inv(T(h), S(a(x_g))) + mu [var(S) + var(T)] + nu [cov(S) + cov(T)] }
         + (1 - r) { lambda inv(S(a(x_r)), S(a'(x_r))) + mu [var + var'] + nu [cov + cov'] }
 
-    x_g = G(z) and h its features, pooled; T squeezes them and is trained with the student S = projector(backbone). Synthetic
-    images have one view, real ones two, and the backbone sees the three apart. Reads the pooled feature.
+    x_g = G(z) is a synthetic image and h its generator's features [N, sum C_l]; the network T squeezes them and is trained
+    with the student S = projector(backbone). Synthetic images are augmented once and real ones twice, and the three batches
+    go through the backbone one after the other. Reads the pooled feature.
+
+    >>> method = {"name": "squeeze_and_span", "embedding_width": 64, "squeeze_width": 64}
+    >>> sets = {"real": train, "synthetic": synthetic, "synthetic_fraction": 0.5}
+    >>> backbone = gankd.pretrain(student, **sets, method=method, steps=2)
+
+    Loss: losses.squeeze.squeeze_and_span_loss
     """
 
     Config = SqueezeAndSpanConfig
@@ -77,7 +87,7 @@ class SqueezeAndSpan(LabelFree):
         if not data.feature_widths or data.num_real_per_step is None:
             raise ValueError(
                 "squeeze_and_span needs synthetic images with their generator's features, in a share of the batch that is "
-                "fixed; make them with gankd.generated(generator, num_samples) and give synthetic_fraction. Real images "
+                "fixed; make them with gankd.feature_set(generator, num_samples) and give synthetic_fraction. Real images "
                 "alone have vicreg."
             )
         kinds = {"synthetic": data.batch_size - data.num_real_per_step, "real": data.num_real_per_step}
@@ -115,11 +125,11 @@ class SqueezeAndSpan(LabelFree):
         share, losses, answers = len(features) / len(batch.images), {}, []
         if num_real > 0:
             real = batch.images[:num_real]
-            answers = [self.look(self.augment(real)), self.look(self.augment(real))]
+            answers = [self.outputs_and_pooled(self.augment(real)), self.outputs_and_pooled(self.augment(real))]
             a, b = (gather_with_gradient(self.projector(pooled)) for _, pooled in answers)
             losses["span"], *terms = span_loss(student_embedding_a=a, student_embedding_b=b, **config.weights)
             losses |= dict(zip(("span_invariance", "span_variance", "span_covariance"), terms, strict=True))
-        answers = [*answers[:1], self.look(self.augment(batch.images[num_real:]))]
+        answers = [*answers[:1], self.outputs_and_pooled(self.augment(batch.images[num_real:]))]
         if config.standardize:
             features = (features - self.feature_mean) / self.feature_std
         losses["squeeze"], *terms = squeeze_loss(
@@ -135,7 +145,7 @@ class SqueezeAndSpan(LabelFree):
 
 
 class Squeeze(nn.Module):
-    """A generator's pooled features of each block, side by side [N, sum C_l] -> [N, out_width].
+    """The network T: pooled features of a generator's blocks, side by side [N, sum C_l] -> [N, out_width].
 
     u = sum_l (A_l h_l + b_l);  u <- ReLU(BatchNorm(W u)), depth - 1 times;  V u + c
     """

@@ -28,14 +28,22 @@ class VICRegConfig(VarianceSettings):
     name: Literal["vicreg"] = "vicreg"
     """The method."""
     projector_layers: Count = 3
-    """Linear layers between backbone and embedding; dropped after training."""
+    """Number of linear layers between the backbone's feature and the embedding; they are dropped after training."""
     projector_width: Count | None = 2048
-    """Of its hidden layers (8192 on ImageNet, as the embeddings there). Null: the backbone's feature width."""
+    """Width of the projector's hidden layers (8192 on ImageNet, as that of the embeddings). Null: the width of the
+    backbone's feature."""
 
 
 class VICReg(LabelFree):
-    """L = lambda inv(z, z') + mu [var(z) + var(z')] + nu [cov(z) + cov(z')] of the embeddings of two views, see
-    losses.span_loss. Reads the pooled feature."""
+    """L = lambda inv(z, z') + mu [var(z) + var(z')] + nu [cov(z) + cov(z')],  z and z' the embeddings [N, D] of two views
+
+    Reads the pooled feature.
+
+    >>> method = {"name": "vicreg", "embedding_width": 64, "projector_width": 64}
+    >>> backbone = gankd.pretrain(student, real=train, method=method, steps=2)
+
+    Loss: losses.squeeze.span_loss
+    """
 
     Config = VICRegConfig
     compared_views = "all"
@@ -46,30 +54,37 @@ class VICReg(LabelFree):
         self.projector = Projector(self.width, hidden, config.embedding_width, config.projector_layers)
 
     def learn(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        answers = [self.look(self.augment(batch.images)) for _ in range(2)]
+        answers = [self.outputs_and_pooled(self.augment(batch.images)) for _ in range(2)]
         a, b = (gather_with_gradient(self.projector(pooled)) for _, pooled in answers)
         loss, *terms = span_loss(student_embedding_a=a, student_embedding_b=b, **self.config.weights)
         return {"loss": loss, **dict(zip(("invariance", "variance", "covariance"), terms, strict=True))}, *answers[0]
 
 
 class SimSiamConfig(LabelFreeConfig):
-    """Each view's predicted embedding follows the other view's."""
+    """-1/2 the cosines between each view's predicted embedding and the embedding of the other view."""
 
     name: Literal["simsiam"] = "simsiam"
     """The method."""
     embedding_width: Count = 2048
-    """Of the embeddings and of the projector's hidden layers."""
+    """Width of the embeddings and of the projector's hidden layers."""
     predictor_width: Count = 512
-    """Of the predictor's hidden layer, a bottleneck."""
+    """Width of the predictor's hidden layer, a bottleneck."""
     projector_layers: Annotated[int, Field(ge=2)] = 3
-    """Linear layers between backbone and embedding (2 on CIFAR)."""
+    """Number of linear layers between the backbone's feature and the embedding (2 on CIFAR)."""
 
 
 class SimSiam(LabelFree):
     """L = -1/2 mean { cos(q(z), [z']) + cos(q(z'), [z]) },  z = BatchNorm(projector(feature)), q the predictor
 
-    Logged is `spread`, the mean deviation of the normalised embeddings' dimensions times sqrt(D): near 1 where they spread
-    out, 0 where they have collapsed. Reads the pooled feature.
+    z [N, D] is the embedding of one view and z' that of the other; [.] carries no gradient. The predictor's learning rate
+    stays at its peak while that of the other layers falls, as in the paper. The log has `spread`, the mean deviation of the
+    normalised embeddings' dimensions times sqrt(D): near 1 where they spread out, 0 where they have collapsed. Reads the
+    pooled feature.
+
+    >>> method = {"name": "simsiam", "embedding_width": 64, "predictor_width": 16}
+    >>> backbone = gankd.pretrain(student, real=train, method=method, steps=2)
+
+    Loss: losses.simreg.simreg_loss
     """
 
     Config = SimSiamConfig
@@ -89,7 +104,7 @@ class SimSiam(LabelFree):
         )
 
     def learn(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        answers = [self.look(self.augment(batch.images)) for _ in range(2)]
+        answers = [self.outputs_and_pooled(self.augment(batch.images)) for _ in range(2)]
         a, b = (self.projector(pooled) for _, pooled in answers)
         # simreg_loss is 2 - 2 cos with the second argument detached
         distances = [
@@ -98,3 +113,6 @@ class SimSiam(LabelFree):
         directions = torch.nn.functional.normalize(a.detach().float(), dim=1)
         spread = directions.std(dim=0).mean() * self.config.embedding_width**0.5
         return {"loss": sum(distances) / 4 - 1, "spread": spread}, *answers[0]
+
+    def parameter_groups(self) -> list[dict]:
+        return [*super().parameter_groups(), {"params": list(self.predictor.parameters()), "constant": True}]

@@ -14,10 +14,8 @@ from torch.func import functional_call
 from gankd.data.loader import Batch
 from gankd.losses import afd_discriminator_loss, afd_generator_loss, dml_loss
 from gankd.methods.peers.base import Online, PeersConfig
-from gankd.methods.peers.dml import mutual_loss
 from gankd.methods.peers.ffl import Align
 from gankd.methods.setup import Setup
-from gankd.tasks import CLASSIFICATION
 from generators.settings import Positive, Weight
 
 
@@ -61,18 +59,14 @@ class AFD(Online):
         views, batch = self.views_of(batch)
         answers = self.answer(views)
         outputs = answers.outputs
-        self.keep_score(outputs, batch.labels)
-        if self.task.kind == CLASSIFICATION:
-            loss, labels, mutual = dml_loss(
-                student_logits=outputs,
-                labels=batch.labels,
-                temperature=config.temperature,
-                kd_weight=config.weight,
-            )
-        else:
-            labels = self.label_loss(outputs, batch.labels)
-            mutual = mutual_loss(self, outputs, config.temperature)
-            loss = labels + config.weight * mutual
+        self.update_running_loss(outputs, batch.labels)
+        loss, labels, mutual = dml_loss(
+            student_logits=outputs,
+            labels=batch.labels,
+            temperature=config.temperature,
+            kd_weight=config.weight,
+            task=self.task,
+        )
         fooling, telling = self.adversarial_losses(self.transfer(answers.maps))
         loss = loss + config.feature_weight * fooling + telling
         return {"loss": loss, "task": labels, "dml": mutual, "afd": fooling, "discriminators": telling}

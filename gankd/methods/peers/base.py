@@ -12,14 +12,13 @@ import dataclasses
 from typing import Annotated, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, distributed, nn
 
 from gankd.data.loader import Batch
 from gankd.distributed.processes import gather, runs, send, several, share_with_gradient
 from gankd.losses import rampup_weight
-from gankd.losses.online import softened_divergence
+from gankd.losses.online import label_losses
 from gankd.losses.precision import full_precision
 from gankd.methods.base import EVERY_TASK, Distiller, MethodConfig
 from gankd.methods.setup import Setup
@@ -183,9 +182,10 @@ class Online(Distiller):
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
-        """What `DistributedDataParallel` need not send before each step: spread peers send their own."""
+        """Spread peers send their own buffers."""
         sent = {id(buffer) for network in self.networks for buffer in network.buffers()} if self.is_spread else set()
-        return [name for name, buffer in self.named_buffers() if id(buffer) in sent]
+        own = [name for name, buffer in self.named_buffers() if id(buffer) in sent]
+        return [*super()._ddp_params_and_buffers_to_ignore, *own]
 
     def views_of(self, batch: Batch, count: int = 1) -> tuple[list[Tensor], Batch]:
         """`count` views of the batch, [N, C, H, W] in [0, 1], and the batch that losses are taken of.
@@ -212,7 +212,8 @@ class Online(Distiller):
             peers = zip(self.networks, paths, images, strict=True)
             found = [Taps(network, path)(image) for network, path, image in peers]
         features = {kind: [taps[place] for _, taps in found] for place, kind in enumerate(self.reads)}
-        return Answers([outputs for outputs, _ in found], features.get("map", []), features.get("pooled", []), trunk)
+        outputs = [output if output.ndim > 1 else output[:, None] for output, _ in found]
+        return Answers(outputs, features.get("map", []), features.get("pooled", []), trunk)
 
     def _of_branches(self, images: list[Tensor], paths: list[list[str]]) -> tuple[Tensor, list[Found]]:
         """The trunk's map, and what every branch makes of it."""
@@ -259,16 +260,9 @@ class Online(Distiller):
 
     def label_loss(self, outputs: list[Tensor], labels: Tensor) -> Tensor:
         """The sum of the task's loss over peers."""
-        return torch.stack([self.task.loss(output, labels) for output in outputs]).sum()
+        return label_losses(outputs, labels, self.task)
 
-    def follow(self, outputs: Tensor, target: Tensor, *, temperature: float, attached: bool = False) -> Tensor:
-        """Scalar heads: mean (s - [t])^2 in standardised units. Classes and bins: T^2 KL(softmax(t/T) || softmax(s/T))."""
-        target = target if attached else target.detach()
-        if is_distribution(self.task):
-            return softened_divergence(full_precision(outputs), full_precision(target), temperature).mean()
-        return F.mse_loss(full_precision(outputs).flatten(), full_precision(target).flatten())
-
-    def keep_score(self, outputs: list[Tensor], labels: Tensor) -> None:
+    def update_running_loss(self, outputs: list[Tensor], labels: Tensor) -> None:
         """Update the running losses by which the best peer is chosen; every process sees all of them."""
         if self.config.deploy == "best" and self.training:
             with torch.no_grad():

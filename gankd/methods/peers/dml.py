@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from gankd.data.loader import Batch
 from gankd.losses import dml_loss
 from gankd.methods.peers.base import BranchesConfig, Online
-from gankd.tasks import CLASSIFICATION
 from generators.settings import Positive, Weight
 
 
@@ -46,27 +44,13 @@ class DML(Online):
         config = self.config
         views, batch = self.views_of(batch)
         outputs = self.answer(views).outputs
-        self.keep_score(outputs, batch.labels)
-        if self.task.kind == CLASSIFICATION:
-            loss, labels, mutual = dml_loss(
-                student_logits=outputs,
-                labels=batch.labels,
-                temperature=config.temperature,
-                kd_weight=config.weight,
-                target=config.target,
-            )
-            return {"loss": loss, "task": labels, "dml": mutual}
-        labels = self.label_loss(outputs, batch.labels)
-        mutual = mutual_loss(self, outputs, config.temperature, config.target)
-        return {"loss": labels + config.weight * mutual, "task": labels, "dml": mutual}
-
-
-def mutual_loss(method: Online, outputs: list[Tensor], temperature: float, target: str = "peers") -> Tensor:
-    """What students learn from one another, summed over students: mutual_regression_loss on a scalar head."""
-    total = torch.zeros((), device=outputs[0].device)
-    for index, student in enumerate(outputs):
-        others = [other for place, other in enumerate(outputs) if place != index]
-        targets = [torch.stack(others).mean(0)] if target == "ensemble" else others
-        for each in targets:
-            total = total + method.follow(student, each, temperature=temperature) / len(targets)
-    return total
+        self.update_running_loss(outputs, batch.labels)
+        loss, labels, mutual = dml_loss(
+            student_logits=outputs,
+            labels=batch.labels,
+            temperature=config.temperature,
+            kd_weight=config.weight,
+            target=config.target,
+            task=self.task,
+        )
+        return {"loss": loss, "task": labels, "dml": mutual}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,7 +14,6 @@ from gankd.data.loader import Batch
 from gankd.losses import fused_logits, mfef_loss
 from gankd.methods.peers.base import RAMP, BranchesConfig, Online, spread
 from gankd.methods.setup import Setup
-from gankd.tasks import CLASSIFICATION
 from generators.settings import Positive, Share, Weight
 
 
@@ -122,22 +120,16 @@ class FFL(Online):
         views, batch = self.views_of(batch)
         answers = self.answer(views)
         outputs, maps = answers.outputs, answers.maps
-        self.keep_score(outputs, batch.labels)
+        self.update_running_loss(outputs, batch.labels)
         fused = self.fuse([each.detach() for each in maps] if config.detach_fusion_input else maps)
-        if self.task.kind == CLASSIFICATION:
-            loss, labels, to_students, to_fused = mfef_loss(
-                student_logits=outputs,
-                fused_logits=fused,
-                labels=batch.labels,
-                temperature=config.temperature,
-                kd_weight=weight,
-            )
-        else:
-            labels = self.label_loss([*outputs, fused], batch.labels)
-            mean = torch.stack(outputs).mean(0)
-            to_students = sum(self.follow(output, fused, temperature=config.temperature) for output in outputs)
-            to_fused = self.follow(fused, mean, temperature=config.temperature)
-            loss = labels + weight * (to_students + to_fused)
+        loss, labels, to_students, to_fused = mfef_loss(
+            student_logits=outputs,
+            fused_logits=fused,
+            labels=batch.labels,
+            temperature=config.temperature,
+            kd_weight=weight,
+            task=self.task,
+        )
         log = {"fused_to_students": to_students, "students_to_fused": to_fused}
         return {"loss": loss, "task": labels, **log, "spread": spread(outputs, self.task)}
 

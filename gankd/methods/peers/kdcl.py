@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from gankd.data.loader import Batch, BatchSource
-from gankd.losses import kdcl_general_weights, kdcl_loss, regression_ensemble_weights
+from gankd.losses import kdcl_loss, regression_ensemble_weights
 from gankd.losses.precision import full_precision
 from gankd.methods.peers.base import Online, PeersConfig
 from gankd.methods.setup import Setup
@@ -82,33 +82,19 @@ class KDCL(Online):
                 zero = sum(output.sum() for output in outputs) * 0
                 return {"loss": zero, "task": zero, "kdcl": zero}
             outputs, labels = [output[used] for output in outputs], labels[used]
-        self.keep_score(outputs, labels)
-        if self.task.kind == CLASSIFICATION:
-            weights = linear_weights(torch.stack(outputs), labels) if config.ensemble == "linear" else self.mixture
-            loss, label_loss, divergence = kdcl_loss(
-                student_logits=outputs,
-                labels=labels,
-                temperature=config.temperature,
-                ce_weight=config.task_weight,
-                kd_weight=config.weight,
-                ensemble=config.ensemble if weights is None else "weighted",
-                weights=weights,
-            )
-            return {"loss": loss, "task": label_loss, "kdcl": divergence}
-        target = self.target(torch.stack(outputs).detach().float(), labels)
-        divergence = sum(self.follow(output, target, temperature=config.temperature) for output in outputs)
-        label_loss = self.label_loss(outputs, labels)
-        loss = config.task_weight * label_loss + config.weight * divergence
+        self.update_running_loss(outputs, labels)
+        weights = linear_weights(torch.stack(outputs), labels) if config.ensemble == "linear" else self.mixture
+        loss, label_loss, divergence = kdcl_loss(
+            student_logits=outputs,
+            labels=labels,
+            temperature=config.temperature,
+            ce_weight=config.task_weight,
+            kd_weight=config.weight,
+            ensemble=config.ensemble if weights is None else "weighted",
+            weights=weights,
+            task=self.task,
+        )
         return {"loss": loss, "task": label_loss, "kdcl": divergence}
-
-    def target(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Scalar targets: the common target of outputs [m, N, ...]."""
-        if self.config.ensemble == "mean":
-            return outputs.mean(0)
-        if self.config.ensemble == "best":
-            best = torch.stack([self.task.error(output, labels) for output in outputs]).argmin(0)  # [N]
-            return outputs[best, torch.arange(len(labels), device=labels.device)]
-        return torch.tensordot(self.mixture, outputs, dims=1)
 
     def start_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:
         super().start_step(step, num_steps, steps_per_epoch)
@@ -130,12 +116,10 @@ class KDCL(Online):
         for module, mode in modes:
             module.training = mode
         outputs, labels = [torch.cat(rows) for rows in answers], self.data.labels[self.held_out]
-        if self.task.kind == CLASSIFICATION:
-            weights = kdcl_general_weights(predictions=[F.softmax(output, 1) for output in outputs], labels=labels)
-        else:
-            targets = (labels.float() - self.task.label_min) / (self.task.label_max - self.task.label_min)
-            scaled = [self.task.normalize(output) for output in outputs]
-            weights = regression_ensemble_weights(predictions=scaled, labels=targets)
+        weights = regression_ensemble_weights(
+            predictions=[self.task.soft_labels(output) for output in outputs],
+            labels=self.task.soften(labels, outputs[0].shape[1]),
+        )
         self.mixture.copy_(weights)
 
 

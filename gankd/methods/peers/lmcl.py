@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from gankd.data.loader import Batch
 from gankd.distributed.processes import gather
 from gankd.losses import layer_matching_weights, layerwise_mcl_loss
+from gankd.losses.online import divergences_to
 from gankd.losses.precision import full_precision
 from gankd.methods.peers.base import Online, PeersConfig
 from gankd.methods.peers.mcl import EmbeddingHead
@@ -149,14 +150,11 @@ class LMCL(Online):
         if self.is_meta_step and self.training:
             self.step_meta_network(images, batch.labels)
         stages = Together(self.networks, self.peers)(images)
-        self.keep_score([peer.outputs[-1] for peer in stages], batch.labels)
+        outputs = [peer.outputs[-1] for peer in stages]
+        self.update_running_loss(outputs, batch.labels)
         labels = self.label_losses_of(stages, batch.labels)
         contrast, *terms = self.contrast(stages, batch.labels, dict(self.meta.named_parameters()))
-        logits = sum(
-            self.follow(learner.outputs[-1], guide.aggregate, temperature=config.temperature)
-            for learner in stages
-            for guide in stages
-        )
+        logits = sum(divergences_to(guide.aggregate, outputs, config.temperature, self.task) for guide in stages)
         losses = {"task": labels, "logits": logits}
         losses |= dict(zip(("vcl", "soft_vcl", "icl", "soft_icl"), terms, strict=True))
         return {"loss": labels + config.weight * contrast + config.logit_weight * logits, **losses}

@@ -14,20 +14,17 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gankd.data.loader import Batch
-from gankd.distributed.processes import gather, gather_with_gradient
+from gankd.distributed.processes import gather, gather_with_gradient, own_rows
 from gankd.losses import (
-    crd_initial_bank,
-    crd_update_bank,
     ensemble_logit_loss,
     mcl_loss,
     mcl_memory_loss,
     mcl_queue_loss,
 )
 from gankd.losses.precision import full_precision
+from gankd.methods.memory_bank import MemoryBank, PositiveSets
 from gankd.methods.peers.base import Online, PeersConfig
-from gankd.methods.peers.dml import mutual_loss
 from gankd.methods.setup import Setup
-from gankd.methods.teacher.crd import Alike, draw_contrast
 from gankd.models.taps import Taps
 from gankd.tasks import CLASSIFICATION
 from generators.settings import Count, Positive, Weight
@@ -110,6 +107,7 @@ class MCL(Online):
     """
 
     Config = MCLConfig
+    buffers_stay_equal = True
     reads = ("pooled",)
 
     def __init__(self, config: MCLConfig, setup: Setup):
@@ -122,19 +120,21 @@ class MCL(Online):
         )
         data, width = setup.data, config.embedding_width
         if self.form == "memory":
-            alike = Alike.of(data.labels.cpu(), self.kappa)
-            self.largest = int(alike.count.max())
-            if self.largest == data.num_samples:
+            self.positives = PositiveSets(data.labels.cpu(), self.kappa)
+            if self.positives.largest == data.num_samples:
                 raise ValueError("mcl has a sample that every other is alike to, and so no negatives; use form: queue.")
-            for name, values in alike._asdict().items():
-                self.register_buffer(name, values, persistent=False)
-            banks = [crd_initial_bank(n_data=data.num_samples, dimension=width) for _ in range(config.peers)]
-            self.register_buffer("banks", torch.stack(banks))  # [P, num_samples, D]
+            momentum = config.bank_momentum
+            self.banks = nn.ModuleList(
+                MemoryBank.of_directions(data.num_samples, width, momentum) for _ in range(config.peers)
+            )
         if self.form == "queue":
             self.key_encoders = copy.deepcopy(nn.ModuleList(self.networks)).requires_grad_(False)
             self.key_heads = copy.deepcopy(self.heads_of_peers).requires_grad_(False)
             length = min(config.queue_length, data.num_samples)
-            self.register_buffer("queues", F.normalize(torch.randn(config.peers, width, length), dim=1))
+            queues = F.normalize(torch.randn(config.peers, width, length), dim=1)
+            self.queues = MemoryBank(
+                queues.permute(2, 0, 1).contiguous()
+            )  # [length, P, D], keys of one image side by side
             self.register_buffer("queue_end", torch.zeros((), dtype=torch.int64))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -142,7 +142,7 @@ class MCL(Online):
         views, batch = self.views_of(batch)
         answers = self.answer(views)
         outputs = answers.outputs
-        self.keep_score(outputs, batch.labels)
+        self.update_running_loss(outputs, batch.labels)
         embeddings = [head(pooled) for head, pooled in zip(self.heads_of_peers, answers.pooled, strict=True)]
         if self.form == "batch":
             contrast, *terms = self.in_batch(embeddings, batch)
@@ -157,12 +157,6 @@ class MCL(Online):
             losses["logits"] = self.logit_loss(outputs)
             loss = loss + config.logit_weight * losses["logits"]
         return {"loss": loss, **losses}
-
-    @property
-    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
-        """What `DistributedDataParallel` need not send before each step: every process writes the same."""
-        own = [name for name in ("banks", "order", "first", "count", "queues", "queue_end") if hasattr(self, name)]
-        return [*super()._ddp_params_and_buffers_to_ignore, *own]
 
     @property
     def weights(self) -> dict[str, float]:
@@ -193,31 +187,22 @@ class MCL(Online):
 
     def against_banks(self, embeddings: list[Tensor], batch: Batch) -> tuple[Tensor, ...]:
         """Against one image alike (maybe itself) and images unlike it, drawn from all samples."""
-        num_negatives = min(self.config.negatives, len(self.order) - self.largest)
-        drawn = draw_contrast(
-            Alike(self.order, self.first, self.count),
-            batch.indices,
-            num_negatives=num_negatives,
-            largest=self.largest,
+        drawn = self.positives.draw(
+            batch.indices if self.is_spread else gather(batch.indices),
+            num_negatives=min(self.config.negatives, len(self.positives.order) - self.positives.largest),
             mode="relax",
+            rows=slice(None) if self.is_spread else own_rows(),
         )
         terms = mcl_memory_loss(
             embeddings=embeddings,
-            banks=list(self.banks),
+            banks=[bank.rows.clone() for bank in self.banks],
             positive_indices=torch.stack([batch.indices, drawn[:, 0]], dim=1),
             negative_indices=drawn[:, 1:],
             **self.weights,
         )
         if self.training:
-            indices, momentum, rows = batch.indices, self.config.bank_momentum, embeddings
-            if not self.is_spread:
-                indices, rows = gather(indices), [gather(embedding) for embedding in embeddings]
-            self.banks = torch.stack(
-                [
-                    crd_update_bank(bank=bank, embedding=row, indices=indices, momentum=momentum)
-                    for bank, row in zip(self.banks, rows, strict=True)
-                ]
-            )
+            for bank, embedding in zip(self.banks, embeddings, strict=True):
+                bank.write(batch.indices, embedding, gathered=self.is_spread)
         return terms
 
     def against_queues(self, queries: list[Tensor], batch: Batch) -> tuple[Tensor, ...]:
@@ -230,13 +215,14 @@ class MCL(Online):
                 head(Taps(encoder, self.taps_of(encoder))(images)[1][0])
                 for encoder, head in zip(self.key_encoders, self.key_heads, strict=True)
             ]
-        terms = mcl_queue_loss(queries=queries, keys=keys, queues=self.queues, **self.weights)
+        queues = self.queues.rows.permute(1, 2, 0).clone(memory_format=torch.contiguous_format)  # [P, D, length]
+        terms = mcl_queue_loss(queries=queries, keys=keys, queues=queues, **self.weights)
         if self.training:
-            length = self.queues.shape[2]
-            columns = torch.stack([gather(key) for key in keys])[:, -length:].transpose(1, 2)  # [P, D, N]
-            places = (self.queue_end + torch.arange(columns.shape[2], device=columns.device)) % length
-            self.queues = self.queues.index_copy(2, places, columns.to(self.queues))
-            self.queue_end = (self.queue_end + columns.shape[2]) % length
+            length = len(self.queues.rows)
+            latest = gather(torch.stack(keys, dim=1))[-length:]  # [N, P, D]
+            places = (self.queue_end + torch.arange(len(latest), device=latest.device)) % length
+            self.queues.write(places, latest, gathered=True)
+            self.queue_end = (self.queue_end + len(latest)) % length
         return terms
 
     def move_key_encoders(self) -> None:
@@ -250,13 +236,11 @@ class MCL(Online):
             key.lerp_(query.detach(), 1 - self.config.encoder_momentum)
 
     def logit_loss(self, outputs: list[Tensor]) -> Tensor:
-        """The taught peers follow the mean of all; the peers of a scalar target follow one another."""
-        if self.task.kind != CLASSIFICATION:
-            return mutual_loss(self, outputs, self.config.temperature)
+        """The taught peers follow the mean of all."""
         taught = outputs if len(outputs) == 2 else outputs[:1]
         return ensemble_logit_loss(
-            student_logits=taught, ensemble_logits=outputs, temperature=self.config.temperature
-        )  # fmt: skip
+            student_logits=taught, ensemble_logits=outputs, temperature=self.config.temperature, task=self.task
+        )
 
 
 class EmbeddingHead(nn.Module):

@@ -12,10 +12,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gankd.data.loader import Batch
-from gankd.losses import okddip_loss
+from gankd.losses.online import okddip_attention, okddip_divergence
 from gankd.methods.peers.base import RAMP, BranchesConfig, Online, spread
 from gankd.methods.setup import Setup
-from gankd.tasks import CLASSIFICATION
 from generators.settings import Count, Positive, Share, Weight
 
 
@@ -64,30 +63,19 @@ class OKDDip(Online):
         views, batch = self.views_of(batch)
         answers = self.answer(views)
         leader, *peers = answers.outputs
-        self.keep_score(answers.outputs, batch.labels)
+        self.update_running_loss(answers.outputs, batch.labels)
         features = torch.stack(answers.pooled[1:], dim=1)  # [N, m - 1, D]
-        queries, keys = self.query(features).float(), self.key(features).float()
-        with torch.autocast(features.device.type, enabled=False):
-            attention = torch.einsum("nad,nbd->nab", queries, keys).softmax(dim=2)
+        attention = okddip_attention(queries=self.query(features), keys=self.key(features))  # [N, m - 1, m - 1]
+        weighted = weight * okddip_divergence(
+            peer_logits=peers,
+            leader_logits=leader,
+            attention=attention,
+            temperature=config.temperature,
+            task=self.task,
+        )
+        labels = self.label_loss(answers.outputs, batch.labels)
         log = {
             "self_attention": attention.detach().diagonal(dim1=1, dim2=2).mean(),
             "spread": spread(answers.outputs, self.task),
         }
-        if self.task.kind == CLASSIFICATION:
-            loss, labels, weighted = okddip_loss(
-                peer_logits=peers,
-                leader_logits=leader,
-                queries=queries,
-                keys=keys,
-                labels=batch.labels,
-                temperature=config.temperature,
-                kd_weight=weight,
-            )
-            return {"loss": loss, "task": labels, "okddip": weighted, **log}
-        stacked = torch.stack([output.float().reshape(len(output), -1) for output in peers], dim=1)  # [N, m - 1, K]
-        targets = (attention[..., None] * stacked[:, None]).sum(2)  # [N, m - 1, K]
-        options = {"temperature": config.temperature, "attached": True}
-        terms = [self.follow(stacked[:, a], targets[:, a], **options) for a in range(stacked.shape[1])]
-        weighted = weight * (sum(terms) + self.follow(leader, stacked.mean(1), **options))
-        labels = self.label_loss(answers.outputs, batch.labels)
         return {"loss": labels + weighted, "task": labels, "okddip": weighted, **log}

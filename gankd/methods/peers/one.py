@@ -15,7 +15,6 @@ from gankd.losses import one_gates, one_loss
 from gankd.methods.peers.base import RAMP, BranchesConfig, Online
 from gankd.methods.setup import Setup
 from gankd.models.taps import feature_shapes
-from gankd.tasks import CLASSIFICATION
 from generators.settings import Positive, Share, Weight
 
 
@@ -57,7 +56,7 @@ class ONE(Online):
         config, weight = self.config, self.config.weight * self.ramp
         answers = self.answer([self.augment(batch.images)])
         outputs = answers.outputs
-        self.keep_score(outputs, batch.labels)
+        self.update_running_loss(outputs, batch.labels)
         gates = one_gates(
             feature_map=answers.trunk,
             weight=self.gate.weight,
@@ -65,23 +64,12 @@ class ONE(Online):
             norm_weight=self.gate_norm.weight,
             norm_bias=self.gate_norm.bias,
         )  # [N, m]
-        if self.task.kind == CLASSIFICATION:
-            loss, labels, weighted = one_loss(
-                branch_logits=outputs,
-                gates=gates,
-                labels=batch.labels,
-                temperature=config.temperature,
-                kd_weight=weight,
-            )
-            return {"loss": loss, "task": labels, "one": weighted}
-        ensemble = sum(
-            gate[:, None] * output.flatten(1) for gate, output in zip(gates.T, columns(outputs), strict=True)
+        loss, labels, weighted = one_loss(
+            branch_logits=outputs,
+            gates=gates,
+            labels=batch.labels,
+            temperature=config.temperature,
+            kd_weight=weight,
+            task=self.task,
         )
-        labels = self.label_loss([*columns(outputs), ensemble], batch.labels)
-        weighted = weight * sum(self.follow(output, ensemble, temperature=config.temperature) for output in outputs)
-        return {"loss": labels + weighted, "task": labels, "one": weighted}
-
-
-def columns(outputs: list[Tensor]) -> list[Tensor]:
-    """[N, K] also of a network that answers with [N]."""
-    return [output if output.ndim > 1 else output[:, None] for output in outputs]
+        return {"loss": loss, "task": labels, "one": weighted}

@@ -1,7 +1,7 @@
-"""A generator as a set of samples: images with the generator's own features of them, made when they are asked for.
+"""A generator as a set of samples: images with the generator's own features of them, drawn when they are asked for.
 
-Sample i is a function of (seed, i), whoever asks for it and in whatever company. So a set that lives and one that was
-written to disk hold the same samples, but for the rounding of a generator that computes other batches differently.
+Sample i depends on (seed, i) alone, whichever samples are drawn with it. So a live set and the same set written to disk hold
+the same samples, up to the rounding of a generator whose arithmetic depends on the batch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from gankd.data.sets import ImageSet
+from gankd.data.sets import ImageSet, LazyImages
 from gankd.losses import pool_generator_features
 from generators.images import from_generator_range
 from generators.interface import ConditionalGenerator
@@ -21,7 +21,7 @@ from generators.randomness import mix, seeded
 BATCH = 250  # samples that are drawn together where the caller does not say how many
 
 
-class Generated:
+class LiveSamples:
     """`num_samples` images of a generator that index like a uint8 tensor [N, C, H, W], and `draw` their features too.
 
     Classes come in turn, scalar labels are uniform in the generator's range. A generator that adds fresh noise in every
@@ -56,7 +56,7 @@ class Generated:
         return self.shape[0]
 
     def latents(self, indices: Tensor) -> Tensor:
-        """Of the samples at `indices` (on the CPU), [N, latent_dim]."""
+        """Latents [N, latent_dim] of the samples at `indices` (on the CPU)."""
         size = self.generator.config.latent_dim
         streams = (seeded(self.seed, "generated", index) for index in indices.tolist())
         return torch.stack([torch.randn(size, generator=stream) for stream in streams])
@@ -79,10 +79,14 @@ class Generated:
             return self.read(indices)
         return torch.cat([self.draw(chunk)[0].cpu() for chunk in indices.cpu().split(BATCH)])
 
+    def subset(self, indices: Tensor) -> LazyImages:
+        """The images at `indices` (int64 [M]), in that order."""
+        return LazyImages(self.read, self.shape, threads=1).subset(indices)
 
-def generated_set(generator: ConditionalGenerator, num_samples: int, *, seed: int = 0) -> ImageSet:
+
+def live_set(generator: ConditionalGenerator, num_samples: int, *, seed: int = 0) -> ImageSet:
     """A set of samples that a generator makes when they are asked for."""
-    images = Generated(generator, num_samples, seed=seed)
+    images = LiveSamples(generator, num_samples, seed=seed)
     widths = images.feature_widths
     return ImageSet(images, images.labels, feature_widths=widths, is_synthetic=True, name="generated")
 

@@ -1,11 +1,23 @@
-"""What every source asks of the settings before it reads anything."""
+"""What a source of data is: a function by its name, and what it may ask of the settings before it reads anything.
+
+    @READERS.register("my_set")
+    def read_my_set(config: DataConfig, kind: Kind, *, year: int = 2020):
+        root = require_root(config)
+        return train, test      # each an `ImageSet` or what `as_image_set` takes; test None: it is cut from train
+
+The keyword-only parameters are its own settings, beside the common ones in a YAML: `data: {name: my_set, year: 2021}`. A
+class will do as well: its constructor takes the same arguments, and what it makes is a `Dataset` to train on.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from gankd.data.config import DataConfig
+from generators.registry import Registry
+
+READERS: Registry[Any] = Registry("data set")
 
 Kind = Literal["classification", "regression"]
 """What the task makes of a label: a class id, or a scalar in the user's units."""
