@@ -81,7 +81,7 @@ def _load(name: str, beside: Path) -> str:
         finally:
             sys.path.remove(str(beside.resolve()))
     except ModuleNotFoundError as error:
-        if error.name != name.split(".")[0]:
+        if path.is_file() or error.name != name.split(".")[0]:
             raise ValueError(f"plugins: {name} needs the module '{error.name}', which is not installed.") from error
         raise ValueError(f"plugins: there is no module '{name}', neither beside the YAML nor installed.") from error
     except (ValueError, OSError):

@@ -250,6 +250,42 @@ def test_a_file_that_is_no_yaml_is_refused_in_one_line(tmp_path: Path, text: str
     assert sentence.startswith(f"{tmp_path}/experiment.yaml is not YAML: ") and "\n" not in sentence
 
 
+@pytest.mark.parametrize(
+    "text", ["name: mine\ndata: {name: digits}\nname: other\n", MINIMAL + "student: {steps: 1, steps: 2}\n"]
+)
+def test_f26_a_key_that_stands_twice_is_refused(tmp_path: Path, text: str) -> None:
+    assert re.search(r"is not YAML: the key '\w+' stands twice in one group, again in line 3", refusal(tmp_path, text))
+
+
+def test_f26_an_override_changes_only_its_own_key_where_an_anchor_is_shared(tmp_path: Path) -> None:
+    network = "model: &network {name: small_resnet, options: {widths: [16, 16]}}"
+    text = MINIMAL + f"teacher: {{{network}}}\nstudent: {{model: *network}}\n"
+    config = load_config(write(tmp_path, text), ["student.model.options.widths=[4,4]"])
+    assert config.student.model.options["widths"] != config.teacher.model.options["widths"]
+    assert list(config.teacher.model.options["widths"]) == [16, 16]
+    merged = MINIMAL + "teacher: &training {steps: 5, batch_size: 8}\nstudent: {<<: *training, steps: 7}\n"
+    config = load_config(write(tmp_path, merged), ["student.batch_size=9"])
+    assert (config.teacher.steps, config.student.steps) == (5, 7)
+    assert (config.teacher.batch_size, config.student.batch_size) == (8, 9)
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
+    """G: the 'utf-8' codec's error named no file."""
+    (tmp_path / "experiment.yaml").write_bytes("title: für\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"experiment\.yaml is not a text in UTF-8 .*save it as UTF-8"):
+        load_config(tmp_path / "experiment.yaml")
+
+
+@pytest.mark.parametrize("key", ["seed=-1", "student.seeds=[-1]", f"seed={2**32}", f"representation.seeds=[{2**64}]"])
+def test_f24_a_seed_that_no_library_takes_is_refused(tmp_path: Path, key: str) -> None:
+    assert key.split("=")[0] in refusal(tmp_path, MINIMAL, key)
+
+
+def test_a_name_too_long_for_the_file_system_is_refused(tmp_path: Path) -> None:
+    assert "name: " in refusal(tmp_path, MINIMAL, f"name={'x' * 300}")
+    assert "student.arms" in refusal(tmp_path, MINIMAL, f"student.arms.{'x' * 300}.synthetic=0")
+
+
 @pytest.mark.parametrize("text", ["", "- name", "name", "3"])
 def test_a_file_without_keys_is_refused(tmp_path: Path, text: str) -> None:
     assert "must hold keys and values" in refusal(tmp_path, text)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
 
 import pytest
 import torch
@@ -11,8 +13,9 @@ from accelerate import Accelerator
 
 from gankd.experiment.config import load_config
 from gankd.pipeline import Run
-from gankd.pipeline import students as students_stage
 from gankd.synthesis.stage import Synthesis
+from tests.conftest import run
+from tests.conftest import start as run_command
 
 
 def start(path, *overrides: str, **settings) -> Run:
@@ -248,10 +251,34 @@ def test_f18_a_network_that_cannot_make_a_training_step_is_named(short, write_co
 def test_f27_a_score_that_cannot_be_had_is_a_line_and_the_numbers_are_there(short, write_config, tmp_path) -> None:
     short["data"]["validation"] = 4  # the scores of generators want six images
     metrics = start(write_config(short)).run()
-    assert set(metrics["arms"]) == {"real", "synthetic_kd"} and metrics["generator"].get("score_rows") is None
-    assert "too few" in metrics["generator"]["unscored"]
+    assert set(metrics["arms"]) == {"real", "synthetic_kd"}
+    unavailable = metrics["generator"].get("unscored") or str(metrics["generator"]["scores"])
+    assert "6 images" in unavailable or "too few" in unavailable
     assert json.loads((tmp_path / "runs/tiny/metrics.json").read_text())["arms"] == metrics["arms"]
     assert (tmp_path / "runs/tiny/report.html").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_f29_a_signal_ends_with_a_sentence_and_the_run_continues(number, short, write_config, tmp_path) -> None:
+    short["student"] |= {"steps": 100_000, "arms": {"real": {}}}
+    process = run_command("scripts/gen_then_distill.py", "--config", write_config(short))
+    deadline = time.monotonic() + 120
+    while process.poll() is None and not (tmp_path / "runs/tiny/students/real/seed-0/checkpoint.pt").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert output.strip().splitlines()[-1].endswith("; the same command continues where this one stopped.")
+    assert "Traceback" not in output
+
+
+def test_under_a_launcher_our_sentence_comes_last(short, write_config) -> None:
+    """G: `accelerate launch` prints the traceback of a CalledProcessError after it."""
+    launcher = ("-m", "accelerate.commands.launch", "--cpu")
+    path = write_config(short)
+    output = run("scripts/gen_then_distill.py", "--config", path, "student.stepz=3", launcher=launcher, status=1)
+    assert output.strip().splitlines()[-1].startswith("error: ") and "unknown key 'stepz'" in output.splitlines()[-1]
 
 
 def test_f29_two_runs_in_one_directory(short, write_config, tmp_path) -> None:
@@ -270,11 +297,3 @@ def test_the_resolved_configuration_names_everything(short, write_config, tmp_pa
     start(write_config(short)).run("generator")
     resolved = yaml.safe_load((tmp_path / "runs/tiny/config.yaml").read_text(encoding="utf-8"))
     assert resolved["name"] == "tiny" and resolved["plugins"] == []
-
-
-def test_teachers_are_read_by_methods_that_need_one() -> None:
-    from gankd.methods import method_config
-
-    terms = {"name": "combined", "terms": [{"name": "label_smoothing"}, {"name": "kd"}]}
-    assert students_stage.teachers_read(method_config(terms)) and students_stage.teachers_read(method_config("kd"))
-    assert not students_stage.teachers_read(method_config("label_smoothing"))

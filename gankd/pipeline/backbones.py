@@ -11,7 +11,6 @@ from gankd.experiment.artifacts import PENDING, digest, file_hash
 from gankd.experiment.experiment import num_parameters
 from gankd.models.store import save_model
 from gankd.pipeline.stage import Stage, normalize_inputs, task_inputs
-from gankd.pipeline.students import teachers_read
 from gankd.synthesis.feature_store import write_feature_store
 from gankd.synthesis.store import load_store
 from generators.settings import fingerprint_settings
@@ -79,19 +78,18 @@ class Backbone(Stage):
 
     @property
     def reads(self) -> list[Stage]:
-        read = [self.run.teacher] if teachers_read(self.arm.method) else []
+        read = [self.run.teacher] if self.arm.method.uses_teacher else []
         return [*read, self.run.generated] if self.arm.synthetic else read
 
     def inputs(self) -> dict[str, Any]:
         run, config = self.run, self.run.config.representation
         without = {"arms", "seeds", "probe_on", "unlabelled", "live", "num_generated"}
-        teachers = [file_hash(model.checkpoint) for model in getattr(self.arm.method, "teachers", ())]
         return {
             "config": fingerprint_settings(config, without),
             "model": fingerprint_settings(run.backbone),
             "weights": file_hash(run.backbone.checkpoint),
             "arm": fingerprint_settings(self.arm),
-            "teachers": teachers,
+            "networks": [file_hash(model.checkpoint) for model in self.arm.method.networks],
             "features": run.config.teacher.features if run.teacher in self.reads else None,
             "seed": self.seed,
             "train": run.content(run.unlabelled) if self.arm.synthetic < 1 else None,

@@ -16,7 +16,6 @@ from gankd.data.loader import BatchSource
 from gankd.data.sets import ImageSet, LazyImages
 from gankd.evaluation import check_probes
 from gankd.methods import build_distiller, sampling_of
-from gankd.methods.label_free.simreg import load_teacher
 from gankd.models import ModelConfig, load_checkpoint
 from gankd.models.rehearsal import check_trainable
 from gankd.models.teacher import Teacher
@@ -37,9 +36,10 @@ def rehearse(run) -> None:
     for key, model, task in models:
         check_network(run, key, model, task)
     check_arms(run)
-    for arm, settings in run.config.representation.arms.items():
-        for model in getattr(settings.method, "teachers", ()):
-            with_key(f"representation.arms.{arm}", load_teacher, model, run.task.num_outputs, run.image_shape[0])
+    for group, arms in (("representation", run.config.representation.arms), ("student", run.config.student.arms)):
+        for name, arm in arms.items():
+            for part in arm.method.parts:
+                with_key(f"{group}.arms.{name}", part.check_networks, run.task.num_outputs, run.image_shape[0])
     if run.backbones:
         run.unlabelled  # noqa: B018 (a folder that is missing)
         key, settings = "representation.probe_on", run.config

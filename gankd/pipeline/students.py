@@ -13,7 +13,6 @@ from gankd.evaluation import evaluate
 from gankd.experiment.artifacts import file_hash
 from gankd.experiment.config import ArmConfig
 from gankd.experiment.experiment import num_parameters
-from gankd.methods import METHODS, MethodConfig
 from gankd.models import load_checkpoint
 from gankd.models.store import save_model
 from gankd.pipeline.stage import Stage, normalize_inputs, task_inputs
@@ -33,7 +32,7 @@ class Student(Stage):
     @property
     def reads(self) -> list[Stage]:
         run, arm = self.run, self.arm
-        read = [run.teacher] if teachers_read(arm.method) else []
+        read = [run.teacher] if arm.method.uses_teacher else []
         read += [run.synthetic] if arm.synthetic else []
         return [*read, run.backbone_of(arm.initial, self.seed)] if arm.initial else read
 
@@ -43,6 +42,7 @@ class Student(Stage):
             "config": fingerprint_settings(config, {"arms", "seeds"}),
             "weights": file_hash(config.model.checkpoint),
             "arm": fingerprint_settings(self.arm),
+            "networks": [file_hash(model.checkpoint) for part in self.arm.method.parts for model in part.networks],
             "seed": self.seed,
             "train": run.content(run.data.train) if self.arm.synthetic != 1 else None,
             "validation": run.content(run.data.validation),
@@ -92,7 +92,7 @@ def train_student(
     fraction, real = None if arm.synthetic == "union" else arm.synthetic, run.data.train
     return api.distill(
         model,
-        run.teacher.result if teachers_read(arm.method) else None,
+        run.teacher.result if arm.method.uses_teacher else None,
         real=real if fraction != 1 else None,
         synthetic=synthetic if fraction != 0 else None,
         method=arm.method,
@@ -105,12 +105,3 @@ def train_student(
         name=name,
         **run.training_place,
     )
-
-
-def teachers_read(method: MethodConfig) -> bool:
-    """Whether a method, or a term of it, asks the experiment's teacher."""
-    if getattr(method, "terms", None):
-        return any(map(teachers_read, method.terms))
-    if hasattr(method, "teachers"):
-        return not method.teachers
-    return METHODS[method.name].needs_teacher

@@ -34,6 +34,10 @@ class RunContext:
     identity: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Fingerprints of everything that the training reads, which a checkpoint in `directory` must share."""
 
+    def __post_init__(self):
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed {self.seed} is not a whole number from 0 to {2**32 - 1}, as NumPy takes them.")
+
     @property
     def source(self) -> dict[str, Any]:
         """The part of it that `BatchSource` takes."""

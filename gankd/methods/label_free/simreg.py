@@ -53,6 +53,10 @@ class SimRegConfig(LabelFreeConfig):
     def networks(self) -> tuple[ModelConfig, ...]:
         return self.teachers
 
+    def check_networks(self, num_outputs: int, in_channels: int) -> None:
+        for model in self.teachers:
+            load_teacher(model, num_outputs, in_channels)
+
     @property
     def uses_teacher(self) -> bool:
         return not self.teachers
