@@ -180,6 +180,15 @@ def test_reviewkd_fuses_from_the_deepest_and_meets_the_teacher_before_its_relu()
     torch.testing.assert_close(term_value(distiller, "reviewkd"), expected)
 
 
+def test_f22_reviewkd_begins_as_published() -> None:
+    """Kaiming's uniform initialisation with a = 1: within sqrt(3 / inputs), where torch's default is sqrt(1 / inputs)."""
+    _, term = made("reviewkd")
+    for fuse in term.fusions:
+        for convolution in (fuse.enter[0], fuse.leave[0]):
+            bound = math.sqrt(3 / convolution.weight[0].numel())
+            assert 0.9 * bound < convolution.weight.abs().max() <= bound
+
+
 def test_the_weight_of_reviewkd_rises_over_a_twelfth_of_the_run() -> None:
     distiller, term = made("reviewkd")
     factors = []

@@ -56,12 +56,6 @@ EVERY |= {
     f"{name}, {head}": (name, "regression", head, {}) for name, head in HEAD_CASES if (name, "regression") not in CASES
 }
 EVERY |= {f"{name}, {settings}": (name, "classification", "scalar", settings) for name, settings in OTHERWISE}
-WHY = {
-    "the batch that is compared is the process's own": [
-        *("cc", "crd", "dist", "pkt", "rkd", "sp"),
-    ],
-}
-"""Cases that do not hold yet, and why: every case of a method, or one."""
 
 
 @contextlib.contextmanager
@@ -95,6 +89,7 @@ def trained(label: str, rank: int = 0, world_size: int = 1) -> dict[str, Tensor]
     data = fixed_batch(kind, 24)
     distiller, teacher = make(name, kind, settings, head=head, data=data, rank=rank, world_size=world_size)
     teacher.module.double()
+    teacher.dtype = torch.float64
     distiller.double()
     source = source_of(data, kind, distiller.config, TRAINING.batch_size, rank=rank, world_size=world_size)
     found = {}
@@ -168,16 +163,7 @@ def results(tmp_path_factory) -> list[dict[str, dict[str, Tensor]]]:
     return found_by_two_processes(main, tmp_path_factory.mktemp("processes"))
 
 
-def cases() -> list:
-    reasons = {name: why for why, names in WHY.items() for name in names}
-    found = {label: reasons.get(label, reasons.get(EVERY[label][0])) for label in EVERY}
-    return [
-        pytest.param(label, marks=[pytest.mark.xfail(reason=why, strict=True)] if why else [])
-        for label, why in found.items()
-    ]
-
-
-@pytest.mark.parametrize("label", cases())
+@pytest.mark.parametrize("label", EVERY)
 def test_f5_two_processes_train_as_one_with_the_whole_batch(results, label: str) -> None:
     expected, (first, second) = trained(label), (result[label] for result in results)
     for found in (first, second):
