@@ -24,7 +24,7 @@ class BAKEConfig(TermConfig):
     name: Literal["bake"] = "bake"
     """The method."""
     weight: Weight = 1.0
-    """Of the term."""
+    """Weight of the term."""
     temperature: Positive = 4.0
     """Classes: softens both distributions; the similarities have none."""
     omega: Annotated[float, Field(ge=0, lt=1)] = 0.5
@@ -42,6 +42,10 @@ class BAKE(Term):
     L = mean_n T^2 KL(Q_n || softmax(s_n / T)). Scalars: the predictions are spread likewise, mean (s - Q)^2.
 
     Batches of classes are drawn in groups of a class: of 128 images, 32 and 3 others of the class of each.
+
+    >>> student = gankd.distill(student, real=train, method="bake", steps=2)
+
+    Loss: losses.self_distillation.bake_loss
     """
 
     Config = BAKEConfig

@@ -22,9 +22,9 @@ class CSKDConfig(TermConfig):
     name: Literal["cs_kd"] = "cs_kd"
     """The method."""
     weight: Weight = 1.0
-    """Of the term; 3 on fine-grained data sets."""
+    """Weight of the term; 3 on fine-grained data sets."""
     temperature: Positive = 4.0
-    """Softens both distributions."""
+    """Temperature that softens both distributions."""
     learners: Literal["first", "both"] = "first"
     """Who of a pair learns, from its label and from the other: the first, as in the paper, whose batches are twice as large
     for that, or both."""
@@ -39,6 +39,10 @@ class CSKD(Term):
 
     Batches are drawn in pairs of a class, and both images of a pair go through one forward pass: they share the statistics
     of batch norm. The authors give the partners a pass of their own.
+
+    >>> student = gankd.distill(student, real=train, method="cs_kd", steps=2)
+
+    Loss: losses.self_distillation.cs_kd_loss
     """
 
     Config = CSKDConfig

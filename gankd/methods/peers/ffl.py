@@ -22,13 +22,13 @@ class FusionConfig(BranchesConfig):
     """sum over students and fused classifier of the task's loss + weight * w(step) * how far they are from their targets."""
 
     weight: Weight = 1.0
-    """Of what students and fused classifier learn from one another."""
+    """Weight of what students and fused classifier learn from one another."""
     temperature: Positive = 3.0
-    """Classes: softens both distributions."""
+    """Temperature that softens both distributions of classes."""
     ramp: Share = RAMP
     """Share of the run in which that weight rises to `weight` (80 of 300 epochs)."""
     fusion_weight_decay: Weight = 1e-5
-    """Of the fusion's parameters."""
+    """Weight decay of the fusion's parameters."""
     detach_fusion_input: bool = False
     """Whether the fused classifier's losses stop before the students' features."""
 
@@ -99,6 +99,10 @@ class FFL(Online):
 
     Scalars: squared differences for KL. Students of unlike architecture have their maps aligned first. The deployed
     student is the plain network. `spread` in the log is how unlike the students answer.
+
+    >>> student = gankd.distill(student, real=train, method="ffl", steps=2)
+
+    Loss: losses.online.mfef_loss
     """
 
     Config = FFLConfig

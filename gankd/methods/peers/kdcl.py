@@ -29,11 +29,11 @@ class KDCLConfig(PeersConfig):
     name: Literal["kdcl"] = "kdcl"
     """The method."""
     task_weight: Weight = 1.0
-    """Of the labels' loss."""
+    """Weight of the labels' loss."""
     weight: Weight = 1.0
-    """Of the common target."""
+    """Weight of the common target."""
     temperature: Positive = 2.0
-    """Classes: softens both distributions."""
+    """Temperature that softens both distributions of classes."""
     ensemble: Literal["mean", "best", "min_logit", "linear", "general"] = "mean"
     """The target of a sample: the students' mean, the student that is least wrong on its label, the least of every logit
     relative to the label's, the average of the batch with the lowest cross-entropy (both of classes only), or the mixture
@@ -57,6 +57,10 @@ class KDCL(Online):
 
     C_ij is the mean product of the errors of students i and j on held-out samples, renewed every epoch. Scalars: squared
     differences for KL.
+
+    >>> student = gankd.distill(student, real=train, method="kdcl", steps=2)
+
+    Loss: losses.online.kdcl_loss
     """
 
     Config = KDCLConfig

@@ -118,6 +118,10 @@ class MFEF(FFL):
     L = sum_i CE(z_i) + CE(z_f) + weight w(step) { sum_i KL_T([z_f] -> z_i) + KL_T([mean_i z_i] -> z_f) }
 
     Scalars: squared differences for KL. The students' own outputs z_i do not go through the extra modules.
+
+    >>> student = gankd.distill(student, real=train, method={"name": "mfef", "scales": 2}, steps=2)
+
+    Loss: losses.online.mfef_loss
     """
 
     Config = MFEFConfig

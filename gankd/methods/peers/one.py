@@ -30,9 +30,9 @@ class ONEConfig(BranchesConfig):
     share: Literal["trunk"] = "trunk"
     """The gate reads the trunk that the branches share."""
     weight: Weight = 1.0
-    """Of what branches learn from the ensemble."""
+    """Weight of what branches learn from the ensemble."""
     temperature: Positive = 3.0
-    """Classes: softens both distributions."""
+    """Temperature that softens both distributions of classes."""
     ramp: Share = RAMP
     """Share of the run in which the ensemble's weight rises to `weight` (80 of 300 epochs)."""
 
@@ -44,6 +44,10 @@ class ONE(Online):
     L = sum_i CE(z_i) + CE(z_e) + weight w(step) sum_i KL_T([z_e] -> z_i); scalars: squared differences for KL.
 
     The trunk is everything up to the last stage but one. The first branch is the student's own and is deployed.
+
+    >>> student = gankd.distill(student, real=train, method="one", steps=2)
+
+    Loss: losses.online.one_loss
     """
 
     Config = ONEConfig
