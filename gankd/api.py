@@ -128,8 +128,8 @@ def pretrain(
             squeeze_and_span needs the synthetic ones of `generated`. No label is read.
         online_probe: fit a linear layer to the labels of the real images on the side; the log then has `probe_metric` (top-1
             in %, or the mean absolute error), and the backbone, which gets no gradient of it, is the same.
-        training, **settings: as in `distill`, with SELF_SUPERVISED as the augmentation where `training` is None; photographs
-            want horizontal_flip too.
+        training, **settings: as in `distill`, with the method's own augmentation where `training` is None; photographs want
+            horizontal_flip too.
         method, synthetic_fraction, normalize, directory: as in `distill`.
 
     Raises:

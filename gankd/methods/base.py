@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator, SerializeAsAny
 from torch import Tensor, nn
 
+from gankd.data.augment import SELF_SUPERVISED, AugmentationConfig
 from gankd.data.loader import Batch, BatchSource
 from gankd.methods.setup import Setup
 from gankd.models import ModelConfig, build_model, load_checkpoint
@@ -86,6 +87,8 @@ class Method:
     """The smallest batch that it can compare."""
     repeats_views: ClassVar[bool] = False
     """Whether the augmented views that it learns from may repeat (`views` of the training)."""
+    backbone_augmentation: ClassVar[AugmentationConfig] = SELF_SUPERVISED
+    """The random changes of images with which it trains a backbone without labels, where the settings say none."""
     compared_views: ClassVar[str | None] = None
     """Which images' two views it compares with each other: those of `all`, of the `real` ones, or of none."""
 

@@ -86,8 +86,11 @@ class TrainingConfig(Settings):
         """These settings alone, without those of a subclass, `epochs` counted out in steps: an epoch is a pass over the
         `num_real` real images, whatever an arm adds to them."""
         settings = {name: getattr(self, name) for name in TrainingConfig.model_fields}
-        steps = self.num_steps(math.ceil(num_real / self.batch_size))
-        return TrainingConfig(**settings | {"steps": steps, "epochs": None})
+        return TrainingConfig(**settings | {"steps": self.steps_on(num_real), "epochs": None})
+
+    def steps_on(self, num_real: int) -> int:
+        """Optimiser steps of a training on so many real images."""
+        return self.num_steps(math.ceil(num_real / self.batch_size))
 
 
 def rate_factor(config: TrainingConfig, step: int, num_steps: int) -> float:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from gankd.data.augment import SELF_SUPERVISED, Augment
+from gankd.data.augment import Augment
 from gankd.data.inputs import as_image_set, as_unlabelled
 from gankd.data.loader import BatchSource
 from gankd.data.sets import ImageSet
@@ -108,7 +108,7 @@ def pretrain(
     task = Representation(task_of(real) if online_probe else None)
     if synthetic is not None:
         synthetic = synthetic.without_labels(torch.int64 if real is None else real.labels.dtype)
-    default = TrainingConfig(augmentation=SELF_SUPERVISED)
+    default = TrainingConfig(augmentation=method_config(method).method.backbone_augmentation)
     training, config = settings_of(training or default, method, settings)
     normalize = (normalize or Normalize.of(reference.images)).to(device)
     check_method(config, task.kind, has_teacher=teacher is not None)

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gankd
-from gankd.data.augment import Augment, AugmentationConfig
+from gankd.data.augment import SELF_SUPERVISED, Augment, AugmentationConfig
 from gankd.data.loader import Batch, BatchSource
 from gankd.data.sets import ImageSet
+from gankd.experiment.config import RepresentationConfig
 from gankd.losses import (
     simreg_loss,
     span_loss,
@@ -334,6 +335,33 @@ def test_networks_of_a_configuration_are_teachers_too(num_outputs: int, tmp_path
     other.regressors.load_state_dict(one.regressors.state_dict())
     assert looked_at(one, batch)[0]["loss"] == looked_at(other, batch)[0]["loss"]
     assert len(simreg({"teachers": (model,)}, teachers(1)).regressors) == 2
+
+
+def augmentations(method: str, **settings) -> AugmentationConfig:
+    """What the student's images are changed by, in a call that says `settings` of the training."""
+    seen: list[AugmentationConfig] = []
+    init = Augment.__init__
+    with mock.patch.object(Augment, "__init__", lambda self, config: (seen.append(config), init(self, config))[0]):
+        gankd.pretrain(
+            network("representation", 0),
+            network("representation", 1) if method == "simreg" else None,
+            real=fixed_batch("representation").images,
+            method={"name": method, **NARROW.get(method, {})},
+            **{"steps": 1, "batch_size": 4, **settings},
+        )
+    return seen[0]
+
+
+def test_f22_a_teacher_is_asked_about_weak_views_and_two_views_are_compared_strongly() -> None:
+    assert augmentations("simreg") == AugmentationConfig(resized_crop=(0.2, 1))
+    assert augmentations("vicreg") == augmentations("simsiam") == SELF_SUPERVISED
+    assert augmentations("simreg", augmentation={"rotation": 10}) == AugmentationConfig(rotation=10)
+    values = {"arms": {name: {"method": {"name": name}} for name in ("simreg", "vicreg")}}
+    for given in ({}, {"augmentation": {"rotation": 10}}):
+        config = RepresentationConfig.of({**values, **given})
+        found = {name: config.of_arm(arm).augmentation for name, arm in config.arms.items()}
+        wanted = {"simreg": AugmentationConfig(resized_crop=(0.2, 1)), "vicreg": SELF_SUPERVISED}
+        assert found == (dict.fromkeys(found, AugmentationConfig(rotation=10)) if given else wanted)
 
 
 def test_where_views_repeat_every_teacher_looks_at_each_of_them_once() -> None:

@@ -12,7 +12,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from gankd.data.augment import Augment, AugmentationConfig
+from gankd.data.augment import CROPPED, Augment, AugmentationConfig
 from gankd.data.loader import Batch
 from gankd.data.views import Views, view_of
 from gankd.losses import multi_teacher_simreg_loss
@@ -85,6 +85,7 @@ class SimReg(LabelFree):
 
     Config = SimRegConfig
     repeats_views = True
+    backbone_augmentation = CROPPED
 
     def __init__(self, config: SimRegConfig, setup: Setup):
         super().__init__(config, setup)
