@@ -109,4 +109,5 @@ def _lay_out(module: nn.Module) -> None:
     for part in module.modules():
         for _, tensor in own_tensors(part):
             if tensor.ndim == 4:  # not torch's own .to(memory_format=...), which refuses networks with 5-D weights
-                tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+                last = torch.empty_like(tensor.data, memory_format=torch.channels_last)
+                tensor.data = last.copy_(tensor.data)  # `contiguous` would leave the strides of a one-channel kernel
