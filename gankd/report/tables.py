@@ -187,10 +187,11 @@ def print_table(
     text_columns: Collection[int],
     bold: Collection[int] = (),
 ) -> None:
-    """As `html.as_table`, in the terminal."""
+    """As `html.as_table`, in the terminal, without the columns that make it wider than one."""
+    shown = [column for column, name in enumerate(head) if name not in ("difference to first arm", "synthetic", "method")]
     table = Table(title=title, title_justify="left")
-    for column, name in enumerate(head):
-        table.add_column(name, justify="left" if column in text_columns else "right")
+    for column in shown:
+        table.add_column(head[column], justify="left" if column in text_columns else "right")
     for row, cells in enumerate(body):
-        table.add_row(*cells, style="bold" if row in bold else None)
+        table.add_row(*(cells[column] for column in shown), style="bold" if row in bold else None)
     plain_console().print(table)
