@@ -51,7 +51,6 @@ def evaluate(args: argparse.Namespace) -> int:
     from gankd.pipeline import Run
     from gankd.report.tables import print_scores
     from gankd.synthesis.stage import check_generator
-    from gankd.training import TrainingConfig
     from generators.checkpoints import replace_whole
     from generators.pretrained import load_generator
 
@@ -82,8 +81,7 @@ def evaluate(args: argparse.Namespace) -> int:
         columns["generated"]["warnings"].append("a teacher that was trained on this reference tells it from all else.")
     print_scores(columns, task)
     if args.accuracy_score:
-        budget = {key: getattr(config.student, key) for key in TrainingConfig.model_fields} | {"epochs": None}
-        training = TrainingConfig(**budget | {"steps": experiment.num_steps(config.student, data.train)})
+        training = config.student.resolved(len(data.train))
         network = {"build_model": lambda: experiment.network(config.student.model), "normalize": experiment.normalize}
         fakes = scores.draw_fakes(generator, real, num_samples=args.num_samples, seed=config.seed)
         test = data.test if args.split == "test" else data.validation
