@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gankd.api import distill, evaluate, generated, load_data, pretrain, probe, synthesize
     from gankd.data.sets import ImageSet
+    from gankd.methods import method
     from gankd.models import build_model
     from gankd.models.store import load_model
     from gankd.models.teacher import Normalize, Teacher
@@ -38,6 +39,7 @@ __all__ = [
     "load_model",
     "load_plugins",
     "load_store",
+    "method",
     "pretrain",
     "probe",
     "register",
@@ -58,6 +60,7 @@ _HOMES = {
     "load_model": "models.store",
     "load_plugins": "plugins",
     "load_store": "synthesis.store",
+    "method": "methods",
     "pretrain": "api",
     "probe": "api",
     "register": "plugins",

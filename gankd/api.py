@@ -128,8 +128,8 @@ def pretrain(
             squeeze_and_span needs the synthetic ones of `generated`. No label is read.
         online_probe: fit a linear layer to the labels of the real images on the side; the log then has `probe_metric` (top-1
             in %, or the mean absolute error), and the backbone, which gets no gradient of it, is the same.
-        training, **settings: as in `distill`, with SELF_SUPERVISED as the augmentation where `training` is None; photographs
-            want horizontal_flip too.
+        training, **settings: as in `distill`, with the method's own augmentation where `training` is None; photographs want
+            horizontal_flip too.
         method, synthetic_fraction, normalize, directory: as in `distill`.
 
     Raises:
@@ -221,12 +221,11 @@ def probe(
 
     from gankd import evaluation
     from gankd.data.inputs import as_image_set
-    from gankd.models.inputs import normalization_of
-    from gankd.models.teacher import Normalize
+    from gankd.models.inputs import normalization_for
 
     accelerator = accelerator or Accelerator()
     train, test = as_image_set(train, "train"), as_image_set(test, "test")
-    normalize = normalize or normalization_of(model) or Normalize.of(train.images)
+    normalize = normalize or normalization_for(model, train)
     features = [
         evaluation.labelled_features(model, part, normalize=normalize, device=accelerator.device)
         for part in (train, test)
@@ -271,7 +270,7 @@ def synthesize(
     from gankd.models.state import preserve_state
     from gankd.models.teacher import Normalize
     from gankd.synthesis.config import SynthesisConfig
-    from gankd.synthesis.stage import Synthesis, check_generator
+    from gankd.synthesis.stage import Synthesis
     from gankd.synthesis.store import load_store
     from gankd.tasks import task_of
     from gankd.training.context import no_log
@@ -281,7 +280,6 @@ def synthesize(
     real, directory = as_image_set(real, "real"), Path(directory)
     task = task or task_of(real)
     config = (config or SynthesisConfig()).replace(num_samples=num_samples, **settings)
-    check_generator(generator, task, real)
     with contextlib.ExitStack() as lent:
         for module in (generator, teacher):
             if isinstance(module, nn.Module):
@@ -295,21 +293,21 @@ def synthesize(
             "teacher": fingerprint(teacher),
             "task": str(task),
         }
-        stage = StageDirectory(directory, inputs)
-        with stage.once(accelerator) as results:
+        synthesis = Synthesis(  # which refuses what does not fit before anything is written
+            generator.to(accelerator.device),
+            teacher,
+            task,
+            real,
+            config,
+            directory=directory,
+            seed=seed,
+            accelerator=accelerator,
+            provenance={"inputs": inputs},
+            log=log or no_log,
+        )
+        with StageDirectory(directory, inputs).once(accelerator) as results:
             if results is not None:
-                Synthesis(
-                    generator.to(accelerator.device),
-                    teacher,
-                    task,
-                    real,
-                    config,
-                    directory=directory,
-                    seed=seed,
-                    accelerator=accelerator,
-                    provenance={"inputs": inputs},
-                    log=log or no_log,
-                ).run()
+                synthesis.run()
     return load_store(directory)
 
 
@@ -337,7 +335,6 @@ def evaluate(
     from gankd.data.inputs import as_image_set
     from gankd.models.inputs import normalization_of
     from gankd.models.state import preserve_state
-    from gankd.models.teacher import Normalize
     from gankd.tasks import task_of
 
     accelerator = accelerator or Accelerator()

@@ -17,79 +17,21 @@ from torch.nn import functional as F
 
 from gankd.losses.classes import ClassEquations, softened_divergence
 from gankd.losses.distributions import (
+    NUM_BINS,
     distribution_expectation,
     gaussian_kd_loss,
     gaussian_nll_loss,
     label_distribution_loss,
+    uniform_bins,
 )
 from gankd.losses.mixing import mixup_batch
 from gankd.losses.precision import full_precision
+from gankd.losses.teacher_labels import adjust_labels, check_answers, denormalized, teacher_error
 
 CLASSIFICATION, REGRESSION, REPRESENTATION = "classification", "regression", "representation"
 SCALAR, BINS, GAUSSIAN = HEADS = ("scalar", "bins", "gaussian")
-NUM_BINS = 64
 VARIANCE_WARMUP = 0.05  # share of a run: variance grows first on hard samples, which then hardly move the mean
 SMALLEST_LOG_VARIANCE = -10.0  # where the losses of a Gaussian head clamp it
-
-
-def teacher_error(
-    *,
-    teacher_outputs: Tensor,
-    labels: Tensor,
-    task: str,
-    label_min: float | None = None,
-    label_max: float | None = None,
-) -> Tensor:
-    """How wrong a teacher finds each label, [N].
-
-    Classification: cross-entropy of the teacher's logits [N, K] against labels [N]. Regression: |clip(t, 0, 1) - y| with
-    the outputs t normalised to [0, 1], clipped, and taken back to the units of the labels. Source: cGAN-KD, module M2.
-    """
-    if task == CLASSIFICATION:
-        return F.cross_entropy(teacher_outputs.float(), labels, reduction="none")
-    return (_denormalized(teacher_outputs, label_min, label_max) - labels).abs()
-
-
-def adjust_labels(
-    *,
-    teacher_outputs: Tensor,
-    labels: Tensor,
-    task: str,
-    replace: bool,
-    label_min: float | None = None,
-    label_max: float | None = None,
-) -> Tensor:
-    """Labels [N] after label replacement: the teacher's class, or its clipped prediction in label units; unchanged when not
-    `replace`. Outputs as in `teacher_error`. Source: cGAN-KD, module M2."""
-    if not replace:
-        return labels
-    if task == CLASSIFICATION:
-        return teacher_outputs.argmax(dim=1)
-    return _denormalized(teacher_outputs, label_min, label_max).to(labels.dtype)
-
-
-def _denormalized(teacher_outputs: Tensor, label_min: float, label_max: float) -> Tensor:
-    labels = teacher_outputs.flatten().clamp(0, 1) * (label_max - label_min) + label_min
-    return labels.clamp(label_min, label_max)  # rounding must not leave the range
-
-
-def uniform_bins(
-    low: float, high: float, num_bins: int = NUM_BINS, sigma: float | None = None
-) -> tuple[tuple[float, ...], float]:
-    """Centres of bins uniform over [low, high] widened by 2 sigma at both ends, and sigma, the width of a label among them.
-
-    Without the widening, expectations near the ends would be pulled inwards. sigma None: the larger of the bins' spacing
-    and 2 % of the range; the spacing (high - low + 4 sigma) / (num_bins - 1) equals sigma at (high - low) / (num_bins - 5).
-
-    Raises:
-        ValueError: fewer than 6 bins, or a sigma that is not positive.
-    """
-    if num_bins < 6:
-        raise ValueError(f"{num_bins} bins (task.num_bins) are too few for a distribution over them: give 6 or more.")
-    if sigma is None:
-        sigma = max((high - low) / (num_bins - 5), 0.02 * (high - low))
-    first, last = low - 2 * sigma, high + 2 * sigma
-    return tuple(first + (last - first) * index / (num_bins - 1) for index in range(num_bins)), sigma
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +52,14 @@ class Classification(ClassEquations):
     @property
     def num_outputs(self) -> int:
         return self.num_classes
+
+    def __post_init__(self):
+        if len(self.class_names) < 2:
+            raise ValueError(
+                "a classification tells two classes or more apart, and this one has "
+                f"{', '.join(self.class_names) or 'none'}: "
+                "give images of other classes too, or labels that are numbers with a decimal point for a regression."
+            )
 
     def check(self, labels: Tensor, name: str) -> None:
         """Raise a ValueError when a label is not one of the classes."""
@@ -156,7 +106,8 @@ class Classification(ClassEquations):
         return {name: 100 * value for name, value in values.items()}
 
     def to_metric(self, outputs: Tensor) -> Tensor:
-        """Outputs in the form that `metrics` takes."""
+        """Outputs in the form that `metrics` takes. Raises ValueError for outputs that are not a number."""
+        check_answers(outputs, ~outputs.isnan())
         return outputs
 
 
@@ -194,6 +145,15 @@ class Regression:
     higher_is_better: ClassVar[bool] = False
 
     def __post_init__(self):
+        numbers = {name: getattr(self, name) for name in ("label_min", "label_max", "mean", "std")}
+        if unusable := [f"{name} {value:g}" for name, value in numbers.items() if not math.isfinite(value)]:
+            raise ValueError(
+                f"{' and '.join(unusable)}: a label range has finite ends; give numbers within the labels'."
+            )
+        if self.label_min > self.label_max:
+            raise ValueError(
+                f"label_min {self.label_min:g} is above label_max {self.label_max:g}: exchange the ends of the label range."
+            )
         if not (self.label_min < self.label_max and self.std > 0):
             raise ValueError(
                 f"labels span [{self.label_min:g}, {self.label_max:g}] with standard deviation {self.std:g}: "
@@ -304,19 +264,17 @@ class Regression:
         """What outputs say, as something that can be averaged: predictions [N], standardised."""
         return self.prediction(outputs)
 
-    def soft_loss(self, outputs: Tensor, soft_labels: Tensor) -> Tensor:
+    def soft_divergence(self, outputs: Tensor, soft_labels: Tensor, *, temperature: float = 1.0) -> Tensor:
         """Squared error to averages [N] of labels and predictions, standardised, mean over the batch."""
         return F.mse_loss(full_precision(outputs).flatten(), soft_labels)
 
-    def soft_divergence(self, outputs: Tensor, soft_labels: Tensor, *, temperature: float = 1.0) -> Tensor:
-        """As `soft_loss`: scalars have no temperature."""
-        return self.soft_loss(outputs, soft_labels)
+    soft_loss = soft_divergence
 
     def prediction(self, outputs: Tensor) -> Tensor:
         """The number that outputs stand for, [N], standardised and not clipped: itself, the expectation, or the mean."""
         if self.head == BINS:
-            return distribution_expectation(student_logits=outputs.float(), bins=self.centres(outputs.device))
-        return outputs[:, 0].float() if self.head == GAUSSIAN else full_precision(outputs).flatten()
+            return distribution_expectation(student_logits=full_precision(outputs), bins=self.centres(outputs.device))
+        return full_precision(outputs[:, 0]) if self.head == GAUSSIAN else full_precision(outputs).flatten()
 
     def translate(self, outputs: Tensor, theirs: Regression) -> Tensor:
         """Outputs of a network of another standardisation or head, in this one's; a single number is always a scalar.
@@ -368,11 +326,11 @@ class Regression:
 
     def predict(self, outputs: Tensor) -> Tensor:
         """Predictions [N] in the user's units, clipped to the label range."""
-        return _denormalized(self.normalize(outputs), self.label_min, self.label_max)
+        return denormalized(self.normalize(outputs), self.label_min, self.label_max)
 
     def normalize(self, outputs: Tensor) -> Tensor:
         """Outputs to predictions [N] on the scale where the label range is [0, 1]; not clipped."""
-        return (self.prediction(outputs) * self.std + self.mean - self.label_min) / (self.label_max - self.label_min)
+        return (self.prediction(outputs) * self.std + (self.mean - self.label_min)) / (self.label_max - self.label_min)
 
     def error(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """How wrong a network's outputs find the labels: absolute error [N] in the user's units."""
@@ -400,18 +358,19 @@ class Regression:
         return self.error(outputs, labels).mean().item()
 
     def metrics(self):
-        """A fresh torchmetrics collection of MAE, RMSE (user's units) and R2."""
-        from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection, R2Score
+        """A fresh torchmetrics metric of MAE, RMSE (user's units) and R2."""
+        from gankd.evaluation.label_scores import LabelScores
 
-        return MetricCollection({"mae": MeanAbsoluteError(), "rmse": MeanSquaredError(squared=False), "r2": R2Score()})
+        return LabelScores()
 
     def in_units(self, values: dict[str, float]) -> dict[str, float]:
         """What `metrics` computed; already in the user's units."""
         return values
 
     def to_metric(self, outputs: Tensor) -> Tensor:
-        """Outputs in the form that `metrics` takes."""
-        return self.predict(outputs)
+        """Predictions in double precision, where the device has it. Raises ValueError for outputs that are not finite."""
+        check_answers(outputs, outputs.isfinite())
+        return self.predict(outputs if outputs.device.type == "mps" else outputs.double())
 
 
 class UnitVariance(Regression):

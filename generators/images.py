@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+FAINT = 0.05  # of the range: a channel whose standard deviation is less hardly varies
+
 
 class Images(Protocol):
     """Images uint8 [N, C, H, W]: a tensor, or what indexes like one and reads them when they are asked for."""
@@ -51,9 +53,12 @@ def as_uint8(image: Any) -> Tensor:
     if not isinstance(image, Tensor):
         import numpy
 
-        if hasattr(image, "getexif"):  # a PIL image
-            image = flat_picture(image)
-        image = torch.from_numpy(numpy.array(image))  # a copy: PIL's buffer is read-only
+        is_picture = hasattr(image, "getexif")  # of PIL
+        image = torch.from_numpy(
+            numpy.array(flat_picture(image) if is_picture else image)
+        )  # a copy: it may be read-only
+        if is_picture and image.ndim == 3:
+            return image.permute(2, 0, 1).contiguous()
     if image.ndim == 2:
         image = image[None]
     if image.ndim != 3:
@@ -116,20 +121,21 @@ def channel_statistics(images, sample: int = 10_000) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation per channel, each [C], of uint8 images [N, C, H, W] as numbers in [0, 1], from an even
     sample of at most `sample` of them; what networks normalise their input with.
 
-    No channel's deviation is less than 0.05, or than a quarter of the largest channel's: divided by less, the coding noise
-    of a channel that hardly varies would become the loudest input, and an image saved again as JPEG another image. A
-    warning names such a channel.
+    A channel that hardly varies (a deviation below 0.05) gets the largest deviation of all channels, 0.05 at least, and a
+    warning names it: divided by its own, its coding noise would become the loudest input, and an image that is saved again
+    as JPEG another image. Measured on spots in blue with red and green of .002: the error of a small network rises from .5
+    to 14 with their own deviations (a floor of .001), from .8 to 3.4 with a floor of .05, and not at all with blue's.
     """
     indices = torch.linspace(0, len(images) - 1, min(sample, len(images))).long()
     pixels = to_unit_range(images[indices].cpu())
     mean, std = pixels.mean(dim=(0, 2, 3)), pixels.std(dim=(0, 2, 3), unbiased=False)
-    floor = max(0.05, std.max().item() / 4)
+    shared = max(FAINT, std.max().item())
     names = ("red", "green", "blue") if len(std) == 3 else [str(channel) for channel in range(len(std))]
-    faint = [f"{name} ({value:.3g})" for name, value in zip(names, std.tolist(), strict=True) if value < floor]
+    faint = [f"{name} ({value:.3g})" for name, value in zip(names, std.tolist(), strict=True) if value < FAINT]
     if faint:
         warnings.warn(
-            f"images hardly vary in channel {', '.join(faint)}: it is normalised with a standard deviation of {floor:.3g} "
-            "of its range, so that noise does not become signal; give `normalize` where its small differences matter.",
+            f"images hardly vary in channel {', '.join(faint)}: it is normalised with a standard deviation of "
+            f"{shared:.3g} of its range, so that noise is no signal; give `normalize` where small differences matter.",
             stacklevel=2,
         )
-    return mean, std.clamp(min=floor)
+    return mean, torch.where(std < FAINT, shared, std)

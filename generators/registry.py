@@ -109,9 +109,8 @@ def options_of(function: Callable) -> type[Settings]:
         if parameter.kind is parameter.KEYWORD_ONLY:
             default = ... if parameter.default is parameter.empty else parameter.default
             fields[name] = (hints.get(name, Any), default)
-    model = create_model(
-        f"{getattr(function, '__name__', type(function).__name__)}Options", __base__=Settings, **fields
-    )
+    name = getattr(function, "__name__", type(function).__name__)
+    model = create_model(f"{name}Options", __base__=Settings, __module__=function.__module__, **fields)
     model.__doc__ = (inspect.getdoc(function) or "").split("\n\n")[0]
     return model
 

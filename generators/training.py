@@ -23,7 +23,8 @@ from torch.utils.data import Dataset
 from generators.checkpoints import all_finite, check_same_run, fingerprint, read_checkpoint, save_checkpoint
 from generators.config import GeneratorConfig
 from generators.game import Game
-from generators.images import Images, as_uint8
+from generators.images import Images
+from generators.inputs import read_inputs
 from generators.interface import ConditionalGenerator
 from generators.label_network import train_label_network
 from generators.labels import ClassLabels, ScalarLabels, check_labels
@@ -55,8 +56,9 @@ def train(
     """Train a generator and return it: averaged weights, recalibrated batch norms, eval mode, ready to sample.
 
     Args:
-        images: uint8 [N, C, H, W] (a tensor, or anything that indexes like one), or a `Dataset` of (image, label).
-        labels: class ids int64 [N] or scalars [N] in the user's units; with a `Dataset` they come from it.
+        images: uint8 [N, C, H, W] (a tensor, or anything that indexes like one), or a `Dataset` of (image, label) or of
+            dictionaries, read once.
+        labels: class ids [N] or scalars [N] in the user's units; with a `Dataset` they come from it.
         num_classes: for class ids. Exactly one of this and `label_range` is given.
         label_range: (min, max) of a scalar label in the user's units.
         config, **settings: the training's settings, and single ones that replace them (steps=2000, widths=(64, 48)).
@@ -74,11 +76,9 @@ def train(
             images alike, and no score was taken before.
     """
     config, accelerator = (config or GeneratorConfig()).replace(**settings), accelerator or Accelerator()
-    if labels is None:
-        images, labels = read_dataset(images)
+    pixels, labels = read_inputs(images, labels)
     check_seed(seed)
     check_labels(labels, num_classes, label_range)
-    check_images(images, len(labels))
     check_processes(config, accelerator)
     device, rank, is_main = accelerator.device, accelerator.process_index, accelerator.is_main_process
     size = config.batch_size // accelerator.num_processes
@@ -87,16 +87,18 @@ def train(
     run = {**config.model_dump(mode="json", include=ESSENTIAL), "seed": seed, "num_images": len(labels)}
     run |= {"num_classes": num_classes, "label_range": list(label_range or ())}
     if checkpoint:
-        run |= {"images": fingerprint(images), "labels": fingerprint(labels)}
+        run |= {"images": fingerprint(pixels), "labels": fingerprint(labels)}
 
     with torch.random.fork_rng():
         torch.manual_seed(mix(seed, "generator networks"))
-        plan = ClassLabels(labels, config.balanced) if num_classes else ScalarLabels(labels, label_range, config)
-        generator, discriminator = build_networks(config, tuple(images.shape[1:]), num_classes, label_range)
+        plan = (
+            ClassLabels(labels, config.balanced) if num_classes else ScalarLabels(labels, label_range or (0, 1), config)
+        )
+        generator, discriminator = build_networks(config, tuple(pixels.shape[1:]), num_classes, label_range)
         resumes = checkpoint is not None and checkpoint.exists()
         if generator.config.get("label_input") == "ili" and not resumes:
             where = {"seed": seed, "device": device, "shown": is_main}
-            codes = train_label_network(images, plan.labels.float(), generator.encoder, **where)
+            codes = train_label_network(pixels, plan.labels.float(), generator.encoder, **where)
             generator.encoder.load_state_dict(codes)
             discriminator.encoder.load_state_dict(codes)
         if config.sync_batch_norm:
@@ -116,9 +118,9 @@ def train(
             game.load_state_dict(state["game"])
             monitor.load_state_dict(state["monitor"])
 
-        if isinstance(images, Tensor) and images.numel() <= config.memory_budget << 20:
-            images = images.to(device)
-        batches = prefetch(images, plan, config, seed=seed, rank=rank, size=size, first_step=first_step)
+        if isinstance(pixels, Tensor) and pixels.numel() <= config.memory_budget << 20:
+            pixels = pixels.to(device)
+        batches = prefetch(pixels, plan, config, seed=seed, rank=rank, size=size, first_step=first_step)
         steps = range(first_step, config.steps)
         progress = Progress(steps, title="generator", first=first_step, every=config.log_every, shown=is_main)
         try:
@@ -215,20 +217,3 @@ def check_processes(config: GeneratorConfig, accelerator: Accelerator) -> None:
         )
     if config.sync_batch_norm and accelerator.device.type != "cuda":
         raise ValueError("generator.sync_batch_norm synchronises GPUs, and there is none here; leave it out.")
-
-
-def check_images(images: Images, num_labels: int) -> None:
-    """Raise a ValueError unless there is one uint8 image [C, H, W] a label."""
-    if images.shape[0] != num_labels:
-        raise ValueError(f"there are {images.shape[0]} images but {num_labels} labels.")
-    first = images[torch.arange(1)]
-    if first.dtype != torch.uint8 or first.ndim != 4:
-        raise ValueError(f"images are {first.dtype} {tuple(images.shape)}; expected uint8 [N, C, H, W] in 0..255.")
-
-
-def read_dataset(dataset: Any) -> tuple[Tensor, Tensor]:
-    """The images (uint8 [N, C, H, W]) and labels [N] of a map-style `Dataset` of (image, label)."""
-    if hasattr(dataset, "images") and hasattr(dataset, "labels"):
-        return dataset.images, dataset.labels
-    images, labels = zip(*(dataset[index] for index in range(len(dataset))), strict=True)
-    return torch.stack([as_uint8(image) for image in images]), torch.as_tensor(labels)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +26,9 @@ class Facts(dict):
 class WrappedGenerator(ConditionalGenerator):
     """A generator around `source(z, y)`; see `wrap`."""
 
-    def __init__(self, source: Callable[[Tensor, Tensor], Tensor], config: Facts, feature_names: Sequence[str] = ()):
+    def __init__(self, *, source: Callable[[Tensor, Tensor], Tensor], feature_names: Sequence[str] = (), **config: Any):
         super().__init__()
-        self.source, self.config = source, config
+        self.source, self.config = source, Facts(config)
         self.feature_names = tuple(f"source.{name}" for name in feature_names)
         self.register_buffer(
             "place", torch.empty(0), persistent=False
@@ -82,5 +83,12 @@ def wrap(
     for name in feature_names:
         if name not in modules:
             raise ValueError(f"feature name '{name}' is no module of what is wrapped{nearest(name, modules)}.")
-    config = Facts(resolution=resolution, latent_dim=latent_dim, image_channels=image_channels)
-    return WrappedGenerator(source, Facts(config, num_classes=num_classes, label_range=label_range), feature_names)
+    return WrappedGenerator(
+        source=source,
+        resolution=resolution,
+        latent_dim=latent_dim,
+        image_channels=image_channels,
+        num_classes=num_classes,
+        label_range=label_range,
+        feature_names=feature_names,
+    )

@@ -102,8 +102,8 @@ def measure_distillers(args: argparse.Namespace, accelerator: Accelerator) -> It
         if getattr(args, role):
             options[role] = ModelConfig(name=getattr(args, role))
     for name in args.method:
-        num_samples = args.num_samples or num_images_of(name)
         for kind in kinds(name):
+            num_samples = args.num_samples or num_images_of(name)
             yield measure_distiller(name, noise(kind, args.size, num_samples), **options)
 
 

@@ -30,7 +30,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         return evaluate(args)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -60,10 +60,8 @@ def evaluate(args: argparse.Namespace) -> int:
     check_generator(generator, task, data.train)
     teacher = extractor = None
     if (run / "teacher" / "model.json").exists():
-        features, speaks = config.teacher.features, experiment.teacher_task
-        teacher = Teacher(*load_model(run / "teacher"), device=device, feature_path=features, task=speaks).for_task(
-            task
-        )
+        settings = {"feature_path": config.teacher.features, "task": experiment.teacher_task}
+        teacher = Teacher(*load_model(run / "teacher"), device=device, **settings).for_task(task)
         extractor = extractors.teacher_extractor(teacher)
     if args.inception:
         extractor = extractors.inception_extractor(args.inception, device=device)

@@ -39,6 +39,7 @@ def tiny(tmp_path) -> dict:
             "shard_size": 25,
             "max_candidates": 4000,
             "rho": 0.8,
+            "force": True,  # 20 steps make no generator that shows its labels
             "subsample": {
                 "widths": [32],
                 "dropout": 0,

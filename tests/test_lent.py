@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from gankd.training.trial import takes_channels_last, trial
 from torch import Tensor, nn
 
 import gankd
 from gankd.data.augment import AugmentationConfig
 from gankd.data.sets import ImageSet
 from gankd.training import TrainingConfig
-from gankd.training.trial import takes_channels_last, trial
 
 TRAINING = TrainingConfig(steps=3, batch_size=8, log_every=1, checkpoint_every=1, learning_rate=0.01)
 
@@ -168,7 +168,9 @@ def test_a_trial_leaves_no_trace() -> None:
     before = copy.deepcopy(student)
     trial(student, torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0)))
     assert equal(student, before) and student.training and torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(student.conv.weight.grad, torch.ones_like(student.conv.weight)) and student.fc.weight.grad is None
+    assert (
+        torch.equal(student.conv.weight.grad, torch.ones_like(student.conv.weight)) and student.fc.weight.grad is None
+    )
 
 
 # --- F6: accumulated gradients ----------------------------------------------------------------------------------------
@@ -190,7 +192,9 @@ def test_f6_a_step_is_the_same_in_any_number_of_passes(method: str, passes: int)
     parts = trained(Accelerator(cpu=True, gradient_accumulation_steps=passes))
     for name, weights in whole.state_dict().items():
         torch.testing.assert_close(parts.state_dict()[name], weights, rtol=1e-5, atol=1e-6)
-    assert [values["loss"] for values in logged[3:]] == pytest.approx([values["loss"] for values in logged[:3]], rel=1e-5)
+    assert [values["loss"] for values in logged[3:]] == pytest.approx(
+        [values["loss"] for values in logged[:3]], rel=1e-5
+    )
 
 
 def test_f6_less_of_a_batch_passes_at_once() -> None:
@@ -251,7 +255,10 @@ def test_f9_backbones_too(tmp_path: Path) -> None:
     training = TRAINING.replace(augmentation=AugmentationConfig(brightness=0.4))
     settings = {"method": vicreg, "training": training, "directory": tmp_path}
     gankd.pretrain(network(), real=data().images, **settings)
-    for change, sentence in (({"real": data(1).images}, "normalize|real"), ({"real": data().images, "seed": 1}, "seed")):
+    for change, sentence in (
+        ({"real": data(1).images}, "normalize|real"),
+        ({"real": data().images, "seed": 1}, "seed"),
+    ):
         with pytest.raises(ValueError, match=rf"belongs to another run \(({sentence}): "):
             gankd.pretrain(network(), **settings, **change)
 
@@ -275,7 +282,9 @@ def test_f12_a_teacher_near_chance_is_pointed_out_before_students_learn_from_it(
         gankd.distill(network(), Constant(), real=data(), training=TRAINING)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        teacher = gankd.distill(network(), method="supervised", real=data(), steps=60, batch_size=16, learning_rate=0.01)
+        teacher = gankd.distill(
+            network(), method="supervised", real=data(), steps=60, batch_size=16, learning_rate=0.01
+        )
         gankd.distill(network(), teacher, real=data(), training=TRAINING)
 
 

@@ -567,3 +567,48 @@ def test_an_experiment_refuses_a_method_that_the_head_is_nothing_for() -> None:
     experiment(task={"kind": "regression", "head": "bins"}, student=arms)
     with pytest.raises(ValueError, match=r"student\.arms\.one: .*task\.head: bins"):
         experiment(task={"kind": "regression"}, student=arms)
+
+
+# --- F8, F24: scores of labels that are far from zero, tiny or huge ----------------------------------------------------
+
+
+@pytest.mark.parametrize(("centre", "scale"), [(20000.0, 1.0), (0.0, 1e-9), (0.0, 1e30), (5.0, 1e-3)])
+def test_f8_scores_are_right_wherever_the_labels_lie(centre: float, scale: float) -> None:
+    random = np.random.default_rng(0)
+    labels = torch.from_numpy(centre + scale * random.uniform(-1, 1, size=50)).float()
+    task, outputs = task_of(image_set(labels)), torch.from_numpy(random.normal(size=50)).float()
+    exact = labels.double().numpy()
+    predictions = np.clip(outputs.double().numpy() * task.std + task.mean, exact.min(), exact.max())
+    squares = (predictions - exact) ** 2
+    r2 = 1 - squares.sum() / ((exact - exact.mean()) ** 2).sum()
+    found = measured(task, outputs, labels)
+    assert found["r2"] == pytest.approx(r2, rel=1e-4) and r2 < 0
+    assert found["mae"] == pytest.approx(np.abs(predictions - exact).mean(), rel=1e-4)
+    assert found["rmse"] == pytest.approx(math.sqrt(squares.mean()), rel=1e-4)
+
+
+def test_f15_outputs_that_are_no_numbers_have_no_score() -> None:
+    outputs = torch.zeros(4, 3)
+    outputs[1, 2] = math.nan
+    with pytest.raises(ValueError, match="1 of 4 images with NaN"):
+        LETTERS.to_metric(outputs)
+    with pytest.raises(ValueError, match="2 of 4 images with NaN or infinity"):
+        DEGREES.to_metric(torch.tensor([[0.0], [math.nan], [math.inf], [1.0]]))
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"label_min": 60, "label_max": -60}, "label_min 60 is above label_max -60: exchange the ends"),
+        ({"label_min": 0, "label_max": math.inf}, "label_max inf: a label range has finite ends"),
+        ({"label_min": 0, "label_max": 1, "mean": math.nan}, "mean nan"),
+    ],
+)
+def test_f24_a_range_that_cannot_be_says_why(fields: dict, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        Regression(**fields)
+
+
+def test_f24_one_class_is_no_classification() -> None:
+    with pytest.raises(ValueError, match="tells two classes or more apart, and this one has cat"):
+        Classification(class_names=("cat",))

@@ -147,6 +147,8 @@ class AugmentationConfig(Settings):
         return self
 
 
+CROPPED = AugmentationConfig(resized_crop=(0.2, 1))
+"""The weak augmentation of methods without labels that ask a teacher, as SimReg has it, but for the flip."""
 SELF_SUPERVISED = AugmentationConfig(
     resized_crop=(0.2, 1),
     brightness=0.4,

@@ -118,7 +118,7 @@ class BatchSource:
         self.image_shape = sets[0].image_shape
         """(C, H, W)."""
         self.num_real_per_step = None
-        """Of the batch of all processes; None where that is left to chance."""
+        """Number of real samples in the batch of all processes; None where that is left to chance."""
         if sampling == "uniform" and (len(sets) == 1 or num_synthetic is not None):
             self.num_real_per_step = 0 if real is None else batch_size - (num_synthetic or 0)
         if self.live is not None and self.num_real_per_step is None:
@@ -186,7 +186,7 @@ class BatchSource:
         return self._batch(positions, self._stored_images(positions))
 
     def some_generator_features(self, num_samples: int) -> Tensor:
-        """Of the first synthetic samples, at most so many, float32 [num_samples, D] on the device."""
+        """The generator's features of the first synthetic samples, at most so many, float32 [num_samples, D]."""
         num_samples = min(num_samples, self.num_samples - self.num_real)
         if self.live is None:
             return self.generator_features[:num_samples].float()

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 
 class Views(nn.Module):
-    """`num_views` views of every sample of `source`, and what `teacher` says of each; called on a batch of the source.
+    """Shows every sample of `source` in `num_views` fixed views and keeps the teacher's outputs for each view.
+
+    Called on a batch of the source, it returns the view that each sample shows in the current step.
 
     In its k-th pass (from 0) a sample shows view k mod num_views. In evaluation mode images are only converted.
 
@@ -35,7 +37,7 @@ class Views(nn.Module):
         ValueError: images with random transforms of their own, whose views cannot repeat.
 
     Attributes:
-        step: of the batches that come now; whoever goes through the source sets it.
+        step: the number of the current batch; the training loop sets it before each batch.
     """
 
     def __init__(
@@ -70,10 +72,10 @@ class Views(nn.Module):
 
     @torch.no_grad()
     def answers(self, batch: Batch) -> Tensor:
-        """What the teacher says of these views, [N, K].
+        """The teacher's outputs for the views of this step, [N, K].
 
-        It is asked when a set first comes to a view, for all samples of the set. Several processes share the work: all of
-        them go through the same steps.
+        They are computed when a set first comes to a view, for all samples of the set. Several processes share the work,
+        which needs all of them at the same step.
         """
         for part in self.source.parts:
             for number in part.passes_of(self.step):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from gankd.distributed.processes import gather_with_gradient, several
+from gankd.distributed.processes import gather_with_gradient, is_distributed
 from gankd.losses.precision import full_precision
 
 
@@ -24,7 +24,7 @@ def synchronized(*modules: nn.Module) -> Iterator[None]:
     Meant are `nn.BatchNorm1d` and `nn.BatchNorm2d` themselves; their subclasses and everything else stay as they are, and
     so do all parameters and keys. Every process must pass the same norms in the same order, each with at least one row.
     """
-    parts = [part for module in modules for part in module.modules()] if several() else []
+    parts = [part for module in modules for part in module.modules()] if is_distributed() else []
     plain = {part: type(part) for part in parts if type(part) in _SYNCHRONIZED}
     try:
         for part, kind in plain.items():

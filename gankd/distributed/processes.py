@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, distributed
 
 
-def several() -> bool:
+def is_distributed() -> bool:
     """Whether the run has several processes."""
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
@@ -19,7 +19,7 @@ def gather(rows: Tensor) -> Tensor:
 
     They stand where they do in the batch of all processes, of which process r has every `processes`-th row from r on.
     """
-    if not several():
+    if not is_distributed():
         return rows.detach()
     parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(distributed.get_world_size())]
     distributed.all_gather(parts, rows.detach().contiguous())
@@ -28,7 +28,7 @@ def gather(rows: Tensor) -> Tensor:
 
 def own_rows() -> slice:
     """Which rows of what was gathered are from this process."""
-    return slice(distributed.get_rank(), None, distributed.get_world_size()) if several() else slice(None)
+    return slice(distributed.get_rank(), None, distributed.get_world_size()) if is_distributed() else slice(None)
 
 
 def gather_with_gradient(rows: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ def gather_with_gradient(rows: Tensor) -> Tensor:
     A loss that each process takes of all rows has, averaged over processes as data-parallel training does it, the
     gradient of that loss in one process.
     """
-    return _Gather.apply(rows) if several() else rows
+    return _Gather.apply(rows) if is_distributed() else rows
 
 
 class _Gather(torch.autograd.Function):
@@ -47,14 +47,31 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(context, gradient: Tensor) -> Tensor:
-        gradient = gradient.clone(memory_format=torch.contiguous_format)  # autograd may share it with another branch
-        distributed.all_reduce(gradient)
-        return gradient[own_rows()]
+        return _SumOfOwnRows.apply(gradient)
+
+
+class _SumOfOwnRows(torch.autograd.Function):
+    """The transpose of `_Gather`, as which it has a gradient too."""
+
+    @staticmethod
+    def forward(context, rows: Tensor) -> Tensor:
+        rows = rows.clone(memory_format=torch.contiguous_format)  # autograd may share it with another branch
+        distributed.all_reduce(rows)
+        return rows[own_rows()]
+
+    @staticmethod
+    def backward(context, gradient: Tensor) -> Tensor:
+        return _Gather.apply(gradient)
+
+
+def mean_with_gradient(tensor: Tensor) -> Tensor:
+    """The mean over processes, each of which has a tensor of the same shape; the gradient is that of the mean loss."""
+    return gather_with_gradient(tensor[None]).mean(0) if is_distributed() else tensor
 
 
 def runs(index: int) -> bool:
     """Whether this process is the one, among all of them, that item `index` of a list falls to."""
-    return not several() or index % distributed.get_world_size() == distributed.get_rank()
+    return not is_distributed() or index % distributed.get_world_size() == distributed.get_rank()
 
 
 @torch.no_grad()

@@ -17,7 +17,8 @@ from gankd.evaluation.probes import (
     linear_probe,
     ridge_probe,
 )
-from gankd.evaluation.protocols import PROBES, LabelledFeatures, labelled_features, measure
+from gankd.evaluation.protocols import PROBES, LabelledFeatures, check_probes, labelled_features, measure
+from gankd.models.outputs import outputs_of
 from gankd.models.state import preserve_state
 from gankd.tasks import REGRESSION, Task, not_finite
 from generators.images import to_unit_range
@@ -26,6 +27,7 @@ __all__ = [
     "PROBES",
     "LabelledFeatures",
     "ProbeResult",
+    "check_probes",
     "evaluate",
     "extract_features",
     "knn_accuracy",
@@ -81,7 +83,7 @@ def evaluate(
     with preserve_state(model):
         model.eval()
         for batch in batches:
-            outputs = model(normalize(to_unit_range(batch.images))).float()
+            outputs = outputs_of(model(normalize(to_unit_range(batch.images)))).float()
             broken += not_finite(outputs, task).sum()
             found, labels = task.to_metric(outputs), batch.labels
             if task.kind == REGRESSION:

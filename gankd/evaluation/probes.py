@@ -37,7 +37,7 @@ class ProbeResult:
     protocol: str
     """How it was measured, in one line."""
     strength: float | None = None
-    """Of the regularisation that was chosen, where one was."""
+    """Strength of the regularisation that was chosen, where one was."""
 
     def __str__(self) -> str:
         chosen = "" if self.strength is None else f"; strength {self.strength:.3g}"
@@ -65,14 +65,9 @@ def extract_features(
     Raises:
         ValueError: a feature_path that the model does not have, or no linear layer where none is named.
     """
-    homes = {module: _device(module) for module in (model, normalize)}
-    try:
-        with preserve_state(model):
-            teacher = Teacher(model, normalize, device=device or homes[model], feature_path=feature_path)
-            return teacher.map(images, lambda chunk: teacher.outputs_and_features(chunk)[1].float(), batch_size)
-    finally:
-        for module, home in homes.items():
-            module.to(home)
+    with preserve_state(model), preserve_state(normalize):
+        teacher = Teacher(model, normalize, device=device or _device(model), feature_path=feature_path)
+        return teacher.map(images, lambda chunk: teacher.outputs_and_features(chunk)[1].float(), batch_size)
 
 
 def linear_probe(
@@ -106,7 +101,7 @@ def linear_probe(
     _check(train_features, train_labels, test_features, test_labels, of_classes=True)
     train_features, train_labels = full_precision(train_features.detach()), train_labels.long()
     num_classes = int(train_labels.max()) + 1
-    rest, held_out = _split(train_labels, groups, seed)
+    rest, held_out = split_for_choice(train_labels, groups, seed)
 
     standardized = standardize_features(features=train_features, bank_features=train_features[rest])
     head, trials = _zero_head(standardized, num_classes), []
@@ -149,18 +144,11 @@ def ridge_probe(
     is minimised in closed form, in float64. The strength is the one of `RIDGE_STRENGTHS` with the lowest mean absolute
     error on a fifth of the training samples, drawn evenly over the sorted labels, and the probe is fitted again on all.
 
-    Args:
-        train_features: [N, D]; train_labels: scalars [N]; test_features: [M, D]; test_labels: scalars [M].
-        groups: int64 [N]; training samples of one group never fall on both sides of the split.
-        seed: of the split.
-
-    Raises:
-        ValueError: shapes that do not fit, labels that are class ids, features or labels that are not finite, or too
-            few samples to hold some out.
+    Arguments and errors as of `linear_probe`, with scalar labels [N] and [M].
     """
     _check(train_features, train_labels, test_features, test_labels, of_classes=False)
     features, labels = train_features.detach().double(), train_labels.double()
-    rest, held_out = _split(train_labels, groups, seed)
+    rest, held_out = split_for_choice(train_labels, groups, seed)
 
     predictions = _ridge_predictions(features[rest], labels[rest], features[held_out], RIDGE_STRENGTHS)
     errors = (predictions - labels[held_out]).abs().mean(dim=1)
@@ -187,12 +175,7 @@ def knn_probe(
 ) -> ProbeResult:
     """Top-1 accuracy of `knn_predict` with the training samples as the bank, in %.
 
-    Args:
-        train_features: [N, D]; train_labels: class ids [N]; test_features: [M, D]; test_labels: class ids [M].
-
-    Raises:
-        ValueError: shapes that do not fit, labels that are not class ids, features that are not finite, k below 1, or
-            a temperature that is not positive.
+    Features and class ids as in `linear_probe`; raises a ValueError as it does, and as `knn_predict`.
     """
     _check(train_features, train_labels, test_features, test_labels, of_classes=True)
     accuracy = knn_accuracy(
@@ -218,12 +201,7 @@ def knn_regression_probe(
 ) -> ProbeResult:
     """Mean absolute error of `knn_regress` with the training samples as the bank, in the units of the labels.
 
-    Args:
-        train_features: [N, D]; train_labels: scalars [N]; test_features: [M, D]; test_labels: scalars [M].
-
-    Raises:
-        ValueError: shapes that do not fit, labels that are class ids, features or labels that are not finite, k below
-            1, or a temperature that is not positive.
+    Features and scalar labels as in `ridge_probe`; raises a ValueError as it does, and as `knn_regress`.
     """
     _check(train_features, train_labels, test_features, test_labels, of_classes=False)
     predictions = knn_regress(
@@ -249,7 +227,7 @@ def _knn_protocol(answer: str, bank_size: int, k: int, temperature: float | None
     )
 
 
-def _split(labels: Tensor, groups: Tensor | None, seed: int) -> tuple[Tensor, Tensor]:
+def split_for_choice(labels: Tensor, groups: Tensor | None, seed: int) -> tuple[Tensor, Tensor]:
     groups = None if groups is None else groups.cpu()
     parts = stratified_indices(
         labels.cpu(), VALIDATION_SHARE, seed=seed, groups=groups, key="the probe's validation part"

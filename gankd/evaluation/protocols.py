@@ -19,6 +19,7 @@ from gankd.evaluation.probes import (
     knn_regression_probe,
     linear_probe,
     ridge_probe,
+    split_for_choice,
 )
 
 PROBES = {
@@ -49,6 +50,13 @@ def labelled_features(
     """The pooled features of a set's images; see `extract_features`."""
     features = extract_features(model, data.images, normalize=normalize, device=device)
     return LabelledFeatures(features, data.labels, data.groups)
+
+
+def check_probes(train: ImageSet, *, seed: int = 0) -> None:
+    """Raise a ValueError for too few labelled images to fit probes to, before a network is trained for them."""
+    if len(train) < 2:
+        raise ValueError(f"{train.name}: {len(train)} labelled images are too few to fit probes to; give at least two.")
+    split_for_choice(train.labels, train.groups, seed)
 
 
 def measure(train: LabelledFeatures, test: LabelledFeatures, *, seed: int = 0) -> dict[str, ProbeResult]:

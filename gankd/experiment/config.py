@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from gankd.data.augment import SELF_SUPERVISED, AugmentationConfig
+from gankd.data.augment import AugmentationConfig
 from gankd.data.config import DataConfig
 from gankd.methods import AnyMethodConfig, MethodConfig, check_method, check_two_views, check_views
 from gankd.methods.alone.supervised import SupervisedConfig
@@ -157,8 +157,8 @@ class GeneratorStageConfig(GeneratorConfig):
 class RepresentationConfig(TrainingConfig):
     """Backbones trained without labels, measured by probes, and where students may start from."""
 
-    augmentation: AugmentationConfig = SELF_SUPERVISED
-    """Random changes of the images; photographs want horizontal_flip too."""
+    augmentation: AugmentationConfig | None = None
+    """Random changes of the images; photographs want horizontal_flip too. Null: those of the arm's method, without flips."""
     arms: dict[FolderName, BackboneArmConfig] = {}
     """By name, in the order of the table; none by default."""
     model: ModelConfig | None = None
@@ -191,10 +191,15 @@ class RepresentationConfig(TrainingConfig):
             try:
                 check_method(arm.method, REPRESENTATION, has_teacher=True)
                 check_views(arm.method, self.views)
-                check_two_views(arm.method, self.augmentation, has_real=arm.synthetic < 1)
+                check_two_views(arm.method, self.of_arm(arm).augmentation, has_real=arm.synthetic < 1)
             except ValueError as error:
                 raise ValueError(f"arms.{name}: {error}") from error
         return self
+
+    def of_arm(self, arm: BackboneArmConfig) -> RepresentationConfig:
+        """The same with the augmentation that an arm is trained with."""
+        augmentation = self.augmentation or arm.method.method.backbone_augmentation
+        return self.model_copy(update={"augmentation": augmentation})
 
 
 class RuntimeConfig(Settings):

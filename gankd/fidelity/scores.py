@@ -25,7 +25,7 @@ from gankd.evaluation import evaluate
 from gankd.fidelity.extractors import embed, teacher_extractor
 from gankd.fidelity.measures import class_scores, fidelity_scores, scalar_scores
 from gankd.models.teacher import Normalize, Teacher
-from gankd.synthesis.checks import check_finite, oddities
+from gankd.synthesis.checks import check_finite
 from gankd.tasks import Classification, Regression, Task
 from gankd.training import TrainingConfig
 from generators.interface import ConditionalGenerator
@@ -274,3 +274,32 @@ def score_rows(columns: list[dict], task: Task) -> list[list[str]]:
 
     table = [[name, better, *(in_words(scores, key, unit) for scores in columns)] for name, better, key, unit in rows]
     return [row for row in table if any(row[2:])]
+
+
+def oddities(fakes: ImageSet, real: ImageSet) -> list[str]:
+    """Sentences about what is odd about the pixels of the fakes beside those of the real images.
+
+    Raises:
+        ValueError: images of unlike shapes, or 0..1 on one side and 0..255 on the other.
+    """
+    if fakes.image_shape != real.image_shape:
+        raise ValueError(
+            f"{fakes.name} holds images of {fakes.image_shape}, {real.name} of {real.image_shape}: bring both to one size "
+            "and number of channels (data.image_size, data.channels) before comparing them."
+        )
+    (fake_low, fake_high), (real_low, real_high) = (
+        torch.aminmax(dataset.images[torch.linspace(0, len(dataset) - 1, min(1000, len(dataset))).long()])
+        for dataset in (fakes, real)
+    )
+    for dataset, high, other in ((fakes, fake_high, real_high), (real, real_high, fake_high)):
+        if high == 1 < other:
+            raise ValueError(
+                f"{dataset.name} holds only the values 0 and 1, the other side goes up to {other}: images in [0, 1] must "
+                "be multiplied by 255 before they become uint8."
+            )
+    if fake_low >= 127 and real_low < 64:
+        return [
+            f"{fakes.name}: no pixel is darker than {fake_low}, real ones go down to {real_low}: does the generator draw "
+            "in [0, 1] where [-1, 1] is expected?"
+        ]
+    return []

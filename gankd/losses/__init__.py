@@ -5,15 +5,8 @@ also inside autocast, and carries gradients to the student only: whatever comes 
 docstring says otherwise.
 """
 
-from .activations import activation_boundary_loss, attention_based_fusion, hcl_loss, ofd_loss, ofd_margin
-from .contrastive import (
-    contrast_indices,
-    crd_initial_bank,
-    crd_loss,
-    crd_update_bank,
-    embed_and_normalize,
-    nce_loss,
-)
+from .activations import activation_boundary_loss, hcl_loss, ofd_loss, ofd_margin
+from .contrastive import crd_loss, nce_loss
 from .curriculum import ctkd_loss, ctkd_temperature, curriculum_strength, gradient_reversal
 from .distributions import (
     distribution_expectation,
@@ -23,10 +16,9 @@ from .distributions import (
     label_distribution_loss,
 )
 from .features import attention_transfer_loss, factor_transfer_loss, fsp_loss, hint_loss, nst_loss, vid_loss
-from .fusion import channel_attention, dual_attention, fused_logits, multi_scale_features, spatial_attention
 from .logits import dist_loss, dkd_loss, kd_loss
 from .mixing import cutmix_batch, mixup_batch, mixup_cross_entropy
-from .mixskd import mixskd_discriminator_loss, mixskd_discriminator_scores, mixskd_loss
+from .mixskd import mixskd_discriminator_loss, mixskd_loss
 from .mutual_contrastive import (
     ensemble_logit_loss,
     layer_matching_weights,
@@ -44,13 +36,14 @@ from .online import (
     kdcl_loss,
     mfef_loss,
     okddip_loss,
-    one_gates,
     one_loss,
     rampup_weight,
 )
 from .regression import (
     attentive_hint_loss,
     attentive_imitation_loss,
+    bounded_error,
+    kept_label_error,
     regression_kd_loss,
     teacher_bounded_regression_loss,
     teacher_confidence,
@@ -113,22 +106,18 @@ __all__ = [
     "activation_boundary_loss",
     "afd_discriminator_loss",
     "afd_generator_loss",
-    "attention_based_fusion",
     "attention_transfer_loss",
     "attentive_hint_loss",
     "attentive_imitation_loss",
     "bake_loss",
     "bake_targets",
+    "bounded_error",
     "byot_loss",
-    "channel_attention",
     "class_votes",
     "confidence_penalty",
-    "contrast_indices",
     "correlation_congruence_loss",
     "covariance_loss",
-    "crd_initial_bank",
     "crd_loss",
-    "crd_update_bank",
     "cs_kd_loss",
     "ctkd_loss",
     "ctkd_temperature",
@@ -140,15 +129,12 @@ __all__ = [
     "dkd_loss",
     "dks_loss",
     "dml_loss",
-    "dual_attention",
-    "embed_and_normalize",
     "ensemble_logit_loss",
     "factor_transfer_loss",
     "ffl_loss",
     "focal_loss",
     "frskd_loss",
     "fsp_loss",
-    "fused_logits",
     "gaussian_kd_loss",
     "gaussian_nll_loss",
     "gradient_reversal",
@@ -162,6 +148,7 @@ __all__ = [
     "kd_loss",
     "kdcl_general_weights",
     "kdcl_loss",
+    "kept_label_error",
     "label_distribution",
     "label_distribution_loss",
     "label_smoothing_loss",
@@ -172,13 +159,11 @@ __all__ = [
     "mcl_queue_loss",
     "mfef_loss",
     "mixskd_discriminator_loss",
-    "mixskd_discriminator_scores",
     "mixskd_loss",
     "mixskd_regression_loss",
     "mixup_batch",
     "mixup_cross_entropy",
     "mixup_regression_loss",
-    "multi_scale_features",
     "multi_teacher_simreg_loss",
     "mutual_regression_loss",
     "nce_loss",
@@ -186,7 +171,6 @@ __all__ = [
     "ofd_loss",
     "ofd_margin",
     "okddip_loss",
-    "one_gates",
     "one_loss",
     "pkt_loss",
     "pool_generator_features",
@@ -202,7 +186,6 @@ __all__ = [
     "similarity_preserving_loss",
     "simreg_loss",
     "span_loss",
-    "spatial_attention",
     "squeeze_and_span_loss",
     "squeeze_loss",
     "teacher_bounded_regression_loss",

@@ -3,7 +3,7 @@
 activation_boundary_loss: Heo et al., "Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden
     Neurons", AAAI 2019, arXiv 1811.03233
 ofd_margin, ofd_loss: Heo et al., "A Comprehensive Overhaul of Feature Distillation", ICCV 2019, arXiv 1904.01866
-hcl_loss, attention_based_fusion: Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv 2104.09044
+hcl_loss: Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv 2104.09044
 """
 
 from __future__ import annotations
@@ -115,31 +115,3 @@ def hcl_loss(
                 loss = loss + weight * pooled.square().mean()
         total = total + loss / weights
     return total
-
-
-def attention_based_fusion(
-    *,
-    feature: Tensor,  # [N, M, h, w], the student's stage
-    residual: Tensor,  # [N, M, h', w'], fused from the deeper stages
-    weight: Tensor,  # [2, 2M, 1, 1]
-    bias: Tensor,  # [2]
-) -> Tensor:
-    """ReviewKD's fusion: a stage and the review of the deeper ones, each weighted by its own attention map.
-
-    y = residual, nearest-upsampled to h x w;  z1, z2 = sigmoid(conv1x1([feature, y]));  feature z1 + y z2
-
-    Carries gradients to every argument. Returns [N, M, h, w].
-    Raises ValueError when batches or channels differ, or the weight does not fit them.
-    """
-    feature, residual = full_precision(feature), full_precision(residual)
-    channels = feature.shape[1]
-    if residual.shape[:2] != feature.shape[:2] or weight.shape != (2, 2 * channels, 1, 1):
-        raise ValueError(
-            f"fusion takes two maps of one batch and width and a weight [2, 2 * width, 1, 1], but got "
-            f"{list(feature.shape)}, {list(residual.shape)} and {list(weight.shape)}"
-        )
-    residual = F.interpolate(residual, size=feature.shape[2:], mode="nearest")
-    with torch.autocast(feature.device.type, enabled=False):
-        stacked = torch.cat([feature, residual], dim=1)  # [N, 2M, h, w]
-        attention = torch.sigmoid(F.conv2d(stacked, full_precision(weight), full_precision(bias)))  # [N, 2, h, w]
-    return feature * attention[:, :1] + residual * attention[:, 1:]

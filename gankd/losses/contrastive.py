@@ -1,12 +1,11 @@
-"""Contrastive representation distillation: the loss of embeddings against memory banks, and the draw of the contrast.
+"""Contrastive representation distillation: the loss of embeddings against memory banks.
 
-embed_and_normalize, nce_loss, crd_loss, crd_initial_bank, crd_update_bank, contrast_indices: Tian, Krishnan, Isola,
-"Contrastive Representation Distillation", ICLR 2020, arXiv 1910.10699; the memory bank after Wu, Xiong, Yu, Lin,
-"Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR 2018, arXiv 1805.01978
+nce_loss, crd_loss: Tian, Krishnan, Isola, "Contrastive Representation Distillation", ICLR 2020, arXiv 1910.10699
 
-One step: embed both features, draw the contrast, take the loss against the banks as they are, then update the banks.
-Samples that have no place in a bank (a live generator's) are contrasted inside their batch or against a queue: the banks
-are then the detached embeddings of the batch, followed by those of earlier batches, and the ids are places in them.
+One step: embed both features, draw the contrast, take the loss against the banks as they are, then update the banks, as
+`gankd.methods.memory_bank` does. Samples that have no place in a bank (a live generator's) are contrasted inside their
+batch or against a queue: the banks are then the detached embeddings of the batch, followed by those of earlier batches, and
+the ids are places in them.
 """
 
 from __future__ import annotations
@@ -20,27 +19,6 @@ from torch import Tensor
 from .precision import full_precision
 
 NCE_EPS = 1e-7
-
-
-def embed_and_normalize(
-    *,
-    feature: Tensor,  # [N, ...], as a rule the pooled penultimate feature
-    weight: Tensor,  # [D, in], in = the feature's trailing entries
-    bias: Tensor,  # [D]
-) -> Tensor:  # [N, D], rows of norm 1
-    """A feature on the sphere that student and teacher share: v = W f + b, then v / max(|v|, 1e-12).
-
-    Gradients reach the feature and the head: the teacher's head is trained too, so detach the teacher's feature.
-    Raises ValueError when the head does not fit the feature.
-    """
-    flat = full_precision(feature).flatten(1)  # [N, in]
-    if flat.shape[1] != weight.shape[1]:
-        raise ValueError(
-            f"the embedding takes {weight.shape[1]} inputs; features of shape {list(feature.shape)} "
-            f"have {flat.shape[1]} a sample"
-        )
-    with torch.autocast(flat.device.type, enabled=False):
-        return F.normalize(F.linear(flat, weight.to(flat.dtype), bias.to(flat.dtype)), dim=1, eps=1e-12)
 
 
 def nce_loss(
@@ -100,90 +78,6 @@ def crd_loss(
     student_side, z_student = _contrast(student_embedding, teacher_bank, contrast_indices, temperature, z_student)
     teacher_side, z_teacher = _contrast(teacher_embedding, student_bank, contrast_indices, temperature, z_teacher)
     return student_side + teacher_side, z_student, z_teacher
-
-
-def crd_initial_bank(
-    *, n_data: int, dimension: int, generator: torch.Generator | None = None, device: torch.device | str | None = None
-) -> Tensor:  # [n_data, D]
-    """A bank before training: entries uniform in (-a, a), a = sqrt(3 / D), so that E |row|^2 = 1."""
-    limit = math.sqrt(3 / dimension)
-    return torch.empty(n_data, dimension, device=device).uniform_(-limit, limit, generator=generator)
-
-
-@torch.no_grad()
-def crd_update_bank(
-    *,
-    bank: Tensor,  # [n_data, D], unchanged
-    embedding: Tensor,  # [N, D], of the bank's own network
-    indices: Tensor,  # [N] int64, ids of the batch
-    momentum: float = 0.5,
-) -> Tensor:  # [n_data, D]
-    """The bank after a step: rows y of the batch become normalise( momentum * M[y] + (1 - momentum) * v ).
-
-    When an id occurs twice in a batch, its last occurrence counts, on every device.
-    Raises ValueError when shapes do not fit.
-    """
-    if embedding.shape != (len(indices), bank.shape[1]):
-        raise ValueError(
-            f"{len(indices)} rows of a bank {list(bank.shape)} cannot take embeddings {list(embedding.shape)}"
-        )
-    rows = momentum * full_precision(bank[indices]) + (1 - momentum) * full_precision(embedding)
-    rows = F.normalize(rows, dim=1, eps=1e-12).to(bank.dtype)
-    # The order of two writes to one row is undefined on a GPU: let both write the same.
-    place = torch.arange(len(indices), device=indices.device)
-    last = place.new_zeros(len(bank)).scatter_reduce_(0, indices, place, "amax")[indices]
-    return bank.index_copy(0, indices, rows[last])
-
-
-@torch.no_grad()
-def contrast_indices(
-    *,
-    labels: Tensor,  # [n_data], of every sample that has a place in the banks
-    indices: Tensor,  # [N] int64, the anchors' ids
-    num_negatives: int,
-    mode: str = "exact",  # positive: "exact" the anchor itself, "relax" any sample alike, the anchor included
-    kappa: float | None = None,  # alike: labels that differ by at most kappa; None: equal labels
-    generator: torch.Generator | None = None,  # on the labels' device; None: torch's global one
-) -> Tensor:  # [N, K + 1] int64
-    """What each anchor is contrasted with: a positive, then K negatives drawn uniformly from the samples unlike it.
-
-    Drawn without replacement; where K exceeds an anchor's pool, its row goes through the pool in random order again and
-    again. Class ids need no kappa; a scalar target has no classes, and kappa takes their place: the hard vicinity of
-    Ding et al., "CcGAN", ICLR 2021. labels = torch.arange(n_data) makes every other sample a negative.
-
-    Everything happens on the labels' device, in [N, n_data] numbers and one read of a single number.
-    Raises ValueError for an unknown mode, labels that are not [n_data], a negative kappa, and an anchor that every sample
-    is alike to.
-    """
-    if mode not in ("exact", "relax"):
-        raise ValueError(f"unknown contrast mode {mode!r}: use 'exact' or 'relax'")
-    if labels.ndim != 1:
-        raise ValueError(f"a contrast needs one label per sample, [n_data], not {list(labels.shape)}")
-    if kappa is None:
-        alike = labels == labels[indices, None]  # [N, n_data]
-    elif kappa >= 0:
-        scalars = full_precision(labels)
-        alike = (scalars - scalars[indices, None]).abs() <= kappa
-    else:
-        raise ValueError(f"the half-width kappa of a vicinity cannot be negative, got {kappa}")
-    pool_sizes = len(labels) - alike.sum(1, keepdim=True)  # [N, 1]
-    smallest_pool = int(pool_sizes.min())
-    if smallest_pool == 0:
-        alone = int(pool_sizes.argmin())
-        raise ValueError(
-            f"sample {int(indices[alone])} with label {labels[indices[alone]].item()} has no negatives: every sample's "
-            "label is alike; give labels of at least two kinds, or torch.arange(n_data) to contrast every other sample"
-        )
-    # The order of independent uniform keys is a random permutation of each row's samples.
-    keys = torch.rand(alike.shape, generator=generator, device=labels.device)
-    positives = indices if mode == "exact" else torch.where(alike, keys, 2).argmin(1)
-    keys.masked_fill_(alike, 2)  # behind every key of the pool
-    if num_negatives <= smallest_pool:
-        negatives = keys.topk(num_negatives, largest=False, sorted=False).indices
-    else:
-        shuffled = keys.topk(min(num_negatives, len(labels)), largest=False).indices  # the pool first
-        negatives = shuffled.gather(1, torch.arange(num_negatives, device=labels.device) % pool_sizes)
-    return torch.cat([positives[:, None], negatives], dim=1)
 
 
 def _contrast(

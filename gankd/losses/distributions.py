@@ -16,6 +16,8 @@ from torch import Tensor
 from .precision import full_precision
 from .residuals import check_same_shape, residuals
 
+NUM_BINS = 64
+
 
 def label_distribution(
     *,
@@ -134,3 +136,22 @@ def _log_label_distribution(labels: Tensor, bins: Tensor, sigma: float) -> Tenso
 def _clamped_log_variance(mean: Tensor, log_variance: Tensor) -> Tensor:
     check_same_shape(mean, log_variance, "means and log variances")
     return full_precision(log_variance).clamp(-10, 10)  # variances of 5e-5 to 2e4
+
+
+def uniform_bins(
+    low: float, high: float, num_bins: int = NUM_BINS, sigma: float | None = None
+) -> tuple[tuple[float, ...], float]:
+    """Centres of bins uniform over [low, high] widened by 2 sigma at both ends, and sigma, the width of a label among them.
+
+    Without the widening, expectations near the ends would be pulled inwards. sigma None: the larger of the bins' spacing
+    and 2 % of the range; the spacing (high - low + 4 sigma) / (num_bins - 1) equals sigma at (high - low) / (num_bins - 5).
+
+    Raises:
+        ValueError: fewer than 6 bins, or a sigma that is not positive.
+    """
+    if num_bins < 6:
+        raise ValueError(f"{num_bins} bins (task.num_bins) are too few for a distribution over them: give 6 or more.")
+    if sigma is None:
+        sigma = max((high - low) / (num_bins - 5), 0.02 * (high - low))
+    first, last = low - 2 * sigma, high + 2 * sigma
+    return tuple(first + (last - first) * index / (num_bins - 1) for index in range(num_bins)), sigma

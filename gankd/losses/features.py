@@ -113,36 +113,22 @@ def fsp_loss(
 
 def vid_loss(
     *,
-    student_feature: Tensor,  # [N, C_s, H, W]
-    teacher_feature: Tensor,  # [N, C_t, H', W'], detached
-    regressor_weights: Sequence[Tensor],  # three 1x1 kernels [C_t, C_s, 1, 1], then [C_t, C_t, 1, 1]; ReLU between
-    log_scale: Tensor,  # [C_t]; the channel's variance before the softplus
+    student_feature: Tensor,  # [N, C, H, W], the teacher's map as the student's regressor expects it
+    teacher_feature: Tensor,  # the same shape, detached
+    log_scale: Tensor,  # [C]; the channel's variance before the softplus
     eps: float = 1e-5,  # smallest variance
 ) -> Tensor:
     """The student's feature tells much about the teacher's: a Gaussian bound on their mutual information.
 
-    after matching:  mu = regressor(s);  var_c = softplus(log_scale_c) + eps
-    L = mean ( (mu - t)^2 / var + log var ) / 2 over every entry
+    L = mean ( (s - t)^2 / var + log var ) / 2 over every entry,  var_c = softplus(log_scale_c) + eps
 
     log_scale is a parameter to train with the regressor; log(exp(5 - eps) - 1) starts it at a variance of 5. With a
-    variance below 1 the loss can be negative. Returns a scalar.
-    Raises ValueError when the batches do not pair or the kernels or log_scale do not fit the channels.
+    variance below 1 the loss can be negative. Returns a scalar. Raises ValueError when the shapes differ.
     """
-    ((student, teacher),) = map_pairs([student_feature], [teacher_feature])
-    channels = [student.shape[1], *[teacher.shape[1]] * len(regressor_weights)]
-    expected = [[after, before, 1, 1] for before, after in pairwise(channels)]
-    found = [list(weight.shape) for weight in regressor_weights]
-    if found != expected or not expected or log_scale.shape != (teacher.shape[1],):
-        raise ValueError(
-            f"regressor_weights {found} and log_scale {list(log_scale.shape)} do not lead from {student.shape[1]} to "
-            f"{teacher.shape[1]} channels; expected {expected or 'at least one kernel'} and [{teacher.shape[1]}]"
-        )
-    mean, teacher = matched(student, teacher)
-    with torch.autocast(mean.device.type, enabled=False):
-        for depth, weight in enumerate(regressor_weights):
-            mean = F.conv2d(F.relu(mean) if depth else mean, full_precision(weight))
-    variance = F.softplus(full_precision(log_scale)).view(-1, 1, 1) + eps  # [C_t, 1, 1]
-    return ((mean - teacher).square() / variance + variance.log()).mean() / 2
+    check_same_shape(student_feature, teacher_feature)
+    difference = full_precision(student_feature) - full_precision(teacher_feature.detach())
+    variance = F.softplus(full_precision(log_scale)).view(-1, 1, 1) + eps  # [C, 1, 1]
+    return (difference.square() / variance + variance.log()).mean() / 2
 
 
 def factor_transfer_loss(

@@ -5,6 +5,7 @@ dkd_loss: Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, arXiv 2203
 dist_loss: Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, arXiv 2205.10536
 
 A temperature may be a tensor that is learned: it then receives the gradient of both softmaxes and of the factor T^2.
+A teacher may exclude classes by logits of -inf: their probability is 0, and they add nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def kd_loss(
     _check_logits(student_logits, teacher_logits)
     temperature = _row_temperature(temperature, len(student_logits))
     student = full_precision(student_logits) / temperature
-    teacher = full_precision(teacher_logits.detach()) / temperature
+    teacher = _finite(teacher_logits) / temperature
     return (temperature**2 * _divergence(student, teacher)).mean()
 
 
@@ -80,7 +81,7 @@ def dkd_loss(
         return torch.cat([logits.gather(1, label), rest.logsumexp(dim=1, keepdim=True)], dim=1), rest
 
     student_target, student_rest = split(full_precision(student_logits) / temperature)
-    teacher_target, teacher_rest = split(full_precision(teacher_logits.detach()) / temperature)
+    teacher_target, teacher_rest = split(_finite(teacher_logits) / temperature)
     target_term = temperature**2 * _divergence(student_target, teacher_target)  # [N, 1]
     rest_term = temperature**2 * _divergence(student_rest, teacher_rest)  # [N, 1]
     return alpha * target_term.mean() + beta * rest_term.mean()
@@ -108,10 +109,17 @@ def dist_loss(
     _check_logits(student_logits, teacher_logits)
     temperature = _row_temperature(temperature, 1)
     student = F.softmax(full_precision(student_logits) / temperature, dim=1)
-    teacher = F.softmax(full_precision(teacher_logits.detach()) / temperature, dim=1)
+    teacher = F.softmax(_finite(teacher_logits) / temperature, dim=1)
     inter = 1 - _correlation(student, teacher, dim=1).mean()
     intra = 1 - _correlation(student, teacher, dim=0).mean()
     return (temperature**2 * (beta * inter + gamma * intra)).squeeze()
+
+
+def _finite(logits: Tensor) -> Tensor:
+    """Detached logits, -inf replaced by what has the probability 0 as well, but a finite logarithm: 0 * inf is NaN."""
+    logits = full_precision(logits.detach())
+    lowest = logits.amax(dim=1, keepdim=True) - 1e6
+    return torch.where(logits == -torch.inf, lowest, logits)
 
 
 def _divergence(student: Tensor, teacher: Tensor) -> Tensor:

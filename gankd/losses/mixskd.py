@@ -106,25 +106,3 @@ def mixskd_discriminator_loss(
         targets = torch.eye(2, dtype=scores.dtype, device=scores.device).repeat_interleave(len(mixup), dim=0)
         losses.append(F.binary_cross_entropy_with_logits(scores, targets))
     return sum(losses)
-
-
-def mixskd_discriminator_scores(
-    *,
-    feature: Tensor,  # [N, C, H, W]
-    hidden_weight: Tensor,  # [D, C], D = 128 in the paper's code
-    hidden_bias: Tensor,  # [D]
-    output_weight: Tensor,  # [2, D]
-    output_bias: Tensor,  # [2]
-) -> Tensor:
-    """The discriminator of one stage: average pool, linear, ReLU, linear. Returns [N, 2], without a sigmoid.
-
-    Raises ValueError when the map is not [N, C, H, W] with the C of the weight.
-    """
-    if feature.ndim != 4 or feature.shape[1] != hidden_weight.shape[1]:
-        raise ValueError(
-            f"a feature map {list(feature.shape)} does not fit a discriminator of [N, {hidden_weight.shape[1]}, H, W] maps"
-        )
-    with torch.autocast(feature.device.type, enabled=False):
-        pooled = full_precision(feature).mean(dim=(2, 3))  # [N, C]
-        hidden = F.relu(F.linear(pooled, full_precision(hidden_weight), full_precision(hidden_bias)))  # [N, D]
-        return F.linear(hidden, full_precision(output_weight), full_precision(output_bias))

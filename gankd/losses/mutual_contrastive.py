@@ -144,7 +144,7 @@ def mcl_memory_loss(
     S_ij = v_i bank_j^T / tau at the sample's indices. Between peers all columns are candidates and 1 + positives of them
     positive; within a peer (VCL, softVCL) the sample's own row is left out.
 
-    Renew the banks with crd_update_bank once the loss is formed.
+    Renew the banks once the loss is formed.
     Raises ValueError with fewer than two peers, shapes that do not fit or no positive besides the own row.
     """
     members, memories = _stack_peers(embeddings), [full_precision(bank.detach()) for bank in banks]

@@ -1,7 +1,7 @@
 """Losses of students that train together, without a trained teacher.
 
 dml_loss: Zhang, Xiang, Hospedales, Lu, "Deep Mutual Learning", CVPR 2018, arXiv 1706.00384
-one_gates, one_loss: Lan, Zhu, Gong, "Knowledge Distillation by On-the-Fly Native Ensemble", NeurIPS 2018,
+one_loss: Lan, Zhu, Gong, "Knowledge Distillation by On-the-Fly Native Ensemble", NeurIPS 2018,
     arXiv 1806.04606
 okddip_loss: Chen, Mei, Wang, Feng, Chen, "Online Knowledge Distillation with Diverse Peers", AAAI 2020,
     arXiv 1912.00350
@@ -25,8 +25,8 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional as F
 
 from .classes import CLASSES, Equations
 from .precision import full_precision
@@ -66,30 +66,6 @@ def dml_loss(
         divergences += [task.divergence(student, each, temperature=temperature) / len(targets) for each in targets]
     label_loss, divergence = label_losses(outputs, labels, task), torch.stack(divergences).sum()
     return label_loss + kd_weight * divergence, label_loss, divergence
-
-
-def one_gates(
-    *,
-    feature_map: Tensor,  # [N, C, H, W], the trunk's
-    weight: Tensor,  # [m, C]
-    bias: Tensor,  # [m]
-    norm_weight: Tensor,  # [m]
-    norm_bias: Tensor,  # [m]
-) -> Tensor:
-    """How much each branch counts in ONE's ensemble: softmax(ReLU(BatchNorm(Linear(global average)))). [N, m].
-
-    Batch norm uses the batch's statistics (biased variance, eps 1e-5).
-    Raises ValueError for a batch of one image, which has no variance.
-    """
-    if len(feature_map) < 2:
-        raise ValueError(f"the gates are normalised over the batch: it needs at least 2 images, got {len(feature_map)}")
-    with torch.autocast(feature_map.device.type, enabled=False):
-        pooled = full_precision(feature_map).mean((2, 3))  # [N, C]
-        scores = F.linear(pooled, full_precision(weight), full_precision(bias))  # [N, m]
-        scores = F.batch_norm(
-            scores, None, None, full_precision(norm_weight), full_precision(norm_bias), training=True, eps=1e-5
-        )
-        return F.softmax(F.relu(scores), dim=1)
 
 
 def one_loss(

@@ -1,12 +1,12 @@
 """Losses on scalar (or vector) predictions that learn from a teacher.
 
 regression_kd_loss: the direct analogue of logit distillation for a regressor, the starting point of Saputra et al.
-teacher_bounded_regression_loss: Chen, Choi, Yu, Han, Chandraker, "Learning Efficient Object Detection Models with
-    Knowledge Distillation", NeurIPS 2017
+teacher_bounded_regression_loss, bounded_error: Chen, Choi, Yu, Han, Chandraker, "Learning Efficient Object Detection
+    Models with Knowledge Distillation", NeurIPS 2017
 teacher_confidence, attentive_imitation_loss, attentive_hint_loss: Saputra, de Gusmao, Almalioglu, Markham, Trigoni,
     "Distilling Knowledge From a Deep Pose Regressor Network", ICCV 2019, arXiv 1908.00858
-teacher_outlier_rejection_loss: after Takamoto, Morishita, Imaoka, "An Efficient Method of Training Small Models for
-    Regression Problems with Knowledge Distillation", MIPR 2020, arXiv 2002.12597
+teacher_outlier_rejection_loss, kept_label_error: after Takamoto, Morishita, Imaoka, "An Efficient Method of Training
+    Small Models for Regression Problems with Knowledge Distillation", MIPR 2020, arXiv 2002.12597
 
 s, t, y: the student's and the teacher's predictions and the labels, all in the units the network is trained in.
 """
@@ -61,12 +61,20 @@ def teacher_bounded_regression_loss(
     Returns (L, the label term, mean b before its weight).
     Raises ValueError when the shapes differ, the loss is unknown or delta is not positive.
     """
-    to_labels = residuals(student_predictions, labels, "student predictions and labels")
-    student_errors = squared_norms(to_labels)  # [N]
-    teacher_errors = _teacher_errors(teacher_predictions, labels)  # [N]
-    label_term = mean_loss(to_labels, loss, delta)
-    bounded_term = torch.where(student_errors + margin > teacher_errors, student_errors, 0).mean()
+    label_term = mean_loss(residuals(student_predictions, labels, "student predictions and labels"), loss, delta)
+    bounded_term = bounded_error(
+        student_predictions=student_predictions, teacher_predictions=teacher_predictions, labels=labels, margin=margin
+    )
     return label_term + weight * bounded_term, label_term, bounded_term
+
+
+def bounded_error(
+    *, student_predictions: Tensor, teacher_predictions: Tensor, labels: Tensor, margin: float = 0.0
+) -> Tensor:
+    """mean_n b_n of `teacher_bounded_regression_loss`, a scalar; arguments as there."""
+    student_errors = squared_norms(residuals(student_predictions, labels, "student predictions and labels"))  # [N]
+    teacher_errors = _teacher_errors(teacher_predictions, labels)  # [N]
+    return torch.where(student_errors + margin > teacher_errors, student_errors, 0).mean()
 
 
 def teacher_confidence(
@@ -157,6 +165,22 @@ def teacher_outlier_rejection_loss(
     Returns (L, the label term, the imitation term before its weight).
     Raises ValueError when the shapes differ or the threshold is negative.
     """
+    label_term = kept_label_error(
+        student_predictions=student_predictions,
+        teacher_predictions=teacher_predictions,
+        labels=labels,
+        threshold=threshold,
+    )
+    imitation = student_predictions if student_teacher_predictions is None else student_teacher_predictions
+    check_same_shape(imitation, labels, "predictions that imitate the teacher and labels")
+    imitation_term = squared_norms(residuals(imitation, teacher_predictions, "student and teacher predictions")).mean()
+    return label_term + imitation_weight * imitation_term, label_term, imitation_term
+
+
+def kept_label_error(
+    *, student_predictions: Tensor, teacher_predictions: Tensor, labels: Tensor, threshold: float | Tensor
+) -> Tensor:
+    """The label term of `teacher_outlier_rejection_loss`, a scalar; arguments as there."""
     if not isinstance(threshold, Tensor) and threshold < 0:
         raise ValueError(f"the threshold on |teacher - label| cannot be negative, got {threshold}")
     teacher_distances = residuals(teacher_predictions.detach(), labels, "teacher predictions and labels")
@@ -164,12 +188,7 @@ def teacher_outlier_rejection_loss(
         teacher_distances = torch.linalg.vector_norm(teacher_distances, dim=1)
     keep = teacher_distances.abs() <= threshold  # [N]; no square: it would round the two sides of <= apart
     label_errors = squared_norms(residuals(student_predictions, labels, "student predictions and labels"))
-    label_term = torch.where(keep, label_errors, 0).sum() / keep.sum().clamp(min=1)
-
-    imitation = student_predictions if student_teacher_predictions is None else student_teacher_predictions
-    check_same_shape(imitation, labels, "predictions that imitate the teacher and labels")
-    imitation_term = squared_norms(residuals(imitation, teacher_predictions, "student and teacher predictions")).mean()
-    return label_term + imitation_weight * imitation_term, label_term, imitation_term
+    return torch.where(keep, label_errors, 0).sum() / keep.sum().clamp(min=1)
 
 
 def _teacher_errors(teacher_predictions: Tensor, labels: Tensor) -> Tensor:

@@ -104,7 +104,7 @@ def pkt_loss(
     f = feature / (|feature| + eps);  S = (f f^T + 1) / 2;  P = S / its row sums, diagonal included
     L = mean P_t log((P_t + eps) / (P_s + eps)) over N * N entries
 
-    The value shrinks like 1/N^2: hence the weight of 30000 at N = 64. Returns a scalar.
+    The value shrinks like 1/N: hence the weight of 30000 at N = 64. Returns a scalar.
     Raises ValueError when the batches differ in size.
     """
     _check_batches(student_feature, teacher_feature)

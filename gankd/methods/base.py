@@ -11,9 +11,10 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator, SerializeAsAny
 from torch import Tensor, nn
 
+from gankd.data.augment import SELF_SUPERVISED, AugmentationConfig
 from gankd.data.loader import Batch, BatchSource
 from gankd.methods.setup import Setup
-from gankd.models import ModelConfig
+from gankd.models import ModelConfig, build_model, load_checkpoint
 from gankd.tasks import CLASSIFICATION, HEADS, REGRESSION
 from generators.registry import Registry
 from generators.settings import Settings
@@ -38,6 +39,13 @@ class MethodConfig(Settings):
     def networks(self) -> tuple[ModelConfig, ...]:
         """Networks that the method brings itself, besides student and teacher."""
         return ()
+
+    def check_networks(self, num_outputs: int, in_channels: int) -> None:
+        """Raise a ValueError when one of `networks` cannot be built, or its checkpoint not be loaded."""
+        for model in self.networks:
+            network = build_model(model.name, num_outputs, in_channels, **model.options)
+            if model.checkpoint is not None:
+                load_checkpoint(network, model.checkpoint)
 
     def check_task(self, task_kind: str, head: str = "scalar") -> None:
         """Raise a ValueError when these settings are not defined for a task or head that the method itself does."""
@@ -79,6 +87,8 @@ class Method:
     """The smallest batch that it can compare."""
     repeats_views: ClassVar[bool] = False
     """Whether the augmented views that it learns from may repeat (`views` of the training)."""
+    backbone_augmentation: ClassVar[AugmentationConfig] = SELF_SUPERVISED
+    """The random changes of images with which it trains a backbone without labels, where the settings say none."""
     compared_views: ClassVar[str | None] = None
     """Which images' two views it compares with each other: those of `all`, of the `real` ones, or of none."""
 

@@ -77,7 +77,9 @@ def method_of(function: Loss, name: str) -> type[FunctionTerm]:
     """The method that a function is, with a teacher or without; configurations do not know it."""
     options = options_of(function)
     fields = {key: (field.annotation, field) for key, field in options.model_fields.items()}
-    config = create_model(f"{name}Config", __base__=FunctionConfig, name=(Literal[name], name), **fields)
+    config = create_model(
+        f"{name}Config", __base__=FunctionConfig, __module__=function.__module__, name=(Literal[name], name), **fields
+    )
     config.__doc__ = options.__doc__
     members = {
         "Config": config,

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gankd.distributed.processes import gather, send, several
+from gankd.distributed.processes import gather, is_distributed, send
 from gankd.losses.precision import full_precision
 
 
@@ -91,6 +91,7 @@ class PositiveSets(nn.Module):
 
     def __init__(self, labels: Tensor, kappa: float | None, *, largest: int | None = None):
         super().__init__()
+        labels = labels if kappa is None else full_precision(labels)
         values, order = labels.sort(stable=True)
         lowest, highest = (labels, labels) if kappa is None else (labels - kappa, labels + kappa)
         first = torch.searchsorted(values, lowest)
@@ -123,7 +124,7 @@ class PositiveSets(nn.Module):
         n, device = len(self.order), anchors.device
         random = torch.randint(1 << 62, (2, len(anchors)), device=device)  # so large that % is uniform
         shuffle = torch.randperm(n, device=device)
-        if several():
+        if is_distributed():
             send([random, shuffle], 0)
         random, anchors = random[:, rows], anchors[rows]
         first, count = self.first[anchors], self.count[anchors]  # [N]

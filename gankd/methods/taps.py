@@ -23,11 +23,15 @@ def map_taps(
     choose: Callable[[list[str]], list[str]] = stages,
     *,
     preact: bool = False,
+    smallest: int = 1,
 ) -> tuple[list[str], list[str], list[Shape], list[Shape]]:
     """Taps of the student and of the teacher, and the shapes (C, H, W) of what they give; arguments as `Setup.taps`.
 
+    Args:
+        smallest: pixels that one pair of maps must have at least, once both are of the smaller one's size.
+
     Raises:
-        ValueError: a tap that gives no map; as `Setup.taps`.
+        ValueError: a tap that gives no map, maps that are too small; as `Setup.taps`.
     """
     student_taps, teacher_taps = setup.taps(config, choose, preact=preact)
     student_shapes, teacher_shapes = setup.shapes(student_taps, teacher_taps)
@@ -41,6 +45,14 @@ def map_taps(
                     f"{config.name} compares maps [C, H, W], but '{path}' of {key} gives features of shape "
                     f"{list(shape)}; name a module before the pooling."
                 )
+    pairs = zip(student_shapes, teacher_shapes, strict=True)
+    if all(min(s[1], t[1]) * min(s[2], t[2]) < smallest for s, t in pairs):
+        raise ValueError(
+            f"{config.name} compares how a map differs from position to position, and its maps '{student_taps[-1]}' and "
+            f"'{teacher_taps[-1]}' share fewer than {smallest} of them for images of "
+            f"{' x '.join(map(str, setup.data.image_shape[1:]))}: take larger images, or name earlier layers in "
+            "student_taps and teacher_taps."
+        )
     return student_taps, teacher_taps, student_shapes, teacher_shapes
 
 

@@ -33,12 +33,12 @@ class LearnedTemperature(Settings):
     range: Positive = 20.0
     """Highest minus lowest temperature. Training starts at min + 0.73 range."""
     curriculum: Share = 10 / 240
-    """Share of the run in which the strength of the reversed gradient rises from 0 to 1 (the paper's 10 epochs of 240 on
-    CIFAR, 5 of 120 on ImageNet). 0: full strength from the start."""
+    """Share of the run in which the strength of theta's steps rises from 0 to 1 (the paper's 10 epochs of 240 on CIFAR, 5
+    of 120 on ImageNet). 0: full strength from the start."""
     schedule: Literal["cosine", "linear"] = "cosine"
-    """How it rises."""
+    """How the strength rises."""
     weight_decay: Weight = 0.0
-    """Of theta. Decay draws T to min + range / 2, which is no part of the method; the published code has 5e-4."""
+    """Weight decay of theta. It draws T to min + range / 2, which is no part of the method; the published code has 5e-4."""
 
 
 TemperatureSetting = Annotated[
@@ -54,16 +54,22 @@ class Temperature(nn.Module):
     [N, 2K]: Linear(2K, 128), BatchNorm, ReLU, Linear(128, 1), the last layer starting as the constant 1. The paper does
     not fix that network. Its inputs are detached, so that the student cannot steer its own temperature. theta stays
     within [-6, 6]: near T = 1 a single step could throw it to where the sigmoid is flat.
+
+    The curriculum's strength multiplies the optimiser's step. The published code multiplies the gradient, which is the
+    same for SGD (but for what its momentum remembers of a lower strength) and nothing at all for Adam, whose steps do not
+    depend on the size of gradients.
     """
+
+    buffers_stay_equal = True
 
     def __init__(self, setting: float | LearnedTemperature, num_outputs: int):
         super().__init__()
         self.setting = setting
         self.learned = isinstance(setting, LearnedTemperature)
         self.strength = 1.0
-        """Of the gradient reversal, now."""
+        """Strength of the curriculum in this step."""
         self.mean: Tensor | None = None
-        """Of the temperatures of the last batch, a scalar without gradient."""
+        """Mean of the temperatures of the last batch, a scalar without gradient."""
         if self.learned and setting.learn == "global":
             self.theta = nn.Parameter(torch.ones(1))
         elif self.learned:
@@ -71,6 +77,8 @@ class Temperature(nn.Module):
             nn.init.zeros_(last.weight)
             nn.init.ones_(last.bias)
             self.network = nn.Sequential(nn.Linear(2 * num_outputs, 128), nn.BatchNorm1d(128), nn.ReLU(), last)
+        for name, parameter in list(self.named_parameters()):  # what the step that is not yet weakened started from
+            self.register_buffer(f"before_{name.replace('.', '_')}", parameter.detach().clone())
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> float | Tensor:
         """A number, [1], or [N, 1] for outputs [N, K]."""
@@ -84,7 +92,7 @@ class Temperature(nn.Module):
                 theta = self.network(outputs).clamp(-BOUND, BOUND)  # [N, 1]
         temperature = ctkd_temperature(
             parameter=theta,
-            strength=self.strength,
+            strength=1.0,
             temperature_min=self.setting.min,
             temperature_range=self.setting.range,
         )
@@ -97,16 +105,21 @@ class Temperature(nn.Module):
             return []
         return [{"params": list(self.parameters()), "rate": 1.0, "weight_decay": self.setting.weight_decay}]
 
+    @torch.no_grad()
     def start_step(self, step: int, num_steps: int) -> None:
-        """The reversal's strength: the paper's curriculum, step by step instead of epoch by epoch."""
+        """The paper's curriculum, step by step instead of epoch by epoch: weakens the step that was made last."""
         if not self.learned:
             return
-        self.strength = curriculum_strength(
-            epoch=step + 1, num_epochs=round(self.setting.curriculum * num_steps), schedule=self.setting.schedule
+        length = round(self.setting.curriculum * num_steps)
+        last, self.strength = (
+            curriculum_strength(epoch=epoch, num_epochs=length, schedule=self.setting.schedule)
+            for epoch in (step, step + 1)
         )
-        if self.setting.learn == "global":
-            with torch.no_grad():
-                self.theta.clamp_(-BOUND, BOUND)
+        for parameter, before in zip(self.parameters(), self.buffers(recurse=False), strict=True):
+            parameter.copy_(before.lerp(parameter, last))
+            if self.setting.learn == "global":
+                parameter.clamp_(-BOUND, BOUND)
+            before.copy_(parameter)
 
 
 class TemperatureTerm(Term):
@@ -118,11 +131,12 @@ class TemperatureTerm(Term):
         super().__init__(config, setup)
         self.temperature = Temperature(config.temperature, setup.task.num_outputs)
 
-    def watched(self) -> dict[str, Tensor]:
+    def metrics(self) -> dict[str, Tensor]:
         return {"temperature": self.temperature.mean} if self.temperature.learned else {}
 
     def parameter_groups(self) -> list[dict]:
         return self.temperature.parameter_groups()
 
     def start_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:
+        super().start_step(step, num_steps, steps_per_epoch)
         self.temperature.start_step(step, num_steps)

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
+import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from gankd.data.loader import Batch, BatchSource
 from gankd.data.views import Views, view_of
+from gankd.distributed.processes import gather, gather_with_gradient
 from gankd.methods.base import EVERY_TASK, METHODS, Distiller, Method, MethodConfig, MethodSetting
 from gankd.methods.setup import Outputs, Setup
+from gankd.models.state import preserve_state
 from gankd.models.taps import Taps
 from generators.settings import Settings, Weight
 
@@ -97,7 +100,7 @@ class Term(Method, nn.Module):
         """In place of the task's loss, of a method with `own_label_loss`."""
         raise NotImplementedError
 
-    def watched(self) -> dict[str, Tensor]:
+    def metrics(self) -> dict[str, Tensor]:
         """Scalars for the log besides the loss, of the last batch, without gradient."""
         return {}
 
@@ -106,17 +109,21 @@ class Term(Method, nn.Module):
         student = [outputs.student_features[path] for path in self.student_taps]
         return student, [outputs.teacher_features[path] for path in self.teacher_taps]
 
+    def gathered_features(self, outputs: Outputs) -> tuple[list[Tensor], list[Tensor]]:
+        """As `features`, of the samples of all processes: for losses on the relations between samples."""
+        student, teacher = self.features(outputs)
+        return [gather_with_gradient(feature) for feature in student], [gather(feature) for feature in teacher]
+
     # --- hooks, as those of `Distiller` -------------------------------------------------------------------------------
 
     first_stage_share: float = 0.0
     """Optimiser steps in which `first_stage_loss` is minimised before the training begins, as a share of its steps."""
     first_stage_trains_student: ClassVar[bool] = True
     first_stage_modules: ClassVar[tuple[str, ...]] = ()
-    """Names of those of its modules that the first stage trains and the training after it does not; the others are trained
-    only after it."""
+    """Names of the modules that only the first stage trains; the others are trained only after it."""
 
     def enter_stage(self, *, first: bool) -> None:
-        """Freeze the modules of the other stage: optimisers and processes expect a gradient for whatever is not."""
+        """Freeze the modules of the other stage: every parameter that is not frozen is expected to get a gradient."""
         for name, module in self.named_children():
             module.requires_grad_((name in self.first_stage_modules) == first)
 
@@ -130,7 +137,12 @@ class Term(Method, nn.Module):
         return []
 
     def start_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:
-        """Before every step."""
+        """Before every step: settings with a `warmup` raise the weight linearly over this share of the run.
+
+        From 1, as the papers count their epochs: a weight of 0 would leave the term out of the step.
+        """
+        if warmup := getattr(self.config, "warmup", 0):
+            self.factor = min((step + 1) / max(warmup * num_steps, 1), 1.0)
 
 
 class Distillation(Distiller):
@@ -171,8 +183,8 @@ class Distillation(Distiller):
         if self.config.task_weight > 0:
             losses["task"] = self.label_loss(outputs)
             total = total + self.config.task_weight * losses["task"]
-        watched = {f"{name}_{key}": value for name, term in active.items() for key, value in term.watched().items()}
-        return {"loss": total, **losses, **watched}
+        metrics = {f"{name}_{key}": value for name, term in active.items() for key, value in term.metrics().items()}
+        return {"loss": total, **losses, **metrics}
 
     def label_loss(self, outputs: Outputs) -> Tensor:
         """The task's, or that of the term which brings its own."""
@@ -237,10 +249,27 @@ class FirstStage(Distiller):
         with_student = any(term.first_stage_trains_student for term in terms.values())
         if with_student:
             self.student = main.student
+        else:  # the loop looks at it, but it is no module of this one: nothing of it is trained
+            self.__dict__["student"] = main.student
         self.terms = nn.ModuleDict(terms)
         self.read = lambda batch: main.outputs(batch, terms, with_student=with_student)
         for term in terms.values():
             term.enter_stage(first=True)
+        self.out_of_reach = self._out_of_reach(main.setup.data) if with_student else []
+
+    def _out_of_reach(self, data: BatchSource) -> list[nn.Parameter]:
+        """The student's parameters that no such loss reaches (its last layer), as a pass of one sample tells."""
+        parameters = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
+        with preserve_state(self), torch.random.fork_rng(), torch.enable_grad():
+            self.eval()
+            outputs = self.read(next(data.in_order(1)))
+            loss = sum(term.first_stage_loss(outputs) for term in self.terms.values())
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        return [parameter for parameter, found in zip(parameters, gradients, strict=True) if found is None]
+
+    def parameter_groups(self) -> list[dict]:
+        """What is not trained yet does not decay either."""
+        return [{"params": self.out_of_reach, "rate": 1.0, "weight_decay": 0.0}] if self.out_of_reach else []
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         outputs = self.read(batch)

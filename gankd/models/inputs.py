@@ -33,7 +33,13 @@ class Normalize(nn.Module):
         image_size: height and width that the network was made for, where that is known.
     """
 
-    def __init__(self, mean: Tensor, std: Tensor, source: str = "given", image_size: tuple[int, int] | None = None):
+    def __init__(
+        self,
+        mean: Tensor,
+        std: Tensor,
+        source: str = "the statistics given",
+        image_size: tuple[int, int] | None = None,
+    ):
         super().__init__()
         self.register_buffer("mean", mean.view(1, -1, 1, 1).float(), persistent=False)
         self.register_buffer("std", std.view(1, -1, 1, 1).float(), persistent=False)
@@ -45,7 +51,7 @@ class Normalize(nn.Module):
     @classmethod
     def of(cls, images, sample: int = 10_000) -> Normalize:
         """The statistics of uint8 images [N, C, H, W], from an even sample of at most `sample` of them."""
-        return cls(*channel_statistics(images, sample), "the images")
+        return cls(*channel_statistics(images, sample), "the images' own statistics")
 
 
 def normalization_of(model: Any) -> Normalize | None:
@@ -90,7 +96,7 @@ def normalization_for(model: nn.Module, otherwise: Normalize | ImageSet, whose: 
     assumed = otherwise if isinstance(otherwise, Normalize) else Normalize.of(otherwise.images)
     mean, std = (", ".join(f"{value:.3f}" for value in values) for values in card_of(assumed))
     warnings.warn(
-        f"{whose} ({type(model).__name__}) does not say how its inputs were normalised; taken is {assumed.source}: mean "
+        f"{whose} ({type(model).__name__}) does not say how its inputs were normalised; taken are {assumed.source}: mean "
         f"{mean}, std {std}. If it was trained with others, give them: normalize=Normalize(mean, std), a Teacher with its "
         "own, or the attribute input_normalization = (mean, std).",
         stacklevel=3,

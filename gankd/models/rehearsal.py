@@ -1,94 +1,108 @@
-"""Two images through a copy of a network, as it will be trained, before anything is spent on it.
+"""Two images through a network as it will be trained, before anything is spent on it; the network stays as it is.
 
-check_trainable(student, image_shape=(3, 32, 32), num_outputs=10, whose="the student")
+check_trainable(student, images, num_outputs=10, whose="student.model")
 with preserve_state(student):
-    to_channels_last(distiller, student, image_shape=(3, 32, 32))
+    to_channels_last(distiller, student, images)
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from gankd.models.outputs import check_finite, outputs_of
-from gankd.models.state import own_tensors
+from gankd.models.state import own_tensors, preserve_state
 
 
-def check_trainable(network: nn.Module, image_shape: tuple[int, int, int], num_outputs: int, whose: str) -> None:
-    """One evaluation and one training step's forward and backward of two images through a copy; the network stays as it is.
+def check_trainable(network: nn.Module, images: Tensor, num_outputs: int, whose: str) -> None:
+    """A forward in evaluation mode, and one in training mode with its backward.
 
     Args:
-        image_shape: (C, H, W) of what the network takes.
-        num_outputs: how many numbers it must answer an image with.
-        whose: the network, in sentences: "the student (student.model)".
+        images: normalised, two or more, [N, C, H, W].
+        num_outputs: how many numbers the network must answer an image with.
+        whose: the network, in sentences: "the student", "student.model".
 
     Raises:
-        ValueError: it cannot be copied, does not take such images or cannot learn from them, its outputs are none, too many,
-            too few or not finite.
+        ValueError: the network does not take such images or cannot learn from them; its outputs are none, too many, too few
+            or not finite.
     """
+    name = f"{whose} ({getattr(network, 'name', type(network).__name__)})"
     if not any(parameter.requires_grad for parameter in network.parameters()):
-        raise ValueError(f"{whose}, {type(network).__name__}: all parameters are frozen; set requires_grad on some.")
-    try:
-        with _trial(network, image_shape) as (trial, images):
-            with torch.no_grad():
-                evaluated = outputs_of(trial(images))
-            trained = outputs_of(trial.train()(images))
-            trained.float().square().mean().backward()
-    except (RuntimeError, TypeError, ValueError, AssertionError, IndexError) as error:
-        shape = " x ".join(map(str, image_shape))
-        raise ValueError(
-            f"{whose}, {type(network).__name__}, does not train on images of {shape}: {' '.join(str(error).split())[:300]}"
-        ) from error
-    for outputs, mode in ((evaluated, "evaluation"), (trained, "training")):
-        if outputs.numel() != 2 * num_outputs or len(outputs) != 2:
-            raise ValueError(
-                f"{whose}, {type(network).__name__}, answers two images with {list(outputs.shape)} in {mode} mode, the task "
-                f"needs [2, {num_outputs}]: change its last layer."
-            )
-        check_finite(outputs, f"{whose}, {type(network).__name__}, in {mode} mode")
+        raise ValueError(f"{name}: all parameters are frozen; set requires_grad on those that should be trained.")
+    with _as_it_was(network):
+        for mode in ("evaluation", "training"):
+            try:
+                outputs = outputs_of(network.train(mode == "training")(images))
+                if mode == "training":
+                    outputs.float().square().mean().backward()
+            except (RuntimeError, TypeError, ValueError, AssertionError, IndexError) as error:
+                shape, said = "x".join(map(str, images.shape[1:])), " ".join(str(error).split())[:300]
+                raise ValueError(f"{name} cannot take images of {shape} in {mode} mode: {said}") from error
+            if outputs.shape not in {(len(images), num_outputs), (len(images),) if num_outputs == 1 else ()}:
+                raise ValueError(
+                    f"{name} has {outputs.numel() / len(images):g} outputs an image in {mode} mode, the task needs "
+                    f"{num_outputs}: change its last layer."
+                )
+            check_finite(outputs, f"{name} in {mode} mode")
 
 
-def to_channels_last(module: nn.Module, network: nn.Module, image_shape: tuple[int, int, int]) -> bool:
+def to_channels_last(module: nn.Module, network: nn.Module, images: Tensor) -> bool:
     """Lay out the 4-D weights of `module` with channels last, which trains faster, where `network` works so.
 
     A network that flattens its maps by `.view` does not, and one that reads a tensor's memory would answer otherwise: two
-    images go through a copy in both layouts, in evaluation and in training mode, before anything is changed.
+    images go through it in both layouts first.
 
     Args:
         module: what is laid out: `network` itself, or a distiller around it.
-        image_shape: (C, H, W) of what the network takes.
+        images: normalised, [N, C, H, W].
 
     Returns:
         Whether it was done. `preserve_state` undoes it.
     """
     if isinstance(network, torch.jit.ScriptModule):
         return False
-    try:
-        with _trial(network, image_shape) as (trial, images):
+    with _as_it_was(network):
+        try:
             with torch.no_grad():
-                expected = outputs_of(trial(images))
-                _lay_out(trial)
+                expected = outputs_of(network.eval()(images))
+                _lay_out(network)
                 images = images.contiguous(memory_format=torch.channels_last)
-                same = torch.allclose(outputs_of(trial(images)), expected, rtol=1e-3, atol=1e-4)
-            outputs_of(trial.requires_grad_(True).train()(images)).float().square().mean().backward()
-    except (RuntimeError, TypeError, ValueError):  # what is wrong with it in any layout, `check_trainable` says
-        return False
-    if same:
+                works = torch.allclose(outputs_of(network(images)), expected, rtol=1e-3, atol=1e-4)
+            outputs = outputs_of(network.train()(images))
+            if outputs.requires_grad:
+                outputs.float().square().mean().backward()
+        except (RuntimeError, TypeError, ValueError):  # what is wrong with it in any layout, `check_trainable` says
+            works = False
+    if works:
         _lay_out(module)
-    return same
+    return works
 
 
 @contextlib.contextmanager
-def _trial(network: nn.Module, image_shape: tuple[int, int, int]) -> Iterator[tuple[nn.Module, Tensor]]:
-    """(a copy in evaluation mode, two images); random numbers that are drawn meanwhile do not count."""
-    weight = next((each for each in network.parameters() if each.is_floating_point()), torch.empty(0))
-    with torch.random.fork_rng([weight.device] if weight.device.type == "cuda" else []):
-        images = torch.linspace(-1, 1, 2 * image_shape[0] * image_shape[1] * image_shape[2]).view(2, *image_shape)
-        yield copy.deepcopy(network).eval(), images.to(weight)
+def _as_it_was(network: nn.Module) -> Iterator[None]:
+    """Besides what `preserve_state` preserves, buffers, gradients and the random state are afterwards as before."""
+    buffers = [
+        (part, name, tensor, tensor.clone())
+        for part in network.modules()
+        for name, tensor in part._buffers.items()
+        if tensor is not None
+    ]
+    gradients = [(parameter, parameter.grad) for parameter in network.parameters()]
+    device = next((parameter.device for parameter, _ in gradients), torch.device("cpu"))
+    with preserve_state(network), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            for parameter, _ in gradients:
+                parameter.grad = None
+            yield
+        finally:
+            for part, name, buffer, before in buffers:
+                part._buffers[name] = buffer
+                buffer.data.copy_(before)
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
 
 
 def _lay_out(module: nn.Module) -> None:

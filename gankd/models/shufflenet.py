@@ -95,18 +95,18 @@ class ShuffleV1(nn.Module):
 
 
 class DownUnitV2(nn.Module):
-    """Both branches see the whole input at stride 2, each supplies half of the channels; shuffled."""
+    """Both branches see the whole input, at stride 2, each supplies half of the channels; shuffled."""
 
-    def __init__(self, in_channels: int, out_channels: int):
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 2):
         super().__init__()
         half = out_channels // 2
-        self.conv1 = depthwise(in_channels, stride=2)
+        self.conv1 = depthwise(in_channels, stride=stride)
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.conv2 = pointwise(in_channels, half)
         self.bn2 = nn.BatchNorm2d(half)
         self.conv3 = pointwise(in_channels, half)
         self.bn3 = nn.BatchNorm2d(half)
-        self.conv4 = depthwise(half, stride=2)
+        self.conv4 = depthwise(half, stride=stride)
         self.bn4 = nn.BatchNorm2d(half)
         self.conv5 = pointwise(half, half)
         self.bn5 = nn.BatchNorm2d(half)
@@ -168,7 +168,8 @@ class ShuffleV2(nn.Module):
         return self.linear(x.mean(dim=(2, 3)))
 
     def extra_stage(self) -> nn.Module:
-        return nn.Sequential(*(UnitV2(self.conv2.in_channels) for _ in self.layer3))
+        width = self.conv2.in_channels
+        return nn.Sequential(DownUnitV2(width, width, stride=1), *(UnitV2(width) for _ in self.layer3[1:]))
 
     def feature_taps(self, preact: bool = False) -> list[str]:
         """Before its last ReLU a stage is not yet shuffled: the channels are in another order than after it."""

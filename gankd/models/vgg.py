@@ -69,8 +69,13 @@ class VGG(nn.Module):
         groups = self.norms_before_relu() if preact else ["block1", "block2", "block3", "block4"]
         return ["block0", *groups, "classifier:input"]
 
+    def branch_taps(self) -> list[str]:
+        """Where hsakd's branches start: behind the last group of each resolution (of 32 pixels)."""
+        return ["block0", "block1", "block2", "block4"]
+
     def extra_stage(self) -> nn.Module:
-        return self._group(WIDTHS[-1], WIDTHS[-1], len(self.block4) // 3)
+        groups = (self.block3, self.block4)  # of one resolution, so one stage
+        return nn.Sequential(*(self._group(WIDTHS[-1], WIDTHS[-1], len(group) // 3) for group in groups))
 
     def norms_before_relu(self) -> list[str]:
         return [f"block{i}.{len(getattr(self, f'block{i}')) - 2}" for i in (1, 2, 3, 4)]

@@ -74,6 +74,7 @@ class Backbone(Stage):
     def __init__(self, run, arm: str, seed: int):
         super().__init__(run)
         self.arm, self.seed = run.config.representation.arms[arm], seed
+        self.config = run.config.representation.of_arm(self.arm)
         self.name, self.label = f"representation/{arm}/seed-{seed}", f"backbone {arm} seed {seed}"
 
     @property
@@ -82,7 +83,7 @@ class Backbone(Stage):
         return [*read, self.run.generated] if self.arm.synthetic else read
 
     def inputs(self) -> dict[str, Any]:
-        run, config = self.run, self.run.config.representation
+        run, config = self.run, self.config
         without = {"arms", "seeds", "probe_on", "unlabelled", "live", "num_generated"}
         return {
             "config": fingerprint_settings(config, without),
@@ -99,14 +100,14 @@ class Backbone(Stage):
         }
 
     def plan(self) -> str:
-        run, config = self.run, self.run.config.representation
+        run, config = self.run, self.config
         size = f"{run.backbone.name}, {num_parameters(run.network(run.backbone)):,} parameters"
-        steps, real = config.resolved(len(run.unlabelled)).steps, f"{len(run.unlabelled)} real images"
+        steps, real = config.steps_on(len(run.unlabelled)), f"{len(run.unlabelled)} real images"
         work = f"{len(config.arms)} arms x {len(config.seeds)} seeds, {steps} steps of {config.batch_size} each"
         return f"{size}; {work}; {real}"
 
     def make(self) -> dict[str, Any]:
-        run, config, share = self.run, self.run.config.representation, self.arm.synthetic
+        run, config, share = self.run, self.config, self.arm.synthetic
         model = api.pretrain(
             run.build(run.backbone, self.seed),
             run.teacher.result if run.teacher in self.reads else None,

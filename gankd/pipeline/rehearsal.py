@@ -9,16 +9,17 @@ import dataclasses
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gankd.data.augment import Augment
 from gankd.data.loader import BatchSource
 from gankd.data.sets import ImageSet, LazyImages
+from gankd.evaluation import check_probes
 from gankd.methods import build_distiller, sampling_of
-from gankd.models import ModelConfig, build_model, load_checkpoint
+from gankd.models import ModelConfig, load_checkpoint
+from gankd.models.rehearsal import check_trainable
 from gankd.models.teacher import Teacher
 from gankd.tasks import Task
-from gankd.training.trial import tensors_in, trial
 from generators.images import to_unit_range
 from generators.networks import build_networks
 
@@ -37,10 +38,12 @@ def rehearse(run) -> None:
     check_arms(run)
     for group, arms in (("representation", run.config.representation.arms), ("student", run.config.student.arms)):
         for name, arm in arms.items():
-            for model in (model for part in arm.method.parts for model in part.networks):
-                with_key(f"{group}.arms.{name}", check_network_of_a_method, run, model)
+            for part in arm.method.parts:
+                with_key(f"{group}.arms.{name}", part.check_networks, run.task.num_outputs, run.image_shape[0])
     if run.backbones:
         run.unlabelled  # noqa: B018 (a folder that is missing)
+        key, settings = "representation.probe_on", run.config
+        with_key(key, lambda: check_probes(run.part(settings.representation.probe_on), seed=settings.seed))
 
 
 def with_key(key: str, function: Callable, *arguments):
@@ -80,35 +83,13 @@ def check_generator_settings(run) -> None:
 
 def check_network(run, key: str, model: ModelConfig, task: Task) -> None:
     """Build a network, load its weights, and let two real images pass through it and back, as in training."""
-    device, shape = run.accelerator.device, "x".join(map(str, run.image_shape))
+    device = run.accelerator.device
     network = run.network(model, task)
     if model.checkpoint is not None:
         with_key(f"{key}.checkpoint", load_checkpoint, network, model.checkpoint)
     images = run.normalize(to_unit_range(run.data.train.images[torch.arange(2)].to(device)))
-    try:
-        with run.accelerator.autocast():
-            outputs = trial(network.to(device), images)
-    except RuntimeError as error:
-        raise ValueError(f"{key}: {model.name} cannot take images of {shape} (data.image_size): {error}") from error
-    if not isinstance(outputs, Tensor):
-        shapes = ", ".join(str(list(tensor.shape)) for tensor in tensors_in(outputs))
-        raise ValueError(
-            f"{key}: in training {model.name} answers with a {type(outputs).__name__} ({shapes}) in place of one tensor; "
-            "turn its auxiliary outputs off, e.g. options: {aux_logits: false}."
-        )
-    if outputs.reshape(2, -1).shape[1] != task.num_outputs:
-        raise ValueError(
-            f"{key}: {model.name} answers with {list(outputs.shape[1:])}, the task needs {task.num_outputs}."
-        )
-
-
-def check_network_of_a_method(run, model: ModelConfig) -> None:
-    """Build a network that a method brings, and load its weights; its options may say other outputs and channels."""
-    network = build_model(
-        model.name, **{"num_classes": run.task.num_outputs, "in_channels": run.image_shape[0], **model.options}
-    )
-    if model.checkpoint is not None:
-        load_checkpoint(network, model.checkpoint)
+    with run.accelerator.autocast():
+        check_trainable(network.to(device), images, task.num_outputs, f"{key}: {model.name}")
 
 
 def check_arms(run) -> None:

@@ -23,12 +23,18 @@ class Synthetic(Stage):
     def reads(self) -> list[Stage]:
         return [self.run.generator, self.run.teacher]
 
+    @property
+    def real(self) -> ImageSet:
+        """What M1 compares with: the images that the generator saw, as far as that is known."""
+        config = self.run.config.generator
+        return self.run.data.train if config.checkpoint else self.run.part(config.train_on)
+
     def inputs(self) -> dict[str, Any]:
         run, config = self.run, self.run.config.synthesis
         inputs = {
             "config": fingerprint_settings(config),
             "seed": run.config.seed,
-            "train": run.content(run.data.train),
+            "train": run.content(self.real),
             "task": task_inputs(run.task),
             "features": run.config.teacher.features if config.subsample.features == "teacher" else None,
         }
@@ -49,7 +55,7 @@ class Synthetic(Stage):
             run.generator.result,
             run.teacher.result,
             run.task,
-            run.data.train,
+            self.real,
             run.config.synthesis,
             directory=self.path,
             seed=run.config.seed,

@@ -26,7 +26,7 @@ class FinishedRun:
     """What a section may read."""
 
     directory: Path
-    """Of the run: config.yaml, metrics.jsonl, stores, networks."""
+    """The directory of the run: config.yaml, metrics.jsonl, stores, networks."""
     data: Splits
     """The images; the numbers of the test split are in `metrics`."""
     metrics: dict

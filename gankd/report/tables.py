@@ -140,7 +140,7 @@ def summarize_backbones(experiment, recorded: dict[str, dict]) -> dict | None:
         "network": experiment.backbone.name,
         "parameters": num_parameters(experiment.network(experiment.backbone)),
         "batch_size": config.batch_size,
-        "steps": config.resolved(len(real)).steps,
+        "steps": config.steps_on(len(real)),
         "real": len(real),
         "generated": config.num_generated,
         "probe_on": len(experiment.part(config.probe_on)),

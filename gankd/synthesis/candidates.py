@@ -14,12 +14,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gankd.models.teacher import Teacher
-from gankd.synthesis.checks import as_images, check_finite
+from gankd.synthesis.checks import check_finite
 from gankd.synthesis.ratio import RatioModel
 from gankd.synthesis.selection import Scores
 from gankd.synthesis.store import read_tensors, write_tensors
 from gankd.tasks import Classification, Task
-from generators.images import to_unit_range
+from generators.checks import check_range
+from generators.images import from_generator_range, to_unit_range
 from generators.interface import ConditionalGenerator
 from generators.randomness import seeded
 
@@ -110,7 +111,9 @@ class Candidates:
         latents = self.generator.draw_latents(self.chunk_size, generator=random)
         uniforms = torch.rand(self.chunk_size, generator=random)
         on_device = labels.to(self.teacher.device)
-        images = as_images(self.generator.sample(on_device, latents), f"{self.stream}, chunk {chunk}")
+        drawn = self.generator.sample(on_device, latents)
+        check_range(drawn, f"{self.stream}, chunk {chunk}: the generator")
+        images = from_generator_range(drawn)
         outputs = self.teacher(to_unit_range(images)).float()
         check_finite(outputs, self.task, f"{self.stream}, chunk {chunk}: the teacher's outputs")
         rows = {

@@ -9,7 +9,6 @@ store comes out of any number of processes and after any interruption.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import shutil
 from collections.abc import Callable
@@ -23,16 +22,16 @@ from gankd.data.sets import ImageSet
 from gankd.models.state import preserve_state
 from gankd.models.teacher import Teacher
 from gankd.synthesis.candidates import Candidates, Labels
-from gankd.synthesis.checks import NUM_SAMPLES, check_generator, check_samples, check_teacher
+from gankd.synthesis.checks import check_generator, check_samples, check_teacher
 from gankd.synthesis.config import SynthesisConfig
 from gankd.synthesis.ratio import RatioModel
 from gankd.synthesis.selection import Scores, ratio_bounds, select_rho, subsample, take, teacher_filter
 from gankd.synthesis.store import write_store, write_tensors
-from gankd.tasks import Task
+from gankd.tasks import CLASSIFICATION, REGRESSION, Task
 from generators.interface import ConditionalGenerator
 from generators.randomness import mix
 
-PAPER_RHO = {"classification": 0.9, "regression": 0.7}  # arXiv 2104.03164, of all tables
+PAPER_RHO = {CLASSIFICATION: 0.9, REGRESSION: 0.7}  # arXiv 2104.03164, of all tables
 EXAMPLES_PER_KIND = 8  # kept and rejected images a label that the report shows
 
 
@@ -97,13 +96,12 @@ class Synthesis:
         Raises:
             ValueError: see `check_samples`; too few candidates survive; a density ratio that is of no use.
         """
-        with contextlib.ExitStack() as lent:
-            for module in (self.generator, self.teacher.module):
-                lent.enter_context(preserve_state(module))
+        with preserve_state(self.generator), preserve_state(self.teacher.module):
             self.generator.eval()
             self.make_store()
 
     def make_store(self) -> None:
+        """The steps, in order, with networks that are only asked."""
         check_samples(
             self.generator,
             self.teacher,
@@ -111,7 +109,7 @@ class Synthesis:
             self.real,
             seed=self.seed,
             force=self.config.force,
-            num_samples=min(NUM_SAMPLES, self.config.num_samples),
+            num_samples=self.config.num_samples,
         )
         ratio = self.ratio_model() if self.config.subsample.enabled else None
         bounds = self.burn_in(ratio) if ratio else None

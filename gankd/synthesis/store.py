@@ -79,8 +79,8 @@ def read_manifest(directory: str | Path) -> dict:
         raise ValueError(f"{directory} holds no finished synthetic store (no {MANIFEST}); {way}.")
     manifest = read_json(path)
     try:
-        listed = {str(shard["file"]): int(shard["num_samples"]) for shard in manifest["shards"]}
-        whole = bool(listed) and sum(listed.values()) == manifest["num_samples"]
+        listed = {shard["file"]: (shard["num_samples"], shard["sha256"]) for shard in manifest["shards"]}
+        whole = bool(listed) and sum(count for count, _ in listed.values()) == manifest["num_samples"]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged; {again}.") from error
     if not whole or {file.name for file in directory.glob("shard-*.safetensors")} - listed.keys():

@@ -48,6 +48,9 @@ class TrainingConfig(Settings):
     """Share of the run in which the learning rate first rises linearly."""
     augmentation: AugmentationConfig = AugmentationConfig()
     """Random changes of the training images."""
+    synchronize_batch_norm: bool = False
+    """Whether batch norms take mean and variance over the images of all processes, as one process with the whole batch does,
+    and not over those of their own."""
     views: Count | None = None
     """Every sample has this many augmented views, which repeat from pass to pass; the teacher answers each once, unless its
     features are read too, and its answers are kept. 1 without augmentation. Null: fresh views all the time."""
@@ -83,8 +86,11 @@ class TrainingConfig(Settings):
         """These settings alone, without those of a subclass, `epochs` counted out in steps: an epoch is a pass over the
         `num_real` real images, whatever an arm adds to them."""
         settings = {name: getattr(self, name) for name in TrainingConfig.model_fields}
-        steps = self.num_steps(math.ceil(num_real / self.batch_size))
-        return TrainingConfig(**settings | {"steps": steps, "epochs": None})
+        return TrainingConfig(**settings | {"steps": self.steps_on(num_real), "epochs": None})
+
+    def steps_on(self, num_real: int) -> int:
+        """Optimiser steps of a training on so many real images."""
+        return self.num_steps(math.ceil(num_real / self.batch_size))
 
 
 def rate_factor(config: TrainingConfig, step: int, num_steps: int) -> float:

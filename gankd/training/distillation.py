@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from gankd.data.augment import SELF_SUPERVISED, Augment
+from gankd.data.augment import Augment
 from gankd.data.inputs import as_image_set, as_unlabelled
 from gankd.data.loader import BatchSource
 from gankd.data.sets import ImageSet
@@ -27,7 +27,9 @@ from gankd.methods import (
     method_config,
     sampling_of,
 )
-from gankd.models.inputs import normalization_of, remember
+from gankd.models.inputs import normalization_for, remember
+from gankd.models.outputs import plain_outputs
+from gankd.models.rehearsal import check_trainable
 from gankd.models.state import preserve_state
 from gankd.models.teacher import Normalize, Teacher
 from gankd.tasks import Representation, Task, task_of
@@ -66,8 +68,9 @@ def distill(
     training, config = settings_of(training or TrainingConfig(), method, settings)
     normalize = (normalize or Normalize.of(reference.images)).to(device)
     check_views(config, training.views)
-    with _lent(student, teacher):
-        check_outputs(student, task, normalize, reference)
+    with _lent(student, teacher), plain_outputs(student):
+        images = to_unit_range(reference.images[torch.arange(2) % len(reference)]).to(device)
+        check_trainable(student.to(device), normalize(images), task.num_outputs, "the student")
         known = as_teacher(teacher, normalize, device, task)
         if isinstance(teacher, nn.Module) and real is not None:
             warn_near_chance(known, task, real)
@@ -105,14 +108,14 @@ def pretrain(
     task = Representation(task_of(real) if online_probe else None)
     if synthetic is not None:
         synthetic = synthetic.without_labels(torch.int64 if real is None else real.labels.dtype)
-    default = TrainingConfig(augmentation=SELF_SUPERVISED)
+    default = TrainingConfig(augmentation=method_config(method).method.backbone_augmentation)
     training, config = settings_of(training or default, method, settings)
     normalize = (normalize or Normalize.of(reference.images)).to(device)
     check_method(config, task.kind, has_teacher=teacher is not None)
     check_views(config, training.views)
     check_two_views(config, training.augmentation, has_real=real is not None)
     teachers = teacher if isinstance(teacher, list) else [] if teacher is None else [teacher]
-    with _lent(student, *teachers):
+    with _lent(student, *teachers), plain_outputs(student):
         known = [as_teacher(each, normalize, device, None) for each in teachers] or None
         data = (real, synthetic, synthetic_fraction)
         _train(student.to(device).train(), known, data, task, config, training, normalize, context)
@@ -189,25 +192,13 @@ def settings_of(
     return training.replace(**own), config.replace(**others) if others else config
 
 
-@torch.no_grad()
-def check_outputs(student: nn.Module, task: Task, normalize: Normalize, dataset: ImageSet) -> None:
-    """Raise a ValueError unless the student answers an image with as many numbers as the task has outputs."""
-    image = to_unit_range(dataset.images[torch.arange(1)]).to(normalize.mean.device)
-    with preserve_state(student):
-        outputs = student.to(image.device).eval()(normalize(image))
-    if outputs.numel() != task.num_outputs:
-        raise ValueError(
-            f"the student has {outputs.numel()} outputs an image, the task needs {task.num_outputs}: change its last layer."
-        )
-
-
 def as_teacher(teacher: nn.Module | Teacher | None, normalize: Normalize, device, task: Task | None) -> Teacher | None:
     """A `Teacher` that answers in the units of `task` (None: those of its own, only its features matter).
 
-    A module is normalised as it says itself where it was trained by gankd, else by `normalize`.
+    A module is normalised as it says itself (see `normalization_of`), else by `normalize`, with a warning.
     """
     if isinstance(teacher, nn.Module):
-        teacher = Teacher(teacher, normalization_of(teacher) or normalize, device=device)
+        teacher = Teacher(teacher, normalization_for(teacher, normalize, "the teacher"), device=device)
     if teacher is None or task is None:
         return teacher
     return teacher.for_task(task, device)

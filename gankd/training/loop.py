@@ -22,10 +22,11 @@ from gankd.data.loader import Batch, BatchSource
 from gankd.data.views import Views
 from gankd.distributed.batch_norm import synchronized
 from gankd.methods.base import Distiller
+from gankd.models.rehearsal import to_channels_last
+from gankd.models.state import frozen_parts, preserve_state
 from gankd.training.config import TrainingConfig, rate_factor
 from gankd.training.context import RunContext
 from gankd.training.optimizers import build_optimizer
-from gankd.training.trial import memory_format_kept, takes_channels_last
 from generators.checkpoints import all_finite, check_same_run, read_checkpoint, save_checkpoint
 from generators.progress import Progress
 from generators.randomness import mix
@@ -42,10 +43,8 @@ def fit(distiller: Distiller, source: BatchSource, config: TrainingConfig, conte
         ValueError: the loss is no longer finite; the checkpoint is another run's.
     """
     student = distiller.student
-    frozen = [
-        part for part in student.modules() if student.training and not part.training
-    ]  # the user's frozen batch norms
-    with memory_format_kept(student), _released(context.accelerator) as prepared:
+    frozen = frozen_parts(student)
+    with preserve_state(student), _released(context.accelerator) as prepared:
         _fit(distiller, source, config, context, frozen, prepared)
     distiller.eval()
     distiller.finish()
@@ -68,8 +67,7 @@ def _fit(
         )
     distiller.to(accelerator.device)
     images = distiller.normalize(torch.zeros(2, *source.image_shape, device=accelerator.device))
-    if takes_channels_last(distiller.student, images):
-        distiller.to(memory_format=torch.channels_last)
+    to_channels_last(distiller, distiller.student, images)
     first_step, checkpoint = 0, directory / "checkpoint.pt" if directory else None
     state = read_checkpoint(checkpoint) if checkpoint and checkpoint.exists() else None
     run = {**fingerprint_settings(config), "steps": num_steps, "seed": seed, **context.identity}
@@ -99,8 +97,7 @@ def _fit(
     progress = Progress(source.stream(first_step, num_steps), **shown, shown=accelerator.is_main_process)
     started, done, terms, task = time.perf_counter(), first_step, [], distiller.task
     shared_norms = [distiller] if config.synchronize_batch_norm and not distiller.is_spread else []
-    as_before = _as_before(distiller, "task", task)
-    with torch.random.fork_rng(), progress, as_before, synchronized(*shared_norms):
+    with torch.random.fork_rng(), progress, _as_before(distiller, "task", task), synchronized(*shared_norms):
         for step, batch in enumerate(progress, start=first_step):
             torch.manual_seed(mix(seed, "training step", step, rank))
             for group in optimizer.param_groups:

@@ -62,18 +62,16 @@ def generator_class(class_name: str, module: str | None = None) -> type[Generato
         return getattr(importlib.import_module(f"generators.networks.{GENERATORS[class_name]}"), class_name)
     from generators.model import GeneratorModel
 
-    waiting, found = [GeneratorModel], None
-    while waiting:
-        kind = waiting.pop()
-        waiting += kind.__subclasses__()
-        if kind.__name__ == class_name and not kind.__module__.startswith("generators."):
-            found = kind  # the newest where a module was imported again
-    if found is None:
+    kinds = [GeneratorModel]
+    for kind in kinds:  # grows: every class whose base is in it
+        kinds += kind.__subclasses__()
+    found = [kind for kind in kinds if kind.__name__ == class_name and not kind.__module__.startswith("generators.")]
+    if not found:
         missing = f"defined in {module}, which is not imported: import it first (in a YAML, plugins: [{module}])."
         raise LookupError(
             f"the architecture '{class_name}'; {missing if module else 'known: ' + ', '.join(GENERATORS)}"
         )
-    return found
+    return max(found, key=lambda kind: kind.__module__ == module)  # a plugin may be imported under another name
 
 
 def network_classes(name: str) -> tuple[type[GeneratorModel], type[nn.Module]]:

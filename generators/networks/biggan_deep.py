@@ -27,7 +27,7 @@ class BottleneckUp(nn.Module):
         super().__init__()
         hidden = in_channels // 4
         norm = partial(ConditionalBatchNorm, dim=code_dim, layer=partial(SNLinear, bias=False))
-        self.out_channels, self.double = out_channels, double
+        self.out_channels, self.doubles = out_channels, double
         self.bn1, self.bn2, self.bn3, self.bn4 = norm(in_channels), norm(hidden), norm(hidden), norm(hidden)
         self.conv1 = SNConv2d(in_channels, hidden, 1)
         self.conv2 = SNConv2d(hidden, hidden, 3, padding=1)
@@ -37,7 +37,7 @@ class BottleneckUp(nn.Module):
     def forward(self, x: Tensor, code: Tensor) -> Tensor:
         h = self.conv1(F.relu(self.bn1(x, code)))
         h, x = F.relu(self.bn2(h, code)), x[:, : self.out_channels]
-        if self.double:
+        if self.doubles:
             h, x = upsample(h), upsample(x)
         h = self.conv2(h)
         h = self.conv3(F.relu(self.bn3(h, code)))

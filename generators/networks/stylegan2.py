@@ -88,7 +88,7 @@ class StyledConvolution(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, w_dim: int, size: int, double: bool, noise: str, clamp):
         super().__init__()
-        self.double, self.noise, self.clamp = double, noise, clamp
+        self.doubles, self.noise, self.clamp = double, noise, clamp
         self.affine = EqualizedLinear(w_dim, in_channels, bias=1.0)
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
         self.bias = nn.Parameter(torch.zeros(out_channels))
@@ -99,9 +99,8 @@ class StyledConvolution(nn.Module):
         style = self.affine(w)  # [N, in]
         norm = (style.square() @ self.weight.square().sum(dim=(2, 3)).T + 1e-8).rsqrt()  # [N, out]
         x = x * style[:, :, None, None]
-        if (
-            self.double
-        ):  # a transposed convolution is one of the image with zeros between its pixels; low_pass fills them
+        if self.doubles:
+            # a transposed convolution is one of the image with zeros between its pixels, which low_pass fills
             x = low_pass(F.conv_transpose2d(x, self.weight.transpose(0, 1), stride=2), double=False)
         else:
             x = F.conv2d(x, self.weight, padding=1)

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from gankd.data.sets import ImageSet
 from gankd.evaluation import (
+    check_probes,
     extract_features,
     knn_accuracy,
     knn_probe,
@@ -267,3 +269,13 @@ def test_one_training_sample_leaves_nothing_to_choose_on(probe) -> None:
     train, labels, test, test_labels = classes() if probe is linear_probe else scalars()
     with pytest.raises(ValueError, match="the probe's validation part: 0.2 asked of 1 samples"):
         probe(train[:1], labels[:1], test, test_labels)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+@pytest.mark.parametrize("kind", [torch.int64, torch.float32])
+def test_too_few_labels_for_a_probe_are_said_before_anything_is_trained_f27(count, kind):
+    images = torch.zeros(3, 1, 2, 2, dtype=torch.uint8)
+    few, enough = (ImageSet(images[:n], torch.arange(n).to(kind), name="labelled") for n in (count, 3))
+    with pytest.raises(ValueError, match=f"labelled: {count} labelled images are too few"):
+        check_probes(few)
+    check_probes(enough)

@@ -39,7 +39,7 @@ from gankd.pipeline import Run
 from gankd.tasks import Classification, Regression
 from generators.images import to_unit_range
 from generators.metrics import density_coverage, draw_images, evenly_spread, frechet_distance, frechet_score
-from generators.wrapping import WrappedGenerator, wrap
+from generators.wrapping import wrap
 from tests.conftest import run
 
 CLASSES = Classification(class_names=("first", "second", "third", "fourth"))
@@ -511,6 +511,21 @@ def test_a_class_without_images_is_left_out_and_named():
     assert any("leaves out 1 of 4 groups, those of label fourth" in sentence for sentence in scores["warnings"])
 
 
+def test_scores_of_labels_far_from_zero_are_those_of_labels_near_it_f8():
+    """Labels 20000 +- 1: sums of their squares leave float32."""
+    far = replace(BRIGHTNESS, label_min=20_000, label_max=20_001, mean=20_000)
+    shifted = lambda data, by: replace(data, labels=(512 * data.labels).round() / 512 + by)  # noqa: E731 (exact there)
+    found = []
+    for task, by in ((BRIGHTNESS, 0), (far, 20_000)):
+        real, fakes = shifted(scalar_set(), by), shifted(scalar_set(seed=1), by)
+        extractor = teacher_extractor(scalar_teacher())
+        found.append(evaluate_generator(fakes, real, extractor=extractor, task=task, num_windows=5))
+    near, far = found
+    assert [window["num_real"] for window in far["windows"]] == [window["num_real"] for window in near["windows"]]
+    for name in ("sliding_fid", "label_score", "label_score_std"):
+        assert far[name] == pytest.approx(near[name], abs=0.002)  # what float32 tells apart there
+
+
 def test_windows_without_images_are_left_out_and_counted():
     labels = torch.tensor([0.2, 0.3, 0.8]).repeat_interleave(40)
     data, warnings = ImageSet(scalar_images(labels), labels), []
@@ -593,17 +608,11 @@ def test_labels_of_no_class_are_refused():
         warnings_of(replace(class_set(), labels=class_set().labels + 1, name="fakes"), class_set())
 
 
-class Unscaled(WrappedGenerator):
-    """Draws in [-255, 255]."""
-
-    def forward(self, z: Tensor, y: Tensor) -> Tensor:
-        return 255 * super().forward(z, y)
-
-
 def test_a_generator_that_leaves_the_range_is_refused():
-    form = {"resolution": 4, "latent_dim": 16, "image_channels": 1, "num_classes": 4, "label_range": None}
-    generator = Unscaled(source=lambda z, y: torch.ones(len(y), 1, 4, 4), feature_names=(), **form)
-    with pytest.raises(ValueError, match=r"Unscaled draws values in \[255, 255\]"):
+    generator = class_generator()
+    sample = generator.sample
+    generator.sample = lambda *args: 255 * sample(*args)
+    with pytest.raises(ValueError, match=r"WrappedGenerator draws values in \[-2\d\d, 2\d\d\]"):
         draw_images(generator, torch.arange(4), seed=0)
 
 

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from gankd import losses
 from gankd.losses import (
     activation_boundary_loss,
-    attention_based_fusion,
     attention_transfer_loss,
     correlation_congruence_loss,
     dist_loss,
@@ -34,8 +34,8 @@ from gankd.losses import (
     rkd_angle_loss,
     rkd_distance_loss,
     rkd_loss,
-    vid_loss,
 )
+from tests.golden.adapters import attention_based_fusion, vid_loss
 
 
 @pytest.fixture
@@ -647,13 +647,10 @@ def test_vid_takes_large_log_scales_and_trains_regressor_and_scales(rng: torch.G
     assert all(kernel.grad.isfinite().all() and kernel.grad.abs().sum() > 0 for kernel in kernels)
 
 
-def test_vid_refuses_kernels_that_do_not_fit() -> None:
-    with pytest.raises(ValueError, match="do not lead from 3 to 5 channels"):
-        vid_loss(
-            student_feature=torch.zeros(2, 3, 4, 4),
-            teacher_feature=torch.zeros(2, 5, 4, 4),
-            regressor_weights=[torch.zeros(5, 4, 1, 1)],
-            log_scale=torch.zeros(5),
+def test_vid_refuses_maps_of_unlike_channels() -> None:
+    with pytest.raises(ValueError, match=r"differ in shape: \[2, 3, 4, 4\] and \[2, 5, 4, 4\]"):
+        losses.vid_loss(
+            student_feature=torch.zeros(2, 3, 4, 4), teacher_feature=torch.zeros(2, 5, 4, 4), log_scale=torch.zeros(5)
         )
 
 
@@ -825,11 +822,25 @@ def test_fusion_trains_all_its_inputs_and_survives_autocast(rng: torch.Generator
     assert all(tensor.grad.abs().sum() > 0 for tensor in inputs.values())
 
 
-def test_fusion_refuses_maps_of_different_width() -> None:
-    with pytest.raises(ValueError, match=r"\[2, 3, 4, 4\], \[2, 5, 2, 2\]"):
-        attention_based_fusion(
-            feature=torch.zeros(2, 3, 4, 4),
-            residual=torch.zeros(2, 5, 2, 2),
-            weight=torch.zeros(2, 8, 1, 1),
-            bias=torch.zeros(2),
-        )
+@pytest.mark.parametrize("temperature", [1.0, 4.0, torch.tensor([20.0], requires_grad=True)], ids=["1", "4", "learned"])
+@pytest.mark.parametrize("name", ["kd", "dkd", "dist"])
+def test_f18_a_teacher_may_exclude_classes_by_logits_of_minus_infinity(
+    rng: torch.Generator, name: str, temperature
+) -> None:
+    """As one that finds them as good as impossible."""
+    if name == "dist" and isinstance(temperature, Tensor):
+        temperature = temperature.detach()
+    loss = {"kd": lambda s, t, **options: kd_loss(student_logits=s, teacher_logits=t, **options), "dkd": dkd}.get(
+        name, lambda s, t, **options: dist_loss(student_logits=s, teacher_logits=t, **options)
+    )
+    student, teacher = normal(rng, 4, 5).float(), normal(rng, 4, 5).float()
+    found = []
+    for excluded in (-torch.inf, -1e5):
+        teacher[:, 3] = teacher[0, 0] = excluded
+        leaf = student.clone().requires_grad_()
+        value = loss(leaf, teacher, temperature=temperature)
+        inputs = [leaf, temperature] if isinstance(temperature, Tensor) and temperature.requires_grad else [leaf]
+        found.append([value.detach(), *torch.autograd.grad(value, inputs)])
+    assert all(tensor.isfinite().all() for tensor in found[0])
+    if name != "dkd":  # whose two ways and rest tell how impossible the label is
+        torch.testing.assert_close(*found)

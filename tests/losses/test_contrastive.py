@@ -1,4 +1,4 @@
-"""Contrastive representation distillation against its equations, and the draw of contrast ids by its laws."""
+"""Contrastive representation distillation, its embedding and its banks against their equations, and the draw by its laws."""
 
 from __future__ import annotations
 
@@ -7,18 +7,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
-from gankd.losses import (
-    contrast_indices,
-    crd_initial_bank,
-    crd_loss,
-    crd_update_bank,
-    embed_and_normalize,
-    nce_loss,
-)
+from gankd.losses import crd_loss, nce_loss
+from gankd.methods.memory_bank import MemoryBank, PositiveSets
+from tests.golden.adapters import crd_update_bank, embed_and_normalize
 
 
 @pytest.fixture
@@ -31,7 +24,7 @@ def unit_rows(rng: torch.Generator, *shape: int) -> Tensor:
 
 
 def case(rng: torch.Generator, *, n_data: int, batch: int = 4, negatives: int = 5, width: int = 6) -> dict[str, Tensor]:
-    banks = [crd_initial_bank(n_data=n_data, dimension=width, generator=rng).double() for _ in ("student", "teacher")]
+    banks = [(2 * torch.rand(n_data, width, generator=rng).double() - 1) * (3 / width) ** 0.5 for _ in range(2)]
     return {
         "student_embedding": unit_rows(rng, batch, width),
         "teacher_embedding": unit_rows(rng, batch, width),
@@ -189,7 +182,7 @@ def test_crd_takes_half_precision_and_autocast(rng: torch.Generator, dtype: torc
 def test_crd_contrasts_inside_a_batch_and_against_a_queue(rng: torch.Generator) -> None:
     """Samples without a place in a bank: the banks are the batch, then a queue. Agreement costs less than confusion."""
     student, teacher, queue = unit_rows(rng, 4, 16), unit_rows(rng, 4, 16), unit_rows(rng, 5, 16)
-    ids = contrast_indices(labels=torch.arange(9), indices=torch.arange(4), num_negatives=8, generator=rng)
+    ids = PositiveSets(torch.arange(9), None).draw(torch.arange(4), num_negatives=8)
 
     def loss(s: Tensor, t: Tensor) -> float:
         banks = {"student_bank": torch.cat([s, queue]), "teacher_bank": torch.cat([t, queue])}
@@ -238,22 +231,18 @@ def test_a_dead_feature_has_a_finite_embedding() -> None:
     torch.testing.assert_close(embedding, torch.zeros(2, 5))
 
 
-def test_an_embedding_refuses_another_width() -> None:
-    with pytest.raises(ValueError, match=r"takes 8 inputs; features of shape \[2, 3, 2\] have 6"):
-        embed_and_normalize(feature=torch.zeros(2, 3, 2), weight=torch.zeros(5, 8), bias=torch.zeros(5))
-
-
 # --- the bank ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_new_bank_has_rows_of_expected_square_norm_one(rng: torch.Generator) -> None:
-    bank = crd_initial_bank(n_data=2000, dimension=48, generator=rng)
+def test_a_new_bank_has_rows_of_expected_square_norm_one() -> None:
+    torch.manual_seed(0)
+    bank = MemoryBank.of_directions(2000, 48).rows
     assert bank.abs().max() <= 1 / math.sqrt(48 / 3)
     assert bank.square().sum(1).mean().item() == pytest.approx(1, abs=0.01)
     assert bank.mean().abs() < 0.002
 
 
-def test_an_update_moves_the_rows_of_the_batch_and_leaves_the_argument_alone(rng: torch.Generator) -> None:
+def test_an_update_moves_the_rows_of_the_batch(rng: torch.Generator) -> None:
     bank, embedding = unit_rows(rng, 6, 4), unit_rows(rng, 2, 4).requires_grad_()
     before, ids = bank.clone(), torch.tensor([4, 1])
     updated = crd_update_bank(bank=bank, embedding=embedding, indices=ids, momentum=0.8)
@@ -282,120 +271,60 @@ def test_a_half_precision_embedding_updates_a_float32_bank(rng: torch.Generator)
 
 
 def test_an_update_refuses_embeddings_that_do_not_fit() -> None:
-    with pytest.raises(ValueError, match=r"2 rows of a bank \[6, 4\] cannot take embeddings \[2, 3\]"):
+    with pytest.raises(ValueError, match=r"2 rows of a bank \[6, 4\] cannot take values \[2, 3\]"):
         crd_update_bank(bank=torch.zeros(6, 4), embedding=torch.zeros(2, 3), indices=torch.tensor([0, 1]))
+
+
+def test_a_bank_that_overwrites_keeps_the_values_in_its_own_precision_and_a_queue_the_latest(
+    rng: torch.Generator,
+) -> None:
+    bank, values = MemoryBank(torch.zeros(4, dtype=torch.float16)), torch.rand(3, generator=rng)
+    bank.write(torch.tensor([3, 1, 3]), values)
+    torch.testing.assert_close(bank.rows, torch.stack([values[0] * 0, values[1], values[0] * 0, values[2]]).half())
+    bank.push(values)
+    torch.testing.assert_close(bank.rows[:3], values.half())
+    assert bank.rows[3] == 0
 
 
 # --- the draw ---------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=80, deadline=None)
-@given(
-    labels=st.lists(st.integers(0, 3), min_size=2, max_size=30).filter(lambda labels: len(set(labels)) > 1),
-    num_negatives=st.integers(1, 40),
-    mode=st.sampled_from(["exact", "relax"]),
-    kappa=st.sampled_from([None, 0.0, 1.0]),
-    seed=st.integers(0, 100),
-)
-def test_a_draw_keeps_its_promises(
-    labels: list[int], num_negatives: int, mode: str, kappa: float | None, seed: int
-) -> None:
-    if kappa and any(all(abs(a - b) <= kappa for b in labels) for a in labels):
-        labels = [3 * label for label in labels]
-    anchors = torch.arange(len(labels)).flip(0)
-    ids = contrast_indices(
-        labels=torch.tensor(labels),
-        indices=anchors,
-        num_negatives=num_negatives,
-        mode=mode,
-        kappa=kappa,
-        generator=torch.Generator().manual_seed(seed),
-    )
-    assert ids.shape == (len(labels), num_negatives + 1) and ids.dtype == torch.int64
-    for anchor, (positive, *negatives) in zip(anchors.tolist(), ids.tolist(), strict=True):
-        pool = [place for place, label in enumerate(labels) if abs(label - labels[anchor]) > (kappa or 0)]
-        assert positive == anchor if mode == "exact" else positive not in pool
-        assert set(negatives) <= set(pool)
-        if num_negatives <= len(pool):
-            assert len(set(negatives)) == num_negatives
-        else:  # no sample comes twice more often than another
-            counts = [negatives.count(place) for place in pool]
-            assert max(counts) - min(counts) <= 1
-
-
 @pytest.mark.parametrize("num_negatives", [3, 7, 11], ids=["fewer than the pool", "all but one", "more than the pool"])
-def test_a_draw_is_uniform_over_the_pool_in_unbalanced_classes(rng: torch.Generator, num_negatives: int) -> None:
+def test_a_draw_is_uniform_over_the_pool_in_unbalanced_classes(num_negatives: int) -> None:
     labels = torch.tensor([0, 1, 0, 2, 1, 0, 0, 1, 2, 0, 1, 3])  # five samples of class 0, one of class 3
-    ids = contrast_indices(
-        labels=labels,
-        indices=torch.zeros(4000, dtype=torch.int64),
-        num_negatives=num_negatives,
-        mode="relax",
-        generator=rng,
-    )
+    torch.manual_seed(0)
+    draws, sets = 4000, PositiveSets(labels, None)
+    ids = torch.cat([sets.draw(torch.tensor([0]), num_negatives=num_negatives, mode="relax") for _ in range(draws)])
     pool, alike = (labels != 0).nonzero().flatten(), (labels == 0).nonzero().flatten()
     negatives = ids[:, 1:].flatten().bincount(minlength=12)
-    expected = 4000 * num_negatives / len(pool)
+    expected = draws * num_negatives / len(pool)
     assert ((negatives[pool] - expected).abs() < 6 * math.sqrt(expected)).all()
     positives = ids[:, 0].bincount(minlength=12)
-    assert ((positives[alike] - 4000 / len(alike)).abs() < 6 * math.sqrt(4000 / len(alike))).all()
+    assert ((positives[alike] - draws / len(alike)).abs() < 6 * math.sqrt(draws / len(alike))).all()
 
 
-def test_rows_of_a_draw_are_independent(rng: torch.Generator) -> None:
-    """Two anchors of one class share K^2 / pool negatives on average."""
-    labels = torch.arange(400) % 4
-    ids = contrast_indices(labels=labels, indices=torch.tensor([0, 0] * 50), num_negatives=60, generator=rng)
-    shared = [len(set(a) & set(b)) for a, b in zip(ids[::2, 1:].tolist(), ids[1::2, 1:].tolist(), strict=True)]
-    assert sum(shared) / len(shared) == pytest.approx(60 * 60 / 300, abs=1.5)
-
-
-def test_a_draw_depends_on_its_generator_alone() -> None:
-    labels, anchors = torch.arange(50) % 5, torch.arange(8)
-
+def test_a_draw_depends_on_the_default_generator_alone() -> None:
     def draw(seed: int) -> Tensor:
-        torch.rand(seed)
-        generator = torch.Generator().manual_seed(seed)
-        return contrast_indices(labels=labels, indices=anchors, num_negatives=9, mode="relax", generator=generator)
+        torch.manual_seed(seed)
+        return PositiveSets(torch.arange(50) % 5, None).draw(torch.arange(8), num_negatives=9, mode="relax")
 
     assert torch.equal(draw(1), draw(1))
     assert not torch.equal(draw(1), draw(2))
 
 
-def test_unique_labels_contrast_every_other_sample(rng: torch.Generator) -> None:
-    ids = contrast_indices(labels=torch.arange(6), indices=torch.tensor([4]), num_negatives=5, generator=rng)
+def test_unique_labels_contrast_every_other_sample() -> None:
+    ids = PositiveSets(torch.arange(6), None).draw(torch.tensor([4]), num_negatives=5)
     assert ids[0, 0] == 4
     assert sorted(ids[0, 1:].tolist()) == [0, 1, 2, 3, 5]
 
 
-def test_a_scalar_target_contrasts_what_lies_farther_than_kappa(rng: torch.Generator) -> None:
+def test_a_scalar_target_contrasts_what_lies_farther_than_kappa() -> None:
     labels = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0])  # a difference of exactly kappa is alike
-    ids = contrast_indices(labels=labels, indices=torch.tensor([1]), num_negatives=2, kappa=0.25, generator=rng)
+    ids = PositiveSets(labels, 0.25).draw(torch.tensor([1]), num_negatives=2)
     assert sorted(ids[0, 1:].tolist()) == [3, 4]
-
-
-def test_a_draw_without_negatives_names_the_sample_and_the_way_out() -> None:
-    with pytest.raises(ValueError, match="sample 2 with label 7 has no negatives.*torch.arange"):
-        contrast_indices(labels=torch.full((4,), 7), indices=torch.tensor([2]), num_negatives=1)
-    with pytest.raises(ValueError, match="sample 1 with label 0.5 has no negatives"):
-        labels = torch.tensor([0.0, 0.5, 1.0])
-        contrast_indices(labels=labels, indices=torch.tensor([0, 1]), num_negatives=1, kappa=0.5)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"mode": "loose"}, "'loose': use 'exact' or 'relax'"),
-        ({"labels": torch.zeros(4, 1)}, r"one label per sample, \[n_data\], not \[4, 1\]"),
-        ({"kappa": -1.0}, "kappa of a vicinity cannot be negative, got -1.0"),
-    ],
-)
-def test_a_draw_refuses_what_it_cannot_read(change: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        contrast_indices(**{"labels": torch.arange(4), "indices": torch.tensor([0]), "num_negatives": 1, **change})
 
 
 def test_small_integers_are_scalars_too() -> None:
     """Ages as uint8, whose differences would wrap."""
     labels = torch.tensor([3, 5, 200], dtype=torch.uint8)
-    ids = contrast_indices(labels=labels, indices=torch.tensor([0, 1]), num_negatives=1, kappa=4)
-    assert ids.tolist() == [[0, 2], [1, 2]]
+    assert PositiveSets(labels, 4).draw(torch.tensor([0, 1]), num_negatives=1).tolist() == [[0, 2], [1, 2]]

@@ -171,13 +171,22 @@ def test_reviewkd_fuses_from_the_deepest_and_meets_the_teacher_before_its_relu()
         assert x.shape[1] == 8  # the width of the student's pooled vector
         if review is not None:
             y = F.interpolate(review, x.shape[2:], mode="nearest")
-            z = torch.sigmoid(fuse.attention(torch.cat([x, y], dim=1)))
+            z = torch.sigmoid(F.conv2d(torch.cat([x, y], dim=1), fuse.attention.weight, fuse.attention.bias))
             x = x * z[:, :1] + y * z[:, 1:]
         review = x
         outputs.append(fuse.leave(F.interpolate(x, t.shape[2:], mode="nearest")))
         assert outputs[-1].shape == t.shape
     expected = losses.hcl_loss(student_features=outputs, teacher_features=teacher[::-1])
     torch.testing.assert_close(term_value(distiller, "reviewkd"), expected)
+
+
+def test_f22_reviewkd_begins_as_published() -> None:
+    """Kaiming's uniform initialisation with a = 1: within sqrt(3 / inputs), where torch's default is sqrt(1 / inputs)."""
+    _, term = made("reviewkd")
+    for fuse in term.fusions:
+        for convolution in (fuse.enter[0], fuse.leave[0]):
+            bound = math.sqrt(3 / convolution.weight[0].numel())
+            assert 0.9 * bound < convolution.weight.abs().max() <= bound
 
 
 def test_the_weight_of_reviewkd_rises_over_a_twelfth_of_the_run() -> None:
@@ -282,6 +291,31 @@ def test_ab_and_fsp_train_the_student_on_the_term_first_and_on_the_task_alone_th
     assert set(then) == {"loss", "task"}
     torch.testing.assert_close(then["loss"], F.cross_entropy(distiller.student(_input(distiller)), BATCH.labels))
     assert not any(p.requires_grad for p in term.parameters())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("name", ["ab", "fsp"])
+def test_f22_the_first_stage_decays_nothing_that_its_loss_does_not_reach(name: str, optimizer: str) -> None:
+    distiller, _ = made(name)
+    before = {key: value.clone() for key, value in distiller.student.state_dict().items()}
+    config = TrainingConfig(steps=4, optimizer=optimizer, weight_decay=0.5, decay_all=True)
+    first, config = distiller.first_stage(config)
+    optimizer = build_optimizer(first, config)
+    for _ in range(3):
+        optimizer.zero_grad()
+        first(BATCH)["loss"].backward()
+        optimizer.step()
+    after = distiller.student.state_dict()
+    unmoved = {key for key in after if torch.equal(after[key], before[key]) and "num_batches" not in key}
+    assert unmoved == {"head.weight", "head.bias"}
+
+
+@pytest.mark.parametrize("name", ["at", "nst", "ft"])
+def test_f19_maps_of_a_single_position_are_refused(name: str) -> None:
+    with pytest.raises(
+        ValueError, match=f"{name} compares how a map differs from position to position.*images of 4 x 4"
+    ):
+        make(name, "classification", {"student_taps": ["stages.2"], "teacher_taps": ["stages.2"]}, pixels=4)
 
 
 def test_ft_trains_the_paraphraser_first_and_everything_else_then() -> None:

@@ -13,12 +13,11 @@ from torch import nn
 import gankd
 from gankd.data.loader import BatchSource
 from gankd.losses import hsakd_student_loss, hsakd_teacher_loss, rotation_batch
-from gankd.methods import METHODS, check_method, method_config
-from gankd.methods.teacher.hsakd import Branches, stage_paths
+from gankd.methods import METHODS, Setup, check_method, method_config
+from gankd.methods.teacher.rotation_branches import Branches, stage_paths
 from gankd.models import Taps, build_model
-from gankd.models.teacher import Normalize, Teacher
 from gankd.training import RunContext, TrainingConfig, fit
-from tests.methods.common import fixed_batch, image_sets, make, network
+from tests.methods.common import fixed_batch, image_sets, make, network, source_of
 
 NETWORKS = {
     "small_resnet": 3,
@@ -71,6 +70,23 @@ def test_a_branch_is_as_deep_as_the_network_and_the_last_one_a_stage_deeper() ->
     assert blocks == [6, 3, 3]  # of nine; behind layer1, layer2, layer3
 
 
+@pytest.mark.parametrize(
+    ("name", "millions"), [("vgg13", 37.05), ("ResNet50", 77.0), ("wrn_40_2", 5.8), ("MobileNetV2", 4.7)]
+)
+def test_f22_branches_have_the_published_numbers_of_parameters(name: str, millions: float) -> None:
+    with torch.no_grad():
+        branches = Branches(build_model(name, num_classes=100), (3, 32, 32), num_classes=100, num_stages=4)
+    count = sum(parameter.numel() for parameter in branches.parameters()) / 1e6
+    assert count == pytest.approx(millions, abs=0.06)
+
+
+def test_f22_shufflev2s_last_branch_begins_with_a_unit_that_sees_the_whole_input() -> None:
+    model = build_model("ShuffleV2", num_classes=3)
+    units = [type(unit).__name__ for unit in model.extra_stage()]
+    assert units == ["DownUnitV2", "UnitV2", "UnitV2", "UnitV2"]
+    assert model.extra_stage()(torch.rand(2, 464, 4, 4)).shape == (2, 464, 4, 4)
+
+
 def test_branches_do_not_start_from_the_weights_of_a_trained_network() -> None:
     model = network("classification", 0).requires_grad_(False).eval()
     branches = Branches(model, (1, 8, 8), num_classes=3, num_stages=3)
@@ -86,8 +102,8 @@ def test_the_student_copies_classes_and_pairs_of_class_and_rotation() -> None:
     batch = fixed_batch("classification")
     distiller, teacher = make("hsakd", "classification")
     view, _ = rotation_batch(images=batch.images.float() / 255, labels=batch.labels)
-    logits, features = Taps(distiller.student, stage_paths(distiller.student))(distiller.normalize(view))
-    teacher_logits, teacher_features = teacher.outputs_and_taps(view, stage_paths(teacher.module))
+    logits, features = Taps(distiller.student, stage_paths(distiller.student, (1, 8, 8)))(distiller.normalize(view))
+    teacher_logits, teacher_features = teacher.outputs_and_taps(view, stage_paths(teacher.module, (1, 8, 8)))
     total, task, kd, auxiliary = hsakd_student_loss(
         student_logits=logits,
         student_auxiliary_logits=distiller.branches(features, view),
@@ -104,7 +120,7 @@ def test_a_teacher_learns_classes_and_pairs_together() -> None:
     batch = fixed_batch("classification")
     distiller, _ = make("hsakd_teacher", "classification")
     view, _ = rotation_batch(images=batch.images.float() / 255, labels=batch.labels)
-    logits, features = Taps(distiller.student, stage_paths(distiller.student))(distiller.normalize(view))
+    logits, features = Taps(distiller.student, stage_paths(distiller.student, (1, 8, 8)))(distiller.normalize(view))
     total, *_ = hsakd_teacher_loss(
         logits=logits, auxiliary_logits=distiller.branches(features, view), labels=batch.labels
     )
@@ -198,17 +214,11 @@ def test_images_must_be_square(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["hsakd", "hsakd_teacher"])
-def test_a_network_of_unknown_stages_is_refused(name: str) -> None:
+def test_a_foreign_network_gets_branches_behind_its_maps(name: str) -> None:
     distiller, teacher = make(name, "classification")
     foreign = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
-    batch = fixed_batch("classification")
-    others = {"augment": distiller.augment, "normalize": Normalize.of(batch.images)}
-    with pytest.raises(ValueError, match="those of Sequential are not known; use small_resnet"):
-        METHODS[name](
-            foreign,
-            Teacher(teacher.module, others["normalize"]),
-            distiller.task,
-            METHODS[name].Config(),
-            data=BatchSource(*image_sets(batch), batch_size=6),
-            **others,
-        )
+    data = source_of(fixed_batch("classification"), "classification", distiller.config, 6)
+    setup = Setup(foreign, teacher, distiller.task, data, distiller.augment, distiller.normalize)
+    built = METHODS[name](METHODS[name].Config(), setup)
+    built(fixed_batch("classification"))["loss"].backward()
+    assert built.branches.paths == ["0"] and foreign[0].weight.grad.any()

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gankd
-from gankd.data.augment import Augment, AugmentationConfig
+from gankd.data.augment import SELF_SUPERVISED, Augment, AugmentationConfig
 from gankd.data.loader import Batch, BatchSource
 from gankd.data.sets import ImageSet
+from gankd.experiment.config import RepresentationConfig
 from gankd.losses import (
     simreg_loss,
     span_loss,
@@ -28,7 +29,7 @@ from gankd.methods import Distiller, build_distiller, method_config
 from gankd.methods.label_free.base import LabelFree, Projector
 from gankd.methods.label_free.simreg import regression_head
 from gankd.methods.label_free.squeeze_and_span import Squeeze
-from gankd.models import ModelConfig
+from gankd.models import build_model
 from gankd.models.teacher import Normalize, Teacher
 from gankd.tasks import Representation
 from gankd.training import TrainingConfig, build_optimizer
@@ -322,18 +323,45 @@ def test_with_independent_views_teacher_and_student_see_different_ones(augmentat
     torch.testing.assert_close(views[0], asked[1] * 0.3 + 0.4)
 
 
-def test_networks_of_a_configuration_are_teachers_too(tmp_path) -> None:
+@pytest.mark.parametrize("num_outputs", [3, 7])
+def test_networks_of_a_configuration_are_teachers_too(num_outputs: int, tmp_path) -> None:
     path = tmp_path / "teacher.safetensors"
-    module = network("representation", 5, (4, 6))
+    module = build_model("small_resnet", num_outputs, 1, widths=(4, 6))
     save_file({name: value.contiguous() for name, value in module.state_dict().items()}, path)
-    options = {"widths": (4, 6), "num_classes": 3}
-    model = ModelConfig(name="small_resnet", options=options, checkpoint=str(path))
+    model = {"options": {"widths": (4, 6)}, "checkpoint": str(path), "num_outputs": num_outputs}
     batch = fixed_batch("representation")
     normalize = Normalize.of(batch.images)
     one, other = simreg({"teachers": (model,)}, None), simreg({}, Teacher(module, normalize))
     other.regressors.load_state_dict(one.regressors.state_dict())
     assert looked_at(one, batch)[0]["loss"] == looked_at(other, batch)[0]["loss"]
     assert len(simreg({"teachers": (model,)}, teachers(1)).regressors) == 2
+
+
+def augmentations(method: str, **settings) -> AugmentationConfig:
+    """What the student's images are changed by, in a call that says `settings` of the training."""
+    seen: list[AugmentationConfig] = []
+    init = Augment.__init__
+    with mock.patch.object(Augment, "__init__", lambda self, config: (seen.append(config), init(self, config))[0]):
+        gankd.pretrain(
+            network("representation", 0),
+            network("representation", 1) if method == "simreg" else None,
+            real=fixed_batch("representation").images,
+            method={"name": method, **NARROW.get(method, {})},
+            **{"steps": 1, "batch_size": 4, **settings},
+        )
+    return seen[0]
+
+
+def test_f22_a_teacher_is_asked_about_weak_views_and_two_views_are_compared_strongly() -> None:
+    assert augmentations("simreg") == AugmentationConfig(resized_crop=(0.2, 1))
+    assert augmentations("vicreg") == augmentations("simsiam") == SELF_SUPERVISED
+    assert augmentations("simreg", augmentation={"rotation": 10}) == AugmentationConfig(rotation=10)
+    values = {"arms": {name: {"method": {"name": name}} for name in ("simreg", "vicreg")}}
+    for given in ({}, {"augmentation": {"rotation": 10}}):
+        config = RepresentationConfig.of({**values, **given})
+        found = {name: config.of_arm(arm).augmentation for name, arm in config.arms.items()}
+        wanted = {"simreg": AugmentationConfig(resized_crop=(0.2, 1)), "vicreg": SELF_SUPERVISED}
+        assert found == (dict.fromkeys(found, AugmentationConfig(rotation=10)) if given else wanted)
 
 
 def test_where_views_repeat_every_teacher_looks_at_each_of_them_once() -> None:
@@ -557,7 +585,7 @@ def test_simreg_refuses_weights_and_views_that_do_not_fit() -> None:
         with pytest.raises(ValueError, match=sentence):
             simreg({"head_layers": layers}, teachers(1))
     with pytest.raises(ValueError, match="teacher small_resnet of `teachers` has no checkpoint"):
-        simreg({"teachers": (ModelConfig(name="small_resnet"),)}, None)
+        simreg({"teachers": ({"name": "small_resnet"},)}, None)
     arguments = {"real": REAL, "method": {"name": "simreg", "teacher_view": "independent"}, "training": TRAINING}
     with pytest.raises(ValueError, match="draws fresh views in every step; leave `views` null"):
         gankd.pretrain(network("representation", 0), network("representation", 1), **arguments, views=2)

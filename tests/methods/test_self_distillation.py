@@ -705,3 +705,33 @@ def test_what_needs_classes_refuses_a_scalar_target_and_says_what_to_do(name: st
 def test_what_follows_predictions_needs_scalar_outputs(name: str) -> None:
     with pytest.raises(ValueError, match="not defined for task.head: bins; it takes scalar"):
         METHODS[name].check("regression", False, "bins")
+
+
+# --- F19, F22: what deviated from papers and codes ----------------------------------------------------------------------
+
+
+def test_f19_zipf_refuses_a_map_of_one_pixel_which_would_be_label_smoothing() -> None:
+    with pytest.raises(ValueError, match="has one, which makes the term label smoothing: set votes: logits"):
+        make("zipf_ls", "classification", pixels=4, student_widths=(4, 8, 8))
+    make("zipf_ls", "classification", {"votes": "logits"}, pixels=4, student_widths=(4, 8, 8))
+
+
+def test_f22_the_weight_of_zipf_s_auxiliary_classifiers_does_not_depend_on_its_own() -> None:
+    batch, share = fixed_batch("classification", 5), []
+    for auxiliary in (1.0, 2.0):
+        distiller, _ = make("zipf_ls", "classification", {"weight": 0.1, "stages": 2, "auxiliary_weight": auxiliary})
+        share.append(distiller(batch)["loss"])
+    own = distiller.terms["zipf_ls"].classifiers[0]
+    _, (shallow,) = passed(distiller, batch, ["stages.1"])
+    expected = cross_entropy(own(shallow.mean(dim=(2, 3))), batch.labels)
+    assert (share[1] - share[0]).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_f22_the_branches_of_mixskd_are_copies_of_the_remaining_stages() -> None:
+    distiller, _ = make("mixskd", "classification", student_widths=(4, 8, 8))
+    student = dict(distiller.student.named_parameters())
+    for branch in distiller.branches:
+        own = dict(branch.network.named_parameters())
+        assert own and all(student[name].shape == value.shape for name, value in own.items())
+    first, second = (sum(value.numel() for value in branch.parameters()) for branch in distiller.branches)
+    assert first > second

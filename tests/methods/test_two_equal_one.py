@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gankd.distributed.batch_norm import synchronized
 from gankd.methods import Distiller
-from gankd.training import TrainingConfig, fit
+from gankd.training import RunContext, TrainingConfig, fit
 from tests.methods.common import (
     CASES,
     HEAD_CASES,
@@ -45,6 +45,7 @@ OTHERWISE = [  # settings that change what is compared
     ("ddgsd", {"mmd": "scalar"}),
     ("dml", {"target": "ensemble"}),
     ("kd", {"temperature": {"learn": "global"}}),
+    ("lmcl", {"meta_every": 1, "vcl_weight": 5, "icl_weight": 5}),
     ("mixup", {"blended": "stages"}),
     ("okddip", {"share": "nothing"}),
     ("zipf_ls", {"only_correct": True}),
@@ -55,19 +56,6 @@ EVERY |= {
     f"{name}, {head}": (name, "regression", head, {}) for name, head in HEAD_CASES if (name, "regression") not in CASES
 }
 EVERY |= {f"{name}, {settings}": (name, "classification", "scalar", settings) for name, settings in OTHERWISE}
-WHY = {
-    "the batch that is compared is the process's own": [
-        *("bake", "cc", "crd", "dist", "lmcl", "pkt", "rkd", "sp"),
-        "cs_kd, {'learners': 'both'}",
-        *[f"kdcl, {{'ensemble': '{ensemble}', 'held_out': 0.5}}" for ensemble in ("linear", "general")],
-        "zipf_ls, {'only_correct': True}",
-    ],
-    "its queues take the processes' samples one after the other": ["mcl, regression", "mcl, {'form': 'queue'}"],
-    "batch norms of its own are not synchronised": [
-        *("ffl", "mfef", "one", "okddip, classification", "okddip, {'share': 'nothing'}"),
-    ],
-}
-"""Cases that do not hold yet, and why: every case of a method, or one."""
 
 
 @contextlib.contextmanager
@@ -101,6 +89,7 @@ def trained(label: str, rank: int = 0, world_size: int = 1) -> dict[str, Tensor]
     data = fixed_batch(kind, 24)
     distiller, teacher = make(name, kind, settings, head=head, data=data, rank=rank, world_size=world_size)
     teacher.module.double()
+    teacher.dtype = torch.float64
     distiller.double()
     source = source_of(data, kind, distiller.config, TRAINING.batch_size, rank=rank, world_size=world_size)
     found = {}
@@ -136,7 +125,7 @@ def fitted(accelerator: Accelerator, synchronize: bool) -> dict[str, Tensor]:
     distiller, _ = make("dml", "classification", data=fixed_batch("classification", 24), **processes)
     source = source_of(fixed_batch("classification", 24), "classification", distiller.config, 16, **processes)
     settings = {"optimizer": "sgd", "learning_rate": 0.05, "synchronize_batch_norm": synchronize}
-    fit(distiller, source, TRAINING.replace(**settings), accelerator=accelerator, seed=0)
+    fit(distiller, source, TRAINING.replace(**settings), RunContext(accelerator=accelerator, seed=0))
     return {key: value.clone() for key, value in distiller.state_dict().items()}
 
 
@@ -174,16 +163,7 @@ def results(tmp_path_factory) -> list[dict[str, dict[str, Tensor]]]:
     return found_by_two_processes(main, tmp_path_factory.mktemp("processes"))
 
 
-def cases() -> list:
-    reasons = {name: why for why, names in WHY.items() for name in names}
-    found = {label: reasons.get(label, reasons.get(EVERY[label][0])) for label in EVERY}
-    return [
-        pytest.param(label, marks=[pytest.mark.xfail(reason=why, strict=True)] if why else [])
-        for label, why in found.items()
-    ]
-
-
-@pytest.mark.parametrize("label", cases())
+@pytest.mark.parametrize("label", EVERY)
 def test_f5_two_processes_train_as_one_with_the_whole_batch(results, label: str) -> None:
     expected, (first, second) = trained(label), (result[label] for result in results)
     for found in (first, second):

@@ -114,7 +114,8 @@ def test_f12_a_network_that_says_nothing_is_asked_for_it() -> None:
     ):
         Teacher(Plain())
     with pytest.warns(
-        UserWarning, match=r"the teacher \(Plain\) does not say how .* taken is given: mean 0\.500, 0\.250"
+        UserWarning,
+        match=r"the teacher \(Plain\) does not say how .* taken are the statistics given: mean 0\.500, 0\.250",
     ):
         assert normalization_for(Plain(), OURS, "the teacher") is OURS
     with warnings.catch_warnings():

@@ -36,6 +36,10 @@ class Volume(Flattening):
         return super().forward(self.mix(x[:, None])[:, 0])
 
 
+def images(size: int) -> Tensor:
+    return torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
 def layout(module: nn.Module) -> list[tuple]:
     return [(each.stride(), each.dtype, each.device) for each in module.state_dict().values()]
 
@@ -88,7 +92,7 @@ def test_f20_what_the_owner_froze_is_known() -> None:
 @pytest.mark.parametrize("model", [SmallResNet(3, widths=(4, 8)), build_model("torchvision:resnet18", 3)])
 def test_f10_a_network_that_works_so_is_laid_out(model: nn.Module) -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    assert to_channels_last(model, model, (3, 32, 32))
+    assert to_channels_last(model, model, images(32))
     weights = [each for each in model.parameters() if each.ndim == 4]
     assert all(each.is_contiguous(memory_format=torch.channels_last) for each in weights)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
@@ -98,7 +102,7 @@ def test_f10_a_network_that_works_so_is_laid_out(model: nn.Module) -> None:
 def test_f10_a_network_that_flattens_by_view_stays_as_it_is(network) -> None:
     model = network()
     before, modes, random = layout(model), [m.training for m in model.modules()], torch.random.get_rng_state()
-    assert not to_channels_last(model, model, (3, 8, 8))
+    assert not to_channels_last(model, model, images(8))
     assert layout(model) == before and [m.training for m in model.modules()] == modes
     assert torch.equal(torch.random.get_rng_state(), random)
 
@@ -109,7 +113,7 @@ def test_f10_weights_of_five_dimensions_are_left_alone() -> None:
             return self.head(self.body(self.mix(x[:, None])[:, 0]).flatten(1))
 
     model = Reshaping()
-    assert to_channels_last(model, model, (3, 8, 8))
+    assert to_channels_last(model, model, images(8))
     assert model.mix.weight.is_contiguous()
 
 
@@ -117,28 +121,30 @@ def test_f10_weights_of_five_dimensions_are_left_alone() -> None:
 def test_f18_two_images_show_that_a_network_trains(network) -> None:
     model = network()
     before, state = layout(model), {key: value.clone() for key, value in model.state_dict().items()}
-    check_trainable(model, (3, 8, 8), 3, "the student")
+    check_trainable(model, images(8), 3, "the student")
     assert layout(model) == before and all(torch.equal(state[key], value) for key, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("name", ["torchvision:googlenet", "torchvision:shufflenet_v2_x0_5"])
 def test_f18_networks_with_auxiliary_outputs_train(name: str) -> None:
-    check_trainable(build_model(name, 5), (3, 64, 64), 5, "the student")
+    check_trainable(build_model(name, 5), images(64), 5, "the student")
 
 
 def test_f18_a_network_that_cannot_train_says_why() -> None:
-    with pytest.raises(ValueError, match=r"the student, Flattening, does not train on images of 3 x 9 x 9: .*shape"):
-        check_trainable(Flattening(), (3, 9, 9), 3, "the student")
     with pytest.raises(
-        ValueError, match=r"answers two images with \[2, 3\] in evaluation mode, the task needs \[2, 4\]"
+        ValueError, match=r"the student .Flattening. cannot take images of 3x9x9 in evaluation mode: .*shape"
     ):
-        check_trainable(Flattening(), (3, 8, 8), 4, "the student")
+        check_trainable(Flattening(), images(9), 3, "the student")
+    with pytest.raises(
+        ValueError, match=r"has 3 outputs an image in evaluation mode, the task needs 4: change its last layer"
+    ):
+        check_trainable(Flattening(), images(8), 4, "the student")
     model = Flattening()
     nn.init.constant_(model.side.bias, float("nan"))  # of an auxiliary head alone: not an output
-    check_trainable(model, (3, 8, 8), 3, "the student")
+    check_trainable(model, images(8), 3, "the student")
     nn.init.constant_(model.head.bias, float("nan"))
     with pytest.raises(ValueError, match="in evaluation mode: the outputs of 2 of 2 images hold NaN"):
-        check_trainable(model, (3, 8, 8), 3, "the student")
+        check_trainable(model, images(8), 3, "the student")
     with pytest.raises(ValueError, match="all parameters are frozen"):
-        check_trainable(model.requires_grad_(False), (3, 8, 8), 3, "the student")
+        check_trainable(model.requires_grad_(False), images(8), 3, "the student")

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
+from gankd.distributed.processes import gather, own_rows
 from gankd.losses.self_distillation import spread_over_batch
 from gankd.methods.setup import Outputs, Setup
 from gankd.methods.terms import Term, TermConfig
@@ -23,7 +24,7 @@ class BAKEConfig(TermConfig):
     name: Literal["bake"] = "bake"
     """The method."""
     weight: Weight = 1.0
-    """Of the term."""
+    """Weight of the term."""
     temperature: Positive = 4.0
     """Classes: softens both distributions; the similarities have none."""
     omega: Annotated[float, Field(ge=0, lt=1)] = 0.5
@@ -41,6 +42,10 @@ class BAKE(Term):
     L = mean_n T^2 KL(Q_n || softmax(s_n / T)). Scalars: the predictions are spread likewise, mean (s - Q)^2.
 
     Batches of classes are drawn in groups of a class: of 128 images, 32 and 3 others of the class of each.
+
+    >>> student = gankd.distill(student, real=train, method="bake", steps=2)
+
+    Loss: losses.self_distillation.bake_loss
     """
 
     Config = BAKEConfig
@@ -56,5 +61,6 @@ class BAKE(Term):
         logits, embeddings = outputs.student, outputs.student_features[self.student_taps[0]]
         temperature, omega = self.config.temperature, self.config.omega
         predictions = self.task.soft_labels(logits, temperature=temperature)
-        targets = spread_over_batch(embeddings=embeddings, values=predictions, omega=omega)
+        batch = {"embeddings": gather(embeddings), "values": gather(predictions)}  # of all processes
+        targets = spread_over_batch(**batch, omega=omega)[own_rows()]
         return self.task.soft_divergence(logits, targets, temperature=temperature)

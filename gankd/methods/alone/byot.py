@@ -23,14 +23,18 @@ class BYOTConfig(StagesTermConfig):
     name: Literal["byot"] = "byot"
     """The method."""
     temperature: Positive = 4.0
-    """Classes: softens both distributions."""
+    """Temperature that softens both distributions of classes."""
     feature_weight: Weight = 0.05
-    """Of the distance of a branch's last map to the deepest one."""
+    """Weight of the distance of a branch's last map to the deepest one."""
 
 
 class BYOT(Term):
     """sum_b [ CE(z_b, y) + KL(z_b, [z_0]) + feature_weight mean (F_b - [F_0])^2 ], a branch of light blocks on each stage
     but the last. Scalars: the task's loss and squares. Branches are for training only.
+
+    >>> student = gankd.distill(student, real=train, method="byot", steps=2)
+
+    Loss: losses.self_distillation.byot_loss
     """
 
     Config = BYOTConfig

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from gankd.distributed.processes import gather, own_rows
 from gankd.methods.setup import Outputs
 from gankd.methods.terms import Term, TermConfig
 from generators.settings import Positive, Weight
@@ -21,9 +22,9 @@ class CSKDConfig(TermConfig):
     name: Literal["cs_kd"] = "cs_kd"
     """The method."""
     weight: Weight = 1.0
-    """Of the term; 3 on fine-grained data sets."""
+    """Weight of the term; 3 on fine-grained data sets."""
     temperature: Positive = 4.0
-    """Softens both distributions."""
+    """Temperature that softens both distributions."""
     learners: Literal["first", "both"] = "first"
     """Who of a pair learns, from its label and from the other: the first, as in the paper, whose batches are twice as large
     for that, or both."""
@@ -38,6 +39,10 @@ class CSKD(Term):
 
     Batches are drawn in pairs of a class, and both images of a pair go through one forward pass: they share the statistics
     of batch norm. The authors give the partners a pass of their own.
+
+    >>> student = gankd.distill(student, real=train, method="cs_kd", steps=2)
+
+    Loss: losses.self_distillation.cs_kd_loss
     """
 
     Config = CSKDConfig
@@ -47,21 +52,22 @@ class CSKD(Term):
     hint = "cs_kd pairs images of a class; this task has a scalar target. Use ps_kd, or a classification task."
 
     def forward(self, outputs: Outputs) -> Tensor:
-        learners, partners = self.pairs(outputs.batch.labels)
-        student = outputs.student
-        return self.task.divergence(student[learners], student[partners].detach(), temperature=self.config.temperature)
+        student, labels = outputs.student, outputs.batch.labels
+        if self.config.learners == "both":
+            learners, partners = student, gather(student)[next_of_class(gather(labels))[own_rows()]]
+        else:
+            first, second = self.pairs(labels)
+            learners, partners = student[first], student[second].detach()
+        return self.task.divergence(learners, partners, temperature=self.config.temperature)
 
     def label_loss(self, outputs: Outputs) -> Tensor:
-        learners, _ = self.pairs(outputs.batch.labels)
-        return self.task.loss(outputs.student[learners], outputs.batch.labels[learners])
+        count = len(outputs.student) if self.config.learners == "both" else max(1, len(outputs.student) // 2)
+        return self.task.loss(outputs.student[:count], outputs.batch.labels[:count])
 
     def pairs(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows of those who learn, and of whom they follow: themselves where the batch has nobody else of the class."""
-        if self.config.learners == "both":
-            return torch.arange(len(labels), device=labels.device), next_of_class(labels)
-        count = max(1, len(labels) // 2)
-        first = torch.arange(count, device=labels.device)
-        second = (first + count) % len(labels)  # where `BatchSource` puts the partners
+        """Rows of the first of each pair, and of whom they follow: themselves where the second is of another class."""
+        first = torch.arange(max(1, len(labels) // 2), device=labels.device)
+        second = (first + len(first)) % len(labels)  # where `BatchSource` puts the partners
         return first, torch.where(labels[first] == labels[second], second, first)
 
 

@@ -25,9 +25,9 @@ class DDGSDConfig(TermConfig):
     name: Literal["ddgsd"] = "ddgsd"
     """The method."""
     temperature: Positive = 4.0
-    """Classes: softens both distributions."""
+    """Temperature that softens both distributions of classes."""
     mmd_weight: Weight = 5e-4
-    """Of the squared distance of the views' mean features."""
+    """Weight of the squared distance of the views' mean features."""
     mmd: Literal["vector", "scalar"] = "vector"
     """Mean feature vectors, as in the paper, or the means over all their entries, as some libraries have it."""
 
@@ -36,6 +36,10 @@ class DDGSD(Distiller):
     """rest = KL(s_a, s_b) + KL(s_b, s_a) + mmd_weight |mean f_a - mean f_b|^2, f the pooled features.
 
     Both views, drawn by the training's augmentation, go through one forward pass. Scalars: squares for the divergences.
+
+    >>> student = gankd.distill(student, real=train, method="ddgsd", steps=2)
+
+    Loss: losses.self_distillation.ddgsd_loss
     """
 
     Config = DDGSDConfig

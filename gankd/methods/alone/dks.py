@@ -23,12 +23,16 @@ class DKSConfig(StagesTermConfig):
     name: Literal["dks"] = "dks"
     """The method."""
     temperature: Positive = 4.0
-    """Softens both distributions."""
+    """Temperature that softens both distributions."""
 
 
 class DKS(Term):
     """sum_b CE(z_b, y) + sum over i != j of KL(z_i, [z_j]), the network's own head among them. A branch of residual blocks
     on each stage but the last, for training only.
+
+    >>> student = gankd.distill(student, real=train, method="dks", steps=2)
+
+    Loss: losses.self_distillation.dks_loss
     """
 
     Config = DKSConfig

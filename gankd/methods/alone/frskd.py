@@ -27,11 +27,11 @@ class FRSKDConfig(StagesTermConfig):
     name: Literal["frskd"] = "frskd"
     """The method."""
     temperature: Positive = 4.0
-    """Classes: softens both distributions."""
+    """Temperature that softens both distributions of classes."""
     kd_weight: Weight = 2.0
-    """Of the self-teacher's predictions."""
+    """Weight of the self-teacher's predictions."""
     attention_weight: Weight = 100.0
-    """Of the self-teacher's attention."""
+    """Weight of the self-teacher's attention."""
     width: Count = 2
     """Channels of the self-teacher's maps, times those of the stage."""
     depth: Count = 2
@@ -42,6 +42,10 @@ class FRSKD(Term):
     """CE(t, y) + kd_weight KL(s, [t]) + attention_weight sum_l mean (at(F_l) - [at(F'_l)])^2, t and F' of a BiFPN on the
     stages' maps F, at = mean_c F^2 to norm 1. The self-teacher learns from the labels alone, and so do the stages through
     it. Scalars: the task's loss and squares.
+
+    >>> student = gankd.distill(student, real=train, method="frskd", steps=2)
+
+    Loss: losses.self_distillation.frskd_loss
     """
 
     Config = FRSKDConfig

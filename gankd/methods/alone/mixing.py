@@ -37,6 +37,10 @@ class MixupConfig(MethodConfig):
 class Mixup(Distiller):
     """x = lambda x_n + (1 - lambda) x_perm(n); L = lambda CE(y_n) + (1 - lambda) CE(y_perm(n)), or the loss to the blended
     scalar. Images are mixed after their augmentation, in training mode; manifold mixup blends the input of a stage instead.
+
+    >>> student = gankd.distill(student, real=train, method="mixup", steps=2)
+
+    Loss: losses.mixing.mixup_cross_entropy
     """
 
     Config = MixupConfig
@@ -86,6 +90,10 @@ class CutMixConfig(MethodConfig):
 class CutMix(Distiller):
     """A box of area 1 - lambda around a uniform centre, clipped, is pasted from x_perm(n); with m the share of pixels kept,
     L = m CE(y_n) + (1 - m) CE(y_perm(n)).
+
+    >>> student = gankd.distill(student, real=train, method="cutmix", steps=2)
+
+    Loss: losses.mixing.cutmix_batch
     """
 
     Config = CutMixConfig

@@ -16,20 +16,18 @@ from gankd.data.loader import Batch
 from gankd.losses import (
     gradient_reversal,
     mixskd_discriminator_loss,
-    mixskd_discriminator_scores,
     mixskd_loss,
     mixup_batch,
 )
 from gankd.losses.mixskd import interpolation_and_mixture
+from gankd.losses.precision import full_precision
 from gankd.methods.alone.mixing import draw_mixing
 from gankd.methods.base import EVERY_TASK, Distiller, MethodConfig
-from gankd.methods.branches import Branch, stage_taps
+from gankd.methods.branches import stage_taps
 from gankd.methods.setup import Setup
-from gankd.models.small_resnet import ResidualBlock
+from gankd.models.tail import NetworkTail, reinitialize
 from gankd.models.taps import Taps
 from generators.settings import Positive, Weight
-
-DISCRIMINATOR_WIDTH = 128
 
 
 class MixSKDConfig(MethodConfig):
@@ -41,15 +39,15 @@ class MixSKDConfig(MethodConfig):
     """The images' shares are drawn from Beta(alpha, alpha), one a batch; 0.4 on CIFAR-100, 0.2 on ImageNet; 0 does not
     mix."""
     temperature: Positive = 3.0
-    """Classes: softens both distributions."""
+    """Temperature that softens both distributions of classes."""
     mixed_weight: Weight = 1.0
-    """Of the labels' loss on mixtures, which alone trains the self-teacher."""
+    """Weight of the labels' loss on mixtures, which alone trains the self-teacher."""
     kd_weight: Weight = 1.0
-    """Of the divergences between mixtures of predictions and predictions on mixtures."""
+    """Weight of the divergences between mixtures of predictions and predictions on mixtures."""
     feature_weight: Weight = 1.0
-    """Of the distances between mixtures of maps and maps of mixtures."""
+    """Weight of the distances between mixtures of maps and maps of mixtures."""
     adversarial_weight: Weight = 1.0
-    """Of the discriminators that tell the two apart, and of the network's effort to deceive them."""
+    """Weight of the discriminators that tell the two apart, and of the network's effort to deceive them."""
     as_released: bool = False
     """As the authors' CIFAR script: no labels' loss on mixtures, so that the self-teacher stays as it is initialised, and
     discriminators that are never trained and that the network helps instead of deceiving them."""
@@ -59,8 +57,8 @@ class MixSKDConfig(MethodConfig):
 
 class MixSKD(Distiller):
     """One forward pass of N images x and of their N mixtures, lambda x + (1 - lambda) x[perm]. Of any output o,
-    I(o) = lambda o(x) + (1 - lambda) o(x)[perm] and M(o) = o(mixture). Heads z_1..z_B: a branch of residual blocks on each
-    stage but the last, and the network's own; F_b the maps before pooling; h the self-teacher on all maps together.
+    I(o) = lambda o(x) + (1 - lambda) o(x)[perm] and M(o) = o(mixture). Heads z_1..z_B: a copy of the remaining
+    stages on each stage but the last, and the network's own; F_b the maps before pooling; h the self-teacher on all maps.
 
         clean     sum_b CE(z_b, y)
         mixed     sum_b mixup CE(M(z_b)) + mixup CE(h(I(F))) + mixup CE(h(M(F)))
@@ -69,6 +67,10 @@ class MixSKD(Distiller):
         adversarial  BCE of a discriminator a stage between I(F_b) and M(F_b), its gradient reversed for the network
 
     Scalars: squared errors to blended labels, squared differences for the KL. All but the network is for training only.
+
+    >>> student = gankd.distill(student, real=train, method="mixskd", steps=2)
+
+    Loss: losses.mixskd.mixskd_loss
     """
 
     Config = MixSKDConfig
@@ -82,8 +84,9 @@ class MixSKD(Distiller):
         self.taps, shapes = stage_taps(setup, config.name, config.student_taps)
         channels = shapes[-1][0]
         self.branches = nn.ModuleList(
-            Branch(shapes[stage:], setup.task.num_outputs, ResidualBlock) for stage in range(len(shapes) - 1)
+            NetworkTail(setup.student, path, setup.data.image_shape) for path in self.taps[:-1]
         )
+        reinitialize(self.branches)
         self.fusion = nn.Conv2d(len(shapes) * channels, channels, 1, bias=False)
         self.self_teacher_head = nn.Linear(channels, setup.task.num_outputs)
         self.discriminators = nn.ModuleList()
@@ -101,9 +104,14 @@ class MixSKD(Distiller):
         view = self.augment(batch.images)  # [N, C, H, W]
         permutation, mixing = draw_mixing(view, config.alpha if self.training else 0)
         mixture = mixup_batch(images=view, permutation=permutation, mixing=mixing)
-        outputs, features = Taps(self.student, self.taps)(self.normalize(torch.cat([view, mixture])))
-        pairs = [branch(feature) for branch, feature in zip(self.branches, features[:-1], strict=True)]
-        outputs, maps = zip(*pairs, (outputs, features[-1]), strict=True)  # B of [2 N, K], of [2 N, C, H, W]
+        images = self.normalize(torch.cat([view, mixture]))
+        outputs, (*features, last) = Taps(self.student, self.taps)(images)
+        found = [
+            Taps(branch, [f"network.{self.taps[-1]}"])(feature, images)
+            for branch, feature in zip(self.branches, features, strict=True)
+        ]
+        outputs, maps = zip(*((each, map_) for each, (map_,) in found), (outputs, last), strict=True)
+        # B of [2 N, K], the network's own last, and B of [2 N, C, H, W]
 
         pairs = [interpolation_and_mixture(map_, permutation, mixing) for map_ in maps]
         interpolated_maps, mixture_maps = zip(*pairs, strict=True)  # B of [N, C, H, W] each
@@ -141,17 +149,13 @@ class MixSKD(Distiller):
 
 
 class Discriminator(nn.Module):
-    """A map [N, C, H, W] to scores [N, 2] of being interpolated and of being of a mixture."""
+    """A map [N, C, H, W] to scores [N, 2] of being interpolated and of being of a mixture, in full precision."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, width: int = 128):
         super().__init__()
-        self.hidden, self.output = nn.Linear(channels, DISCRIMINATOR_WIDTH), nn.Linear(DISCRIMINATOR_WIDTH, 2)
+        self.hidden, self.output = nn.Linear(channels, width), nn.Linear(width, 2)
 
     def forward(self, feature: Tensor) -> Tensor:
-        return mixskd_discriminator_scores(
-            feature=feature,
-            hidden_weight=self.hidden.weight,
-            hidden_bias=self.hidden.bias,
-            output_weight=self.output.weight,
-            output_bias=self.output.bias,
-        )
+        with torch.autocast(feature.device.type, enabled=False):
+            pooled = full_precision(feature).mean(dim=(2, 3))  # [N, C]
+            return self.output(self.hidden(pooled).relu())

@@ -42,6 +42,10 @@ class PSKD(Term):
 
     The last prediction on a sample is that of the view then seen, in training mode; before the first one it is the label.
     One row a sample, real and synthetic: 2 bytes times the number of classes, and it goes into the checkpoint.
+
+    >>> student = gankd.distill(student, real=train, method="ps_kd", steps=2)
+
+    Loss: losses.self_distillation.ps_kd_loss
     """
 
     Config = PSKDConfig

@@ -24,11 +24,16 @@ class SADConfig(StagesTermConfig):
     name: Literal["sad"] = "sad"
     """The method."""
     weight: Weight = 1000.0
-    """Of the term."""
+    """Weight of the term."""
 
 
 class SAD(Term):
-    """sum over stages l of mean (at(F_l) - [at(F_l+1 enlarged)])^2, at = softmax over positions of mean_c F^2. No heads."""
+    """sum over stages l of mean (at(F_l) - [at(F_l+1 enlarged)])^2, at = softmax over positions of mean_c F^2. No heads.
+
+    >>> student = gankd.distill(student, real=train, method="sad", steps=2)
+
+    Loss: losses.self_distillation.self_attention_loss
+    """
 
     Config = SADConfig
     needs_teacher = False

@@ -42,7 +42,12 @@ class LabelSmoothingConfig(ReplacingConfig):
 
 
 class LabelSmoothing(Term):
-    """L = -1/N sum_n sum_k q_nk log softmax(s_n)_k, q_y = 1 - smoothing."""
+    """L = -1/N sum_n sum_k q_nk log softmax(s_n)_k, q_y = 1 - smoothing.
+
+    >>> student = gankd.distill(student, real=train, method="label_smoothing", steps=2)
+
+    Loss: losses.smoothing.label_smoothing_loss
+    """
 
     Config = LabelSmoothingConfig
     tasks = CLASSES
@@ -68,7 +73,12 @@ class FocalConfig(ReplacingConfig):
 
 
 class Focal(Term):
-    """L = -1/N sum_n (1 - p_n)^gamma log p_n, p the label's probability."""
+    """L = -1/N sum_n (1 - p_n)^gamma log p_n, p the label's probability.
+
+    >>> student = gankd.distill(student, real=train, method="focal", steps=2)
+
+    Loss: losses.smoothing.focal_loss
+    """
 
     Config = FocalConfig
     tasks = CLASSES
@@ -85,11 +95,16 @@ class MaxEntropyConfig(TermConfig):
     name: Literal["max_entropy"] = "max_entropy"
     """The method."""
     weight: Weight = 0.5
-    """Of the term, whose mean is over samples and classes: with more classes the same weight does less."""
+    """Weight of the term, whose mean is over samples and classes: with more classes the same weight does less."""
 
 
 class MaxEntropy(Term):
-    """The negative entropy of the predictions, 1/(N K) sum_n sum_k p_nk log p_nk."""
+    """The negative entropy of the predictions, 1/(N K) sum_n sum_k p_nk log p_nk.
+
+    >>> student = gankd.distill(student, real=train, method="max_entropy", steps=2)
+
+    Loss: losses.smoothing.confidence_penalty
+    """
 
     Config = MaxEntropyConfig
     tasks = CLASSES
@@ -111,6 +126,10 @@ class VirtualSoftmax(Term):
     """L = CE of [s, |w_y| |x|], x the input of the last layer and w_y its row of the label.
 
     The paper's layer has no bias. One that has is the same on embeddings with a 1 behind them.
+
+    >>> student = gankd.distill(student, real=train, method="virtual_softmax", steps=2)
+
+    Loss: losses.smoothing.virtual_softmax_logits
     """
 
     Config = VirtualSoftmaxConfig

@@ -19,7 +19,10 @@ class SupervisedConfig(MethodConfig):
 
 
 class Supervised(Distiller):
-    """loss = task loss(student(view), labels)."""
+    """loss = task loss(student(view), labels).
+
+    >>> student = gankd.distill(student, real=train, method="supervised", steps=2)
+    """
 
     Config = SupervisedConfig
     repeats_views = True

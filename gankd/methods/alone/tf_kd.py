@@ -27,7 +27,7 @@ class TFKDRegConfig(MethodConfig):
     alpha: Share = 0.1
     """Weight of the regulariser against the labels."""
     temperature: Positive = 20.0
-    """Of the virtual teacher."""
+    """Temperature of the virtual teacher."""
     correct_probability: Annotated[float, Field(gt=0, lt=1)] = 0.99
     """That the virtual teacher gives to the label."""
     multiplier: Positive = 100.0
@@ -45,7 +45,12 @@ class TFKDRegConfig(MethodConfig):
 
 
 class TFKDReg(Term):
-    """R = multiplier / (N K) sum_n KL(softmax(u_n / T) || softmax(s_n)), u the virtual teacher's probabilities."""
+    """R = multiplier / (N K) sum_n KL(softmax(u_n / T) || softmax(s_n)), u the virtual teacher's probabilities.
+
+    >>> student = gankd.distill(student, real=train, method="tf_kd_reg", steps=2)
+
+    Loss: losses.smoothing.tf_kd_regularization_loss
+    """
 
     Config = TFKDRegConfig
     tasks = frozenset({"classification"})
@@ -74,7 +79,7 @@ class TFKDSelfConfig(MethodConfig):
     alpha: Share = 0.95
     """Weight of the earlier self against the labels."""
     temperature: Positive = 20.0
-    """Classes: softens both distributions."""
+    """Temperature that softens both distributions of classes."""
     multiplier: Positive = 1.0
     """Classes: makes up for the mean over classes, 1 to 100 in the paper; at K classes, K is `kd`."""
 
@@ -93,6 +98,10 @@ class TFKDSelf(Term):
     """The teacher is the student's own architecture, trained before (give its weights as the teacher).
 
     Scalars: mean (s - t)^2 in place of the divergence, which with the labels' loss is the square to the blended target.
+
+    >>> student = gankd.distill(student, teacher, real=train, method="tf_kd_self", steps=2)
+
+    Loss: losses.smoothing.tf_kd_self_loss
     """
 
     Config = TFKDSelfConfig

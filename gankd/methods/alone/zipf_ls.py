@@ -13,26 +13,27 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
+from gankd.distributed.processes import gather, gather_with_gradient
 from gankd.losses import class_votes, zipf_loss, zipf_targets
 from gankd.methods.branches import output_layer, stage_taps
 from gankd.methods.setup import Outputs, Setup
 from gankd.methods.terms import Term, TermConfig
 from gankd.models.state import preserve_state
-from gankd.models.taps import INPUT, Taps
+from gankd.models.taps import INPUT, Taps, feature_shapes
 from generators.randomness import seeded
 from generators.settings import Count, Positive, Weight
 
 
 class ZipfLSConfig(TermConfig):
-    """CE + weight * (KL(Zipf targets || softmax over the classes other than the label) + auxiliary_weight * CE of the
-    classifiers that shallower stages vote by)."""
+    """CE + weight * KL(Zipf targets || softmax over the classes other than the label) + auxiliary_weight * CE of the
+    classifiers that shallower stages vote by."""
 
     name: Literal["zipf_ls"] = "zipf_ls"
     """The method."""
     weight: Weight = 0.1
-    """Of the term: 0.1 on CIFAR-100 and ImageNet, 1 on TinyImageNet and iNaturalist."""
+    """Weight of the term: 0.1 on CIFAR-100 and ImageNet, 1 on TinyImageNet and iNaturalist."""
     power: Positive = 1.0
-    """Of the law: a class of rank r gets r^-power."""
+    """Power of Zipf's law: a class of rank r gets r^-power."""
     distribution: Literal["zipf", "unbiased"] = "zipf"
     """Classes without a vote tie at one rank. Zipf: each gets that rank's weight, and together they get most of the target
     (90 % when 6 of 100 classes have votes). Unbiased: they share the weights of the ranks they take (62 %)."""
@@ -42,8 +43,8 @@ class ZipfLSConfig(TermConfig):
     """A map is enlarged before it votes. Null: twice up to 4x4 pixels (64 votes, as on CIFAR), else not."""
     stages: Count = 1
     """pixels: how many of the deepest stages vote together; all but the last by a linear classifier of their own."""
-    auxiliary_weight: Positive = 5.0
-    """Of the cross-entropy of those classifiers; with a `weight` of 0.1 it counts 0.5, as in the released code."""
+    auxiliary_weight: Positive = 0.5
+    """Weight of the cross-entropy of those classifiers, whatever `weight` is."""
     only_correct: bool = False
     """Only samples that are classified rightly take part."""
 
@@ -59,6 +60,10 @@ class ZipfLS(Term):
     L = mean_n KL(q || softmax of the logits without the label's). The map is the one that is averaged for the classifier.
     With several stages the pixels of all their maps are counted, and L has their classifiers' cross-entropy on the averaged
     maps beside it; those are for training only.
+
+    >>> student = gankd.distill(student, real=train, method="zipf_ls", steps=2)
+
+    Loss: losses.zipf.zipf_loss
     """
 
     Config = ZipfLSConfig
@@ -83,6 +88,12 @@ class ZipfLS(Term):
         if config.votes == "pixels":
             self.classifier_input, _ = output_layer(setup, config.name)
             self.student_taps = [_map_before_pooling(setup, self.classifier_input)]
+            ((_, height, width),) = feature_shapes(setup.student, setup.data.image_shape, self.student_taps)
+            if height * width == 1 and config.stages == 1:
+                raise ValueError(
+                    f"zipf_ls ranks classes by the votes of pixels, and the last map of {type(setup.student).__name__} has "
+                    "one, which makes the term label smoothing: set votes: logits or stages: 2, or give larger images."
+                )
         if config.stages > 1:
             paths, shapes = stage_taps(setup, config.name, None, at_least=config.stages)
             first = len(paths) - config.stages
@@ -105,12 +116,15 @@ class ZipfLS(Term):
                     "unvoted_mass": (targets * (scores == 0)).sum(dim=1).mean(),
                     "label_votes": (scores.gather(1, labels[:, None]).squeeze(1) / scores.sum(dim=1)).mean(),
                 }
-        loss = zipf_loss(
-            student_logits=outputs.student, labels=labels, scores=scores, only_correct=config.only_correct, **law
-        )
+        logits = {"student_logits": outputs.student, "labels": labels, "scores": scores}
+        if config.only_correct:  # the mean is over those of all processes
+            gathered = gather_with_gradient(outputs.student), gather(labels), gather(scores)
+            logits = dict(zip(logits, gathered, strict=True))
+        loss = zipf_loss(**logits, only_correct=config.only_correct, **law)
+        auxiliary_weight = config.auxiliary_weight / config.weight  # as the whole term is multiplied by its weight
         for path, classifier in zip(self.student_taps[1:], self.classifiers, strict=True):
             pooled = outputs.student_features[path].mean(dim=(2, 3))  # [N, C]
-            loss = loss + config.auxiliary_weight * self.task.loss(classifier(pooled), labels)
+            loss = loss + auxiliary_weight * self.task.loss(classifier(pooled), labels)
         return loss
 
     def class_votes(self, feature_map: Tensor, classifier: nn.Linear) -> Tensor:
@@ -120,7 +134,7 @@ class ZipfLS(Term):
             feature_map=feature_map, weight=classifier.weight, bias=classifier.bias, upsample_scale=scale
         )
 
-    def watched(self) -> dict[str, Tensor]:
+    def metrics(self) -> dict[str, Tensor]:
         """Classes with a vote, the target's share of those without, and the label's share of the votes."""
         return self.counts
 

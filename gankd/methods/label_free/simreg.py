@@ -12,7 +12,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from gankd.data.augment import Augment, AugmentationConfig
+from gankd.data.augment import CROPPED, Augment, AugmentationConfig
 from gankd.data.loader import Batch
 from gankd.data.views import Views, view_of
 from gankd.losses import multi_teacher_simreg_loss
@@ -24,6 +24,13 @@ from gankd.models.teacher import Teacher
 from generators.settings import Count, Weight
 
 
+class TeacherModel(ModelConfig):
+    """A network whose features are regressed."""
+
+    num_outputs: Count | None = None
+    """Number of outputs of the network in the checkpoint, which nothing reads. Null: as many as the student has."""
+
+
 class SimRegConfig(LabelFreeConfig):
     """sum over teachers of weight * |head(feature)/|.| - [teacher's feature]/|.||^2."""
 
@@ -32,9 +39,9 @@ class SimRegConfig(LabelFreeConfig):
     head_layers: Count = 4
     """Number of linear layers of each regression head: two for every perceptron with one hidden layer, twice as wide as the
     student's feature (4: a projection and a prediction), or 1 behind a batch norm."""
-    teachers: tuple[ModelConfig, ...] = ()
+    teachers: tuple[TeacherModel, ...] = ()
     """Networks with their checkpoints that teach beside the teacher that is given (none is needed then). They see images
-    normalised as the student does, and have as many outputs, unless their options say num_classes."""
+    normalised as the student does."""
     weights: tuple[Weight, ...] | None = None
     """The weight of each teacher's term, that of the given teacher first. Null: 1 each."""
     teacher_view: Literal["shared", "independent"] = "shared"
@@ -45,6 +52,10 @@ class SimRegConfig(LabelFreeConfig):
     @property
     def networks(self) -> tuple[ModelConfig, ...]:
         return self.teachers
+
+    def check_networks(self, num_outputs: int, in_channels: int) -> None:
+        for model in self.teachers:
+            load_teacher(model, num_outputs, in_channels)
 
     @property
     def uses_teacher(self) -> bool:
@@ -74,6 +85,7 @@ class SimReg(LabelFree):
 
     Config = SimRegConfig
     repeats_views = True
+    backbone_augmentation = CROPPED
 
     def __init__(self, config: SimRegConfig, setup: Setup):
         super().__init__(config, setup)
@@ -126,16 +138,16 @@ class SimReg(LabelFree):
         return losses, outputs, pooled
 
 
-def load_teacher(model: ModelConfig, num_outputs: int, in_channels: int) -> nn.Module:
-    """A network that `teachers` names, with its weights; its options may say other numbers of outputs and channels.
+def load_teacher(model: TeacherModel, num_outputs: int, in_channels: int) -> nn.Module:
+    """A network that `teachers` names, with its weights; it has `num_outputs` unless it says another number.
 
     Raises:
         ValueError: no checkpoint, or one that is missing or does not fit the network.
     """
     if model.checkpoint is None:
         raise ValueError(f"simreg: teacher {model.name} of `teachers` has no checkpoint; name its weights.")
-    options = {"num_classes": num_outputs, "in_channels": in_channels, **model.options}
-    return load_checkpoint(build_model(model.name, **options), model.checkpoint)
+    network = build_model(model.name, model.num_outputs or num_outputs, in_channels, **model.options)
+    return load_checkpoint(network, model.checkpoint)
 
 
 def regression_head(in_width: int, out_width: int, layers: int) -> nn.Module:

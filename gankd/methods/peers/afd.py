@@ -25,15 +25,15 @@ class AFDConfig(PeersConfig):
     name: Literal["afd"] = "afd"
     """The method."""
     weight: Weight = 1.0
-    """Of what the students learn from one another's outputs."""
+    """Weight of what the students learn from one another's outputs."""
     temperature: Positive = 3.0
-    """Classes: softens both distributions."""
+    """Temperature that softens both distributions of classes."""
     feature_weight: Weight = 1.0
-    """Of the adversarial loss on the last maps."""
+    """Weight of the adversarial loss on the last maps."""
     discriminator_rate: Positive = 1.0
     """The discriminators' learning rate, as a share of the students'."""
     discriminator_weight_decay: Weight = 0.0
-    """Of the discriminators."""
+    """Weight decay of the discriminators."""
 
 
 class AFD(Online):
@@ -44,6 +44,10 @@ class AFD(Online):
 
     As the two losses move different parameters, one backward pass takes the step of both. The equations and T = 3 are
     those of the literature; the discriminator's two convolutions are a choice of this implementation.
+
+    >>> student = gankd.distill(student, real=train, method="afd", steps=2)
+
+    Loss: losses.online.dml_loss, afd_generator_loss, afd_discriminator_loss
     """
 
     Config = AFDConfig

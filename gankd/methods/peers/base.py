@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, distributed, nn
 
 from gankd.data.loader import Batch
-from gankd.distributed.processes import gather, runs, send, several, share_with_gradient
+from gankd.distributed.processes import gather, is_distributed, runs, send, share_with_gradient
 from gankd.losses import rampup_weight
 from gankd.losses.online import label_losses
 from gankd.losses.precision import full_precision
@@ -47,7 +47,7 @@ class PeersConfig(MethodConfig):
     otherwise every process runs all peers on its share of the batch. At most as many processes as peers."""
 
     cannot_spread: ClassVar[str] = ""
-    """Of a method whose peers cannot be spread: why, and the way out."""
+    """Why the peers of a method cannot be spread, and the way out; empty where they can."""
 
     @property
     def networks(self) -> tuple[ModelConfig, ...]:
@@ -79,7 +79,7 @@ class BranchesConfig(PeersConfig):
     share: Literal["trunk", "nothing"] = "trunk"
     """Whether the peers share everything but the last stage and what follows it, or nothing."""
     trunk_gradient: Literal["sum", "mean"] = "sum"
-    """Of the branches' gradients, what the trunk receives; mean is the rescaling of Song and Chai (NeurIPS 2018)."""
+    """What the trunk receives of the branches' gradients; mean is the rescaling of Song and Chai (NeurIPS 2018)."""
 
     @model_validator(mode="after")
     def _branches_are_alike(self):
@@ -99,7 +99,7 @@ class Answers:
     outputs: list[Tensor]
     """[N, K] each."""
     maps: list[Tensor]
-    """Of the last stage, [N, C, H, W] each; empty unless the method reads them."""
+    """Maps of the last stage, [N, C, H, W] each; empty unless the method reads them."""
     pooled: list[Tensor]
     """What the last linear layer takes, [N, D] each; empty unless the method reads them."""
     trunk: Tensor | None
@@ -114,7 +114,7 @@ class Online(Distiller):
     needs_teacher = False
     hint = "Use task.head: scalar."
     reads: ClassVar[tuple[str, ...]] = ()
-    """Of `map` and `pooled`."""
+    """Which features it reads: `map`, `pooled` or both."""
 
     def __init__(self, config: MethodConfig, setup: Setup):
         super().__init__(config, setup)
@@ -178,7 +178,7 @@ class Online(Distiller):
     @property
     def is_spread(self) -> bool:
         """Whether every process runs only its own peers."""
-        return self.config.spread_peers and several()
+        return self.config.spread_peers and is_distributed()
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
@@ -190,7 +190,7 @@ class Online(Distiller):
     def views_of(self, batch: Batch, count: int = 1) -> tuple[list[Tensor], Batch]:
         """`count` views of the batch, [N, C, H, W] in [0, 1], and the batch that losses are taken of.
 
-        Of spread peers both are those of all processes, each of which augments its own share.
+        With spread peers, both hold the samples of all processes, each of which augments its own share.
         """
         views = [self.augment(batch.images) for _ in range(count)]
         if not self.is_spread:

@@ -25,9 +25,9 @@ class DMLConfig(BranchesConfig):
     share: Literal["trunk", "nothing"] = "nothing"
     """Whether the peers share everything but the last stage and what follows it, or nothing."""
     weight: Weight = 1.0
-    """Of what the students learn from one another."""
+    """Weight of what the students learn from one another."""
     temperature: Positive = 1.0
-    """Classes: softens both distributions."""
+    """Temperature that softens both distributions of classes."""
     target: Literal["peers", "ensemble"] = "peers"
     """Every other student (the mean of their divergences), or the mean of the others' outputs."""
 
@@ -36,6 +36,10 @@ class DML(Online):
     """L = sum_i { CE(z_i) + weight / (m - 1) sum_{j != i} KL_T([z_j] -> z_i) }; scalars: squared differences for KL.
 
     All students take one simultaneous step; the authors update them in turn. No features are read.
+
+    >>> student = gankd.distill(student, real=train, method="dml", steps=2)
+
+    Loss: losses.online.dml_loss
     """
 
     Config = DMLConfig

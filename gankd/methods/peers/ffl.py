@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gankd.data.loader import Batch
-from gankd.losses import fused_logits, mfef_loss
+from gankd.losses import mfef_loss
 from gankd.methods.peers.base import RAMP, BranchesConfig, Online, spread
 from gankd.methods.setup import Setup
 from generators.settings import Positive, Share, Weight
@@ -21,13 +22,13 @@ class FusionConfig(BranchesConfig):
     """sum over students and fused classifier of the task's loss + weight * w(step) * how far they are from their targets."""
 
     weight: Weight = 1.0
-    """Of what students and fused classifier learn from one another."""
+    """Weight of what students and fused classifier learn from one another."""
     temperature: Positive = 3.0
-    """Classes: softens both distributions."""
+    """Temperature that softens both distributions of classes."""
     ramp: Share = RAMP
     """Share of the run in which that weight rises to `weight` (80 of 300 epochs)."""
     fusion_weight_decay: Weight = 1e-5
-    """Of the fusion's parameters."""
+    """Weight decay of the fusion's parameters."""
     detach_fusion_input: bool = False
     """Whether the fused classifier's losses stop before the students' features."""
 
@@ -67,7 +68,12 @@ class Align(nn.Module):
 
 
 class Fusion(nn.Module):
-    """m maps [N, C, H, W] -> logits [N, K]: depthwise 3x3, 1x1, each with batch norm and ReLU, average, linear."""
+    """One classifier on the last maps of m students: maps [N, C, H, W] to logits [N, K].
+
+    concatenate -> depthwise 3x3 -> batch norm -> ReLU -> 1x1 -> batch norm -> ReLU -> global average -> linear
+
+    Batch norm uses the batch's statistics. Raises ValueError when the maps differ in size: see `Align`.
+    """
 
     def __init__(self, num_maps: int, channels: int, num_outputs: int):
         super().__init__()
@@ -79,17 +85,12 @@ class Fusion(nn.Module):
         self.classifier = nn.Linear(channels, num_outputs)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        return fused_logits(
-            feature_maps=maps,
-            depthwise_weight=self.depthwise.weight,
-            depthwise_norm_weight=self.depthwise_norm.weight,
-            depthwise_norm_bias=self.depthwise_norm.bias,
-            pointwise_weight=self.pointwise.weight,
-            pointwise_norm_weight=self.pointwise_norm.weight,
-            pointwise_norm_bias=self.pointwise_norm.bias,
-            classifier_weight=self.classifier.weight,
-            classifier_bias=self.classifier.bias,
-        )
+        if len({each.shape for each in maps}) != 1:
+            shapes = ", ".join(str(list(each.shape)) for each in maps)
+            raise ValueError(f"feature maps to fuse need one shape, found {shapes}: pool them to the smallest")
+        spread = self.depthwise_norm(self.depthwise(torch.cat(maps, dim=1))).relu()  # [N, m C, H, W]
+        mixed = self.pointwise_norm(self.pointwise(spread)).relu()  # [N, C, H, W]
+        return self.classifier(mixed.mean((2, 3)))
 
 
 class FFL(Online):
@@ -98,6 +99,10 @@ class FFL(Online):
 
     Scalars: squared differences for KL. Students of unlike architecture have their maps aligned first. The deployed
     student is the plain network. `spread` in the log is how unlike the students answer.
+
+    >>> student = gankd.distill(student, real=train, method="ffl", steps=2)
+
+    Loss: losses.online.mfef_loss
     """
 
     Config = FFLConfig

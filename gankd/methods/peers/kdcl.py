@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from gankd.data.loader import Batch, BatchSource
+from gankd.distributed.processes import gather, gather_with_gradient
 from gankd.losses import kdcl_loss, regression_ensemble_weights
 from gankd.losses.precision import full_precision
 from gankd.methods.peers.base import Online, PeersConfig
@@ -28,11 +29,11 @@ class KDCLConfig(PeersConfig):
     name: Literal["kdcl"] = "kdcl"
     """The method."""
     task_weight: Weight = 1.0
-    """Of the labels' loss."""
+    """Weight of the labels' loss."""
     weight: Weight = 1.0
-    """Of the common target."""
+    """Weight of the common target."""
     temperature: Positive = 2.0
-    """Classes: softens both distributions."""
+    """Temperature that softens both distributions of classes."""
     ensemble: Literal["mean", "best", "min_logit", "linear", "general"] = "mean"
     """The target of a sample: the students' mean, the student that is least wrong on its label, the least of every logit
     relative to the label's, the average of the batch with the lowest cross-entropy (both of classes only), or the mixture
@@ -56,6 +57,10 @@ class KDCL(Online):
 
     C_ij is the mean product of the errors of students i and j on held-out samples, renewed every epoch. Scalars: squared
     differences for KL.
+
+    >>> student = gankd.distill(student, real=train, method="kdcl", steps=2)
+
+    Loss: losses.online.kdcl_loss
     """
 
     Config = KDCLConfig
@@ -75,9 +80,12 @@ class KDCL(Online):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         config = self.config
         views, batch = self.views_of(batch, config.peers)
-        outputs, labels = self.answer(views).outputs, batch.labels
+        outputs, labels, indices = self.answer(views).outputs, batch.labels, batch.indices
+        if not self.is_spread and config.ensemble in ("linear", "general"):  # whose means are over the whole batch
+            outputs = [gather_with_gradient(output) for output in outputs]
+            labels, indices = gather(labels), gather(indices)
         if config.ensemble == "general":
-            used = ~torch.isin(batch.indices, self.held_out)
+            used = ~torch.isin(indices, self.held_out)
             if not used.any():
                 zero = sum(output.sum() for output in outputs) * 0
                 return {"loss": zero, "task": zero, "kdcl": zero}

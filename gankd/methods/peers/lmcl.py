@@ -6,7 +6,7 @@ TPAMI 2023, arXiv 2207.11518.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -15,15 +15,13 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from gankd.data.loader import Batch
-from gankd.distributed.processes import gather
+from gankd.distributed.processes import gather, gather_with_gradient, mean_with_gradient
 from gankd.losses import layer_matching_weights, layerwise_mcl_loss
 from gankd.losses.online import divergences_to
 from gankd.losses.precision import full_precision
 from gankd.methods.peers.base import Online, PeersConfig
-from gankd.methods.peers.mcl import EmbeddingHead
+from gankd.methods.peers.stages import Peer, Stages, Together
 from gankd.methods.setup import Setup
-from gankd.models.tail import NetworkTail, reinitialize
-from gankd.models.taps import Taps, default_taps, feature_shapes
 from generators.settings import Count, Positive, Weight
 
 
@@ -33,89 +31,35 @@ class LMCLConfig(PeersConfig):
     name: Literal["lmcl"] = "lmcl"
     """The method."""
     weight: Weight = 1.0
-    """Of the sum of the four contrastive terms."""
+    """Weight of the sum of the four contrastive terms."""
     vcl_weight: Weight = 0.1
-    """Of the contrast within a peer."""
+    """Weight of the contrast within a peer."""
     soft_vcl_weight: Weight = 1.0
-    """Of following the other peers' similarities."""
+    """Weight of following the other peers' similarities."""
     icl_weight: Weight = 0.1
-    """Of the contrast between peers."""
+    """Weight of the contrast between peers."""
     soft_icl_weight: Weight = 1.0
-    """Of following the other peers' similarities between peers."""
+    """Weight of following the other peers' similarities between peers."""
     contrastive_temperature: Positive = 0.1
-    """Of the similarities."""
+    """Temperature of the similarities."""
     temperature: Positive = 3.0
     """Softens similarities (already over the contrastive temperature) and logits where peers follow one another."""
     logit_weight: Weight = 1.0
-    """Of every peer following every peer's aggregate, its own too."""
+    """Weight of every peer following every peer's aggregate, its own too."""
     embedding_width: Count = 128
-    """Of the embedding heads and of the meta network."""
+    """Width of the embedding heads and of the meta network."""
     meta_every: Annotated[int, Field(ge=0)] = 50
     """Steps between two meta steps (500 on ImageNet); 0: none, and the matching of stages stays as it begins."""
     meta_rate: Positive = 0.1
     """Learning rate of the meta network and of the inner steps (SGD)."""
     meta_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Of the meta network."""
+    """Momentum of the meta network's steps."""
 
     @property
     def sampling(self) -> str:
         return "class_pairs"
 
     cannot_spread: ClassVar[str] = "its meta step differentiates steps of all peers together; use mcl"
-
-
-class Stages(NamedTuple):
-    """What one peer makes of a batch."""
-
-    outputs: list[Tensor]
-    """[N, K] of every stage; the last is the network's own."""
-    embeddings: list[Tensor]
-    """[N, D], unit rows."""
-    pooled: list[Tensor]
-    """[N, D_in]."""
-    aggregate: Tensor
-    """[N, K]."""
-
-
-class Peer(nn.Module):
-    """What a peer has besides its network: for every stage but the last a copy of what follows it, an embedding head for
-    every stage, and the weights by which their outputs are aggregated."""
-
-    def __init__(self, network: nn.Module, image_shape: tuple[int, int, int], width: int):
-        super().__init__()
-        taps = default_taps(network, image_shape=image_shape)
-        self.stages, self.pooled = taps[1:-2], taps[-1]
-        self.branches = nn.ModuleList(NetworkTail(network, path, image_shape) for path in self.stages)
-        reinitialize(self.branches)
-        ((inputs,),) = feature_shapes(network, image_shape, [self.pooled])
-        count = len(self.stages) + 1
-        self.inputs = inputs
-        self.heads = nn.ModuleList(EmbeddingHead(inputs, width) for _ in range(count))
-        self.gate = nn.Sequential(nn.Linear(count * inputs, inputs), nn.ReLU(), nn.Linear(inputs, count))
-
-    def forward(self, network: nn.Module, images: Tensor) -> Stages:
-        last, (*maps, last_pooled) = Taps(network, [*self.stages, self.pooled])(images)
-        outputs, pooled = [], []
-        for branch, feature in zip(self.branches, maps, strict=True):
-            output, (vector,) = Taps(branch, [f"network.{self.pooled}"])(feature, images)
-            outputs.append(output)
-            pooled.append(vector)
-        outputs, pooled = [*outputs, last], [*pooled, last_pooled]
-        embeddings = [head(vector) for head, vector in zip(self.heads, pooled, strict=True)]
-        shares = full_precision(self.gate(torch.cat(pooled, dim=1))).softmax(dim=1)  # [N, S]
-        aggregate = sum(share[:, None] * output for share, output in zip(shares.T, outputs, strict=True))
-        return Stages(outputs, embeddings, pooled, aggregate)
-
-
-class Together(nn.Module):
-    """All peers in one module, for a pass with other weights than their own."""
-
-    def __init__(self, networks: list[nn.Module], peers: nn.ModuleList):
-        super().__init__()
-        self.networks, self.peers = nn.ModuleList(networks), peers
-
-    def forward(self, images: Tensor) -> list[Stages]:
-        return [peer(network, images) for network, peer in zip(self.networks, self.peers, strict=True)]
 
 
 class LMCL(Online):
@@ -125,7 +69,12 @@ class LMCL(Online):
     Stage k of a peer is its network up to there and a copy of what follows. Pair weights are sigmoid(cos(A f, B g)) of
     pooled features, with a linear map for every peer and stage: the meta network. Every `meta_every` steps it is trained
     so that peers who take two SGD steps on the contrastive terms and one on the labels are right about the labels: the
-    gradient passes through these steps, which are then forgotten. It sees each process's own batch, as the terms do.
+    gradient passes through these steps, which are then forgotten. Terms and meta step are those of the whole batch of
+    all processes.
+
+    >>> student = gankd.distill(student, real=train, method="lmcl", steps=2)
+
+    Loss: losses.mutual_contrastive.layerwise_mcl_loss
     """
 
     Config = LMCLConfig
@@ -164,21 +113,23 @@ class LMCL(Online):
         return self.label_loss(outputs, labels)
 
     def contrast(self, stages: list[Stages], labels: Tensor, meta: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """The contrastive terms, each pair of stages weighted by the meta network with the parameters `meta`."""
-        config = self.config
-        projected = [[full_precision(vector.detach()) for vector in peer.pooled] for peer in stages]
+        """The contrastive terms of the batch of all processes, each pair of stages weighted by the meta network with the
+        parameters `meta`."""
+        config, projected = self.config, []
         with torch.autocast(labels.device.type, enabled=False):
-            projected = [
-                [
-                    F.linear(vector, meta[f"{index}.{stage}.weight"], meta[f"{index}.{stage}.bias"])
-                    for stage, vector in enumerate(vectors)
+            for index, peer in enumerate(stages):
+                layers = [
+                    (meta[f"{index}.{stage}.weight"], meta[f"{index}.{stage}.bias"])
+                    for stage in range(len(peer.pooled))
                 ]
-                for index, vectors in enumerate(projected)
-            ]
+                pairs = zip(peer.pooled, layers, strict=True)
+                projected.append([F.linear(full_precision(vector.detach()), *layer) for vector, layer in pairs])
         return layerwise_mcl_loss(
-            embeddings=[peer.embeddings for peer in stages],
-            labels=labels,
-            matching_weights=layer_matching_weights(projected_features=projected),
+            embeddings=[[gather_with_gradient(vector) for vector in peer.embeddings] for peer in stages],
+            labels=gather(labels),
+            matching_weights=layer_matching_weights(
+                projected_features=[[gather_with_gradient(vector) for vector in peer] for peer in projected]
+            ),
             contrastive_temperature=config.contrastive_temperature,
             temperature=config.temperature,
             vcl_weight=config.vcl_weight,
@@ -214,9 +165,13 @@ class LMCL(Online):
                 loss = self.label_losses_of(stages, labels)
             else:
                 loss = self.contrast(stages, labels, meta)[0]
-            gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=True, allow_unused=True)
+            gradients = torch.autograd.grad(
+                loss, list(weights.values()), create_graph=True, allow_unused=True, materialize_grads=True
+            )
+            gradient = mean_with_gradient(torch.cat([part.flatten() for part in gradients]))
+            parts = gradient.split([weight.numel() for weight in weights.values()])
             weights = {
-                name: weight if gradient is None else weight - self.config.meta_rate * gradient
-                for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
+                name: weight - self.config.meta_rate * part.view_as(weight)
+                for (name, weight), part in zip(weights.items(), parts, strict=True)
             }
         return self.label_losses_of(functional_call(peers, {**weights, **buffers}, (images,)), labels)

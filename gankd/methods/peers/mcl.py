@@ -43,25 +43,25 @@ class MCLConfig(PeersConfig):
     kappa: Positive | None = None
     """vicinal: in the labels' units."""
     weight: Weight = 1.0
-    """Of the sum of the four terms."""
+    """Weight of the sum of the four terms."""
     vcl_weight: Weight | None = None
-    """Of the contrast within a peer. Null: 0.1, and 1 for queues."""
+    """Weight of the contrast within a peer. Null: 0.1, and 1 for queues."""
     soft_vcl_weight: Weight = 1.0
-    """Of following the other peers' similarities."""
+    """Weight of following the other peers' similarities."""
     icl_weight: Weight | None = None
-    """Of the contrast between peers. Null: 0.1, and 1 for queues."""
+    """Weight of the contrast between peers. Null: 0.1, and 1 for queues."""
     soft_icl_weight: Weight = 1.0
-    """Of following the other peers' similarities between peers."""
+    """Weight of following the other peers' similarities between peers."""
     contrastive_temperature: Positive | None = None
-    """Of the similarities. Null: 0.1 within the batch, else 0.07."""
+    """Temperature of the similarities. Null: 0.1 within the batch, else 0.07."""
     temperature: Positive = 3.0
     """Softens similarities (already over the contrastive temperature) and logits where peers follow one another."""
     include_self: bool = True
     """batch: whether following also covers an image's similarity to itself, the same for every peer."""
     embedding_width: Count = 128
-    """Of the embedding heads."""
+    """Width of the embedding heads."""
     logit_weight: Weight = 0.0
-    """Of following the peers' mean output: both of two peers, the student alone of more. The paper's variant has 1."""
+    """Weight of following the peers' mean output: both of two peers do, of more the student alone. The paper has 1."""
     negatives: Count = 8192
     """memory: negatives of an image; no more than every image finds without meeting one twice."""
     bank_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
@@ -104,6 +104,10 @@ class MCL(Online):
     momentum encoders' embeddings of a second one. Sums run over peers and ordered pairs: with P peers the terms grow like
     P (P - 1). Peers are always whole networks (the authors share the first stage from three peers on). Heads, banks, key
     encoders and queues are stored with the run.
+
+    >>> student = gankd.distill(student, real=train, method="mcl", steps=2)
+
+    Loss: losses.mutual_contrastive.mcl_loss
     """
 
     Config = MCLConfig

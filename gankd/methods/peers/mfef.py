@@ -13,9 +13,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from gankd.losses import dual_attention, multi_scale_features
 from gankd.methods.peers.ffl import FFL, FusionConfig
 from gankd.methods.setup import Setup
 from generators.settings import Count
@@ -42,7 +40,12 @@ class MFEFConfig(FusionConfig):
 
 
 class MultiScale(nn.Module):
-    """A student's map [N, C, H, W] -> ReLU(BatchNorm(multi-scale features))."""
+    """Channel groups that see further and further around each position: a map [N, C, H, W] to another.
+
+    x_1, ..., x_s = equal groups of channels;  y_1 = x_1;  y_2 = K_2 x_2;  y_g = K_g (x_g + y_{g-1}) for g = 3..s
+
+    With 3x3 kernels the receptive fields are 1, 3, 5, ... Raises ValueError when s does not divide C.
+    """
 
     def __init__(self, channels: int, scales: int):
         super().__init__()
@@ -51,30 +54,52 @@ class MultiScale(nn.Module):
                 f"mfef splits the last map's {channels} channels into {scales} equal groups; set scales to a divisor."
             )
         width = channels // scales
-        self.kernels = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in range(scales - 1))
-        self.norm = nn.BatchNorm2d(channels)
+        self.kernels = nn.ModuleList(nn.Conv2d(width, width, 3, padding="same", bias=False) for _ in range(scales - 1))
 
     def forward(self, feature_map: Tensor) -> Tensor:
-        kernels = [kernel.weight for kernel in self.kernels]
-        return F.relu(self.norm(multi_scale_features(feature_map=feature_map, kernels=kernels)))
+        first, *rest = feature_map.chunk(len(self.kernels) + 1, dim=1)
+        outputs = [first]
+        for group, kernel in zip(rest, self.kernels, strict=True):
+            mixed = group if len(outputs) == 1 else group + outputs[-1]  # y_1 is x_1 itself and enters no convolution
+            outputs.append(kernel(mixed))
+        return torch.cat(outputs, dim=1)
+
+
+class ChannelAttention(nn.Module):
+    """How much each channel of [N, C, H, W] counts: sigmoid( U relu(V mean) + U relu(V max) ), [N, C, 1, 1]."""
+
+    def __init__(self, channels: int, hidden: int):
+        super().__init__()
+        self.reduce, self.expand = nn.Linear(channels, hidden, bias=False), nn.Linear(hidden, channels, bias=False)
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        pooled = torch.stack([feature_map.mean((2, 3)), feature_map.amax((2, 3))])  # [2, N, C]
+        return self.expand(self.reduce(pooled).relu()).sum(0).sigmoid()[:, :, None, None]
+
+
+class SpatialAttention(nn.Module):
+    """How much each position of [N, C, H, W] counts: sigmoid( kernel * [mean_c ; max_c] ), [N, 1, H, W]."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.kernel = nn.Conv2d(2, 1, size, padding="same", bias=False)
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        pooled = torch.cat([feature_map.mean(1, keepdim=True), feature_map.amax(1, keepdim=True)], dim=1)
+        return self.kernel(pooled).sigmoid()  # from [N, 2, H, W]
 
 
 class DualAttention(nn.Module):
-    """A map [N, C, H, W] times its channel, then times its spatial attention."""
+    """A map [N, C, H, W] times its channel attention, then times the spatial attention of that product."""
 
     def __init__(self, channels: int, height: int, reduction: int):
         super().__init__()
-        hidden = max(4, channels // reduction)
-        self.reduce, self.expand = nn.Linear(channels, hidden, bias=False), nn.Linear(hidden, channels, bias=False)
-        self.spatial = nn.Conv2d(2, 1, 3 if height < 7 else 7, bias=False)
+        self.channel = ChannelAttention(channels, max(4, channels // reduction))
+        self.spatial = SpatialAttention(3 if height < 7 else 7)
 
     def forward(self, feature_map: Tensor) -> Tensor:
-        return dual_attention(
-            feature_map=feature_map,
-            reduce_weight=self.reduce.weight,
-            expand_weight=self.expand.weight,
-            spatial_kernel=self.spatial.weight,
-        )
+        weighted = feature_map * self.channel(feature_map)
+        return weighted * self.spatial(weighted)
 
 
 class MeanFusion(nn.Module):
@@ -93,6 +118,10 @@ class MFEF(FFL):
     L = sum_i CE(z_i) + CE(z_f) + weight w(step) { sum_i KL_T([z_f] -> z_i) + KL_T([mean_i z_i] -> z_f) }
 
     Scalars: squared differences for KL. The students' own outputs z_i do not go through the extra modules.
+
+    >>> student = gankd.distill(student, real=train, method={"name": "mfef", "scales": 2}, steps=2)
+
+    Loss: losses.online.mfef_loss
     """
 
     Config = MFEFConfig
@@ -102,7 +131,9 @@ class MFEF(FFL):
         channels, height = self.align.channels, min(self.align.size)
         self.extractions = nn.ModuleList()
         for _ in range(config.peers):
-            steps = [MultiScale(channels, config.scales)] if config.extraction else []
+            steps = []
+            if config.extraction:
+                steps += [MultiScale(channels, config.scales), nn.BatchNorm2d(channels), nn.ReLU()]
             steps += [DualAttention(channels, height, config.reduction)] if config.attention else []
             self.extractions.append(nn.Sequential(*steps))
         if not config.fusion:

@@ -26,9 +26,9 @@ class OKDDipConfig(BranchesConfig):
     peers: Annotated[int, Field(ge=3)] = 4
     """Students, the leader among them."""
     weight: Weight = 1.0
-    """Of what the students learn from one another."""
+    """Weight of what the students learn from one another."""
     temperature: Positive = 3.0
-    """Classes: softens both distributions."""
+    """Temperature that softens both distributions of classes."""
     ramp: Share = RAMP
     """Share of the run in which that weight rises to `weight` (80 of 300 epochs)."""
     reduction: Count = 8
@@ -41,6 +41,10 @@ class OKDDip(Online):
 
     Scalars: squared differences for KL. Targets are attached: nothing else trains the attention. The leader is the
     student. `self_attention` in the log is the mean of A's diagonal: at 1 the peers teach each other nothing.
+
+    >>> student = gankd.distill(student, real=train, method="okddip", steps=2)
+
+    Loss: losses.online.okddip_loss
     """
 
     Config = OKDDipConfig

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from gankd.data.loader import Batch
-from gankd.losses import one_gates, one_loss
+from gankd.losses import one_loss
+from gankd.losses.precision import full_precision
 from gankd.methods.peers.base import RAMP, BranchesConfig, Online
 from gankd.methods.setup import Setup
 from gankd.models.taps import feature_shapes
@@ -28,9 +30,9 @@ class ONEConfig(BranchesConfig):
     share: Literal["trunk"] = "trunk"
     """The gate reads the trunk that the branches share."""
     weight: Weight = 1.0
-    """Of what branches learn from the ensemble."""
+    """Weight of what branches learn from the ensemble."""
     temperature: Positive = 3.0
-    """Classes: softens both distributions."""
+    """Temperature that softens both distributions of classes."""
     ramp: Share = RAMP
     """Share of the run in which the ensemble's weight rises to `weight` (80 of 300 epochs)."""
 
@@ -42,6 +44,10 @@ class ONE(Online):
     L = sum_i CE(z_i) + CE(z_e) + weight w(step) sum_i KL_T([z_e] -> z_i); scalars: squared differences for KL.
 
     The trunk is everything up to the last stage but one. The first branch is the student's own and is deployed.
+
+    >>> student = gankd.distill(student, real=train, method="one", steps=2)
+
+    Loss: losses.online.one_loss
     """
 
     Config = ONEConfig
@@ -49,27 +55,40 @@ class ONE(Online):
     def __init__(self, config: ONEConfig, setup: Setup):
         super().__init__(config, setup)
         (shape,) = feature_shapes(setup.student, self.image_shape, [self.trunk_path])
-        self.gate = nn.Linear(shape[0], config.peers)
-        self.gate_norm = nn.BatchNorm1d(config.peers, track_running_stats=False)
+        self.gate = Gate(shape[0], config.peers)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         config, weight = self.config, self.config.weight * self.ramp
         answers = self.answer([self.augment(batch.images)])
         outputs = answers.outputs
         self.update_running_loss(outputs, batch.labels)
-        gates = one_gates(
-            feature_map=answers.trunk,
-            weight=self.gate.weight,
-            bias=self.gate.bias,
-            norm_weight=self.gate_norm.weight,
-            norm_bias=self.gate_norm.bias,
-        )  # [N, m]
         loss, labels, weighted = one_loss(
             branch_logits=outputs,
-            gates=gates,
+            gates=self.gate(answers.trunk),  # [N, m]
             labels=batch.labels,
             temperature=config.temperature,
             kd_weight=weight,
             task=self.task,
         )
         return {"loss": loss, "task": labels, "one": weighted}
+
+
+class Gate(nn.Module):
+    """How much each of m branches counts: a map [N, C, H, W] to softmax(ReLU(BatchNorm(Linear(global average)))) [N, m].
+
+    In full precision, by the statistics of the batch. Raises ValueError for a batch of one image, which has no variance.
+    """
+
+    def __init__(self, channels: int, num_branches: int):
+        super().__init__()
+        self.linear = nn.Linear(channels, num_branches)
+        self.norm = nn.BatchNorm1d(num_branches, track_running_stats=False)
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        if len(feature_map) < 2:
+            raise ValueError(
+                f"the gates are normalised over the batch: it needs at least 2 images, got {len(feature_map)}"
+            )
+        with torch.autocast(feature_map.device.type, enabled=False):
+            pooled = full_precision(feature_map).mean((2, 3))  # [N, C]
+            return self.norm(self.linear(pooled)).relu().softmax(dim=1)

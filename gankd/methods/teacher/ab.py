@@ -25,16 +25,21 @@ class ABConfig(FeatureTermConfig):
     weight: Weight = 1.0
     """0 leaves the term out. Any other weight is the same: the first stage minimises the term alone, unweighted."""
     task_weight: Positive = 1.0
-    """Of the labels' loss, the only one in the second stage."""
+    """Weight of the labels' loss, the only one in the second stage."""
     margin: Positive = 1.0
-    """How far beyond zero the student should be."""
+    """How far beyond zero the student's maps should be where the teacher's are on one side of it."""
     first_stage: Positive = 30 / 240
     """Steps of the first stage, before the training's own, as a share of them; its learning rate is constant."""
 
 
 class AB(Term):
     """max(m + s, 0)^2 where t <= 0 and max(m - s, 0)^2 where t > 0, summed and halved from stage to stage upwards, of maps
-    before the ReLU. The student's go through connectors (where its shapes differ), which the second stage leaves alone."""
+    before the ReLU. The student's go through connectors (where its shapes differ), which the second stage leaves alone.
+
+    >>> student = gankd.distill(student, teacher, real=train, method="ab")
+
+    Loss: losses.activations.activation_boundary_loss
+    """
 
     Config = ABConfig
     first_stage_modules = ("connectors",)

@@ -22,19 +22,24 @@ class ATConfig(FeatureTermConfig):
     name: Literal["at"] = "at"
     """The method."""
     weight: Weight = 1000.0
-    """Of the term."""
+    """Weight of the term."""
     power: Count = 2
-    """Of a map's entries before the mean over its channels; 4 stresses the strongest ones more."""
+    """Power of a map's entries before the mean over its channels; 4 stresses the strongest ones more."""
 
 
 class AT(Term):
-    """Q = flatten(mean_c f^p) to norm 1; mean (Q_s - Q_t)^2, summed over the stages. No heads: widths may differ."""
+    """Q = flatten(mean_c f^p) to norm 1; mean (Q_s - Q_t)^2, summed over the stages. No heads: widths may differ.
+
+    >>> student = gankd.distill(student, teacher, real=train, method={"name": "at", "power": 4})
+
+    Loss: losses.features.attention_transfer_loss
+    """
 
     Config = ATConfig
 
     def __init__(self, config: ATConfig, setup: Setup):
         super().__init__(config, setup)
-        self.student_taps, self.teacher_taps, *_ = map_taps(setup, config)
+        self.student_taps, self.teacher_taps, *_ = map_taps(setup, config, smallest=2)
 
     def forward(self, outputs: Outputs) -> Tensor:
         student, teacher = self.features(outputs)

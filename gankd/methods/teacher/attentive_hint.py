@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
-from gankd.losses import attentive_hint_loss, teacher_confidence
-from gankd.methods.setup import Outputs, Setup
+from gankd.losses import attentive_hint_loss
+from gankd.methods.setup import Outputs
 from gankd.methods.teacher.fitnet import FitNet, FitNetConfig
-from gankd.methods.teacher.scalar_regression import error_range
+from gankd.methods.teacher.scalar_regression import TrustTerm
 from gankd.tasks import REGRESSION
 
 
@@ -25,30 +24,22 @@ class AttentiveHintConfig(FitNetConfig):
     """The method."""
 
 
-class AttentiveHint(FitNet):
+class AttentiveHint(TrustTerm, FitNet):
     """FitNet's term with each sample weighted by c = clamp(1 - (teacher's prediction - y)^2 / eta, 0, 1).
 
     eta, the range of the teacher's squared errors over the training set, is measured before the first step.
+
+    >>> student = gankd.distill(student, teacher, real=train, method="attentive_hint")
+
+    Loss: losses.regression.attentive_hint_loss
     """
 
     Config = AttentiveHintConfig
     tasks = frozenset({REGRESSION})
     hint = "Use method fitnet."
-    reads_teacher_outputs = True
-
-    def __init__(self, config: AttentiveHintConfig, setup: Setup):
-        super().__init__(config, setup)
-        self.register_buffer("error_range", torch.tensor(torch.inf))  # not measured yet: nothing is held against t
-
-    def prepare(self, setup: Setup) -> None:
-        self.error_range.copy_(error_range(setup))
 
     def forward(self, outputs: Outputs) -> Tensor:
-        confidences = teacher_confidence(
-            teacher_predictions=self.task.prediction(outputs.teacher),
-            labels=self.task.standardize(outputs.batch.labels.float()),
-            error_range=self.error_range,
-        )
+        confidences = self.confidences(outputs)
         return sum(
             attentive_hint_loss(student_feature=regressor(student), teacher_feature=teacher, confidences=confidences)
             for regressor, student, teacher in zip(self.regressors, *self.features(outputs), strict=True)

@@ -10,6 +10,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from gankd.distributed.processes import gather_with_gradient
 from gankd.losses import correlation_congruence_loss
 from gankd.methods.setup import Outputs, Setup
 from gankd.methods.taps import relation_taps
@@ -23,17 +24,22 @@ class CCConfig(FeatureTermConfig):
     name: Literal["cc"] = "cc"
     """The method."""
     weight: Weight = 0.02
-    """Of the term; the default belongs to `form: neighbours`."""
+    """Weight of the term; the default belongs to `form: neighbours`."""
     form: Literal["neighbours", "kernel"] = "neighbours"
     """neighbours: the form behind the published comparisons, errors of samples that follow each other multiplied, so that
     the order of the batch counts. kernel: the paper's, Gaussian kernel matrices compared."""
     dimensions: Count = 128
-    """Of the embeddings."""
+    """Width of both embeddings."""
 
 
 class CC(Term):
     """e = linear map of the pooled feature; d = |e_s - e_t|, mean_i sum_k d_ik d_(i+1)k, or mean (C_s - C_t)^2 of kernel
-    matrices C. Both embeddings are trained, so that a constant one is a free minimum; the low weight hides it."""
+    matrices C. Both embeddings are trained, so that a constant one is a free minimum; the low weight hides it.
+
+    >>> student = gankd.distill(student, teacher, real=train, method={"name": "cc", "form": "kernel"})
+
+    Loss: losses.similarity.correlation_congruence_loss
+    """
 
     Config = CCConfig
 
@@ -48,8 +54,8 @@ class CC(Term):
         student, teacher = self.features(outputs)
         return sum(
             correlation_congruence_loss(
-                student_embedding=embed_student(s.flatten(1)),
-                teacher_embedding=embed_teacher(t.flatten(1)),
+                student_embedding=gather_with_gradient(embed_student(s.flatten(1))),
+                teacher_embedding=gather_with_gradient(embed_teacher(t.flatten(1))),
                 form=self.config.form,
             )
             for embed_student, embed_teacher, s, t in zip(

@@ -28,13 +28,13 @@ class CRDConfig(FeatureTermConfig):
     name: Literal["crd"] = "crd"
     """The method."""
     weight: Weight = 0.8
-    """Of the term."""
+    """Weight of the term."""
     dimension: Count = 128
-    """Of the sphere that student and teacher share."""
+    """Width of the embeddings on the sphere that student and teacher share."""
     num_negatives: Count = 16384
     """Negatives a sample; no more than every sample finds without meeting one twice."""
     temperature: Annotated[float, Field(ge=0.012)] = 0.07
-    """Divides the inner products; exp(1 / temperature) must stay a float32."""
+    """What the inner products are divided by; exp(1 / temperature) must stay a float32."""
     momentum: Share = 0.5
     """Share of the old row when a bank is updated."""
     mode: Literal["exact", "relax"] = "exact"
@@ -77,6 +77,10 @@ class CRD(Term):
 
     Raises:
         ValueError: training labels of which one is alike to all others; `kappa` for classes.
+
+    >>> student = gankd.distill(student, teacher, real=train, method={"name": "crd", "num_negatives": 64})
+
+    Loss: losses.contrastive.crd_loss
     """
 
     Config = CRDConfig

@@ -9,6 +9,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from gankd.distributed.processes import gather, gather_with_gradient
 from gankd.losses import dist_loss
 from gankd.methods.setup import Outputs
 from gankd.methods.terms import Term, TermConfig
@@ -21,17 +22,22 @@ class DISTConfig(TermConfig):
     name: Literal["dist"] = "dist"
     """The method."""
     weight: Weight = 2.0
-    """Of the term."""
+    """Weight of the term."""
     beta: Weight = 1.0
-    """Of the relations between the classes of a sample."""
+    """Weight of the relations between the classes of a sample."""
     gamma: Weight = 1.0
-    """Of the relations between the samples of a class; they take at least three samples a batch."""
+    """Weight of the relations between the samples of a class; they take at least three samples a batch."""
     temperature: Positive = 4.0
-    """Softens both distributions (CIFAR-100: 4, ImageNet: 1). A number: a column of the batch mixes all samples."""
+    """What the logits of both are divided by (CIFAR-100: 4, ImageNet: 1). A number, as a column mixes all samples."""
 
 
 class DIST(Term):
-    """inter = 1 - mean over samples, intra = 1 - mean over classes, of Pearson's correlation of the probabilities."""
+    """inter = 1 - mean over samples, intra = 1 - mean over classes, of Pearson's correlation of the probabilities.
+
+    >>> student = gankd.distill(student, teacher, real=train, method={"name": "dist", "temperature": 1})
+
+    Loss: losses.logits.dist_loss
+    """
 
     Config = DISTConfig
     heads = frozenset({"bins"})
@@ -40,8 +46,8 @@ class DIST(Term):
 
     def forward(self, outputs: Outputs) -> Tensor:
         return dist_loss(
-            student_logits=outputs.student,
-            teacher_logits=outputs.teacher,
+            student_logits=gather_with_gradient(outputs.student),
+            teacher_logits=gather(outputs.teacher),
             beta=self.config.beta,
             gamma=self.config.gamma,
             temperature=self.config.temperature,

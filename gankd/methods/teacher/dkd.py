@@ -23,12 +23,12 @@ class DKDConfig(TermConfig):
     name: Literal["dkd"] = "dkd"
     """The method."""
     alpha: Weight = 1.0
-    """Of the label against all other classes together."""
+    """Weight of the label against all other classes together."""
     beta: Weight = 8.0
-    """Of the other classes among each other. CIFAR-100: 8; 2 for thin residual networks (resnet56 to resnet20), 6 for vgg13
-    and wrn_40_2 as the teacher of their kind. ImageNet: 0.5."""
+    """Weight of the other classes among each other. CIFAR-100: 8; 2 for thin residual networks (resnet56 to resnet20), 6 for
+    vgg13 and wrn_40_2 as the teacher of their kind. ImageNet: 0.5."""
     temperature: TemperatureSetting = 4.0
-    """Softens both distributions (ImageNet: 1). A number, or one that is learned: {learn: global}."""
+    """What the logits of both are divided by (ImageNet: 1). A number, or one that is learned: {learn: global}."""
     warmup: Share = 20 / 240
     """Share of the run in which the term's weight rises linearly (ImageNet: 1 / 100)."""
 
@@ -37,6 +37,10 @@ class DKD(TemperatureTerm):
     """alpha T^2 KL(b_t || b_s) + beta T^2 KL(q_t || q_s): b is (label, rest), q the distribution over the rest.
 
     The labels are those of the batch: of a synthetic image, the class that it was drawn for or given.
+
+    >>> student = gankd.distill(student, teacher, real=train, method={"name": "dkd", "beta": 2})
+
+    Loss: losses.logits.dkd_loss
     """
 
     Config = DKDConfig
@@ -53,8 +57,3 @@ class DKD(TemperatureTerm):
             beta=self.config.beta,
             temperature=self.temperature(student, teacher),
         )
-
-    def start_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:
-        super().start_step(step, num_steps, steps_per_epoch)
-        # From 1, as the paper counts its epochs: a weight of 0 would leave the term out of the step.
-        self.factor = min((step + 1) / max(self.config.warmup * num_steps, 1), 1.0)

@@ -22,11 +22,16 @@ class FitNetConfig(FeatureTermConfig):
     name: Literal["fitnet"] = "fitnet"
     """The method."""
     weight: Weight = 100.0
-    """Of the term."""
+    """Weight of the term."""
 
 
 class FitNet(Term):
-    """mean (r(s) - t)^2, r a convolution with batch norm and ReLU; on the second stage (of one stage: on that)."""
+    """mean (r(s) - t)^2, r a convolution with batch norm and ReLU; on the second stage (of one stage: on that).
+
+    >>> student = gankd.distill(student, teacher, real=train, method={"name": "fitnet", "weight": 10})
+
+    Loss: losses.features.hint_loss
+    """
 
     Config = FitNetConfig
 

@@ -24,7 +24,7 @@ class FSPConfig(FeatureTermConfig):
     weight: Weight = 50.0
     """0 leaves the term out. Any other weight is the same: the first stage minimises the term alone, unweighted."""
     task_weight: Positive = 1.0
-    """Of the labels' loss, the only one in the second stage."""
+    """Weight of the labels' loss, the only one in the second stage."""
     first_stage: Positive = 30 / 240
     """Steps of the first stage, before the training's own, as a share of them; its learning rate is constant."""
 
@@ -35,6 +35,11 @@ class FSP(Term):
 
     Raises:
         ValueError: maps of unlike widths, or fewer than two of them.
+
+    >>> from copy import deepcopy  # a student of the teacher's widths
+    >>> student = gankd.distill(deepcopy(teacher), teacher, real=train, method="fsp")
+
+    Loss: losses.features.fsp_loss
     """
 
     Config = FSPConfig

@@ -22,11 +22,11 @@ class FTConfig(FeatureTermConfig):
     name: Literal["ft"] = "ft"
     """The method."""
     weight: Weight = 200.0
-    """Of the term."""
+    """Weight of the term."""
     factor_share: Positive = 0.5
     """Channels of the factors, as a share of the teacher's."""
     power: Count = 2
-    """Of a factor's entries before the mean over its channels."""
+    """Power of a factor's entries before the mean over its channels."""
     norm: Count = 1
     """Power of the difference; 1 is its size."""
     first_stage: Positive = 30 / 240
@@ -44,7 +44,7 @@ def encoder(in_channels: int, factors: int, *, norm: bool) -> nn.Sequential:
 
 
 class Paraphraser(nn.Module):
-    """Of a teacher's map, the factors [N, kC, H, W] that it can be made from again; without batch norm."""
+    """The factors [N, kC, H, W] of a teacher's map that it can be made from again; without batch norm."""
 
     def __init__(self, channels: int, factors: int):
         super().__init__()
@@ -61,7 +61,12 @@ class Paraphraser(nn.Module):
 
 class FT(Term):
     """q = flatten(mean_c factor^2) to norm 1; mean |q_s - q_t| between the translated student's map and the paraphrased
-    teacher's. The first stage trains the paraphraser alone, the second everything but it."""
+    teacher's. The first stage trains the paraphraser alone, the second everything but it.
+
+    >>> student = gankd.distill(student, teacher, real=train, method={"name": "ft", "factor_share": 0.25})
+
+    Loss: losses.features.factor_transfer_loss
+    """
 
     Config = FTConfig
     first_stage_trains_student = False
@@ -69,7 +74,9 @@ class FT(Term):
 
     def __init__(self, config: FTConfig, setup: Setup):
         super().__init__(config, setup)
-        self.student_taps, self.teacher_taps, *shapes = map_taps(setup, config, lambda taps: stages(taps)[-1:])
+        self.student_taps, self.teacher_taps, *shapes = map_taps(
+            setup, config, lambda taps: stages(taps)[-1:], smallest=2
+        )
         widths = [(s[0], t[0], max(1, int(config.factor_share * t[0]))) for s, t in zip(*shapes, strict=True)]
         self.paraphrasers = nn.ModuleList(Paraphraser(teacher, factors) for _, teacher, factors in widths)
         self.translators = nn.ModuleList(encoder(student, factors, norm=True) for student, _, factors in widths)

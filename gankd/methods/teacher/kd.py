@@ -28,21 +28,21 @@ class KDConfig(MethodConfig):
     alpha: Share = 0.9
     """Weight of the teacher against the labels."""
     temperature: TemperatureSetting = 4.0
-    """Classes and bins: softens both distributions. A number, or one that is learned: {learn: global}."""
+    """What the logits of both are divided by, for classes and bins. A number, or one that is learned: {learn: global}."""
     loss: Literal["l2", "l1", "huber"] = "l2"
-    """Scalars: the distance to the teacher's prediction, in standardised units. l2 beside the labels' squared error is no
+    """Distance of a scalar to the teacher's prediction, in standardised units. l2 beside the labels' squared error is no
     more than a blend of both targets; the others add something."""
     delta: Positive = 1.0
-    """Scalars: where `huber` turns linear, in standard deviations of the labels."""
+    """Where `huber` turns linear, in standard deviations of the labels."""
 
     @property
     def weight(self) -> float:
-        """Of the term."""
+        """Weight of the term."""
         return self.alpha
 
     @property
     def task_weight(self) -> float:
-        """Of the labels' loss."""
+        """Weight of the labels' loss."""
         return 1 - self.alpha
 
     def check_task(self, task_kind: str, head: str = "scalar") -> None:
@@ -54,7 +54,11 @@ class KD(TemperatureTerm):
     """Classes: (1 - alpha) CE(s, y) + alpha T^2 KL(softmax(t/T) || softmax(s/T)).
 
     Regression: the task's loss for CE, and for the divergence, by the kind of output: of a scalar l(s - t), of bins the
-    same as for classes, of a Gaussian KL(N_t || N_s). A scalar teacher speaks to bins as the label would.
+    same as for classes, of a Gaussian KL(N_t || N_s). To bins a scalar teacher says what a label would.
+
+    >>> student = gankd.distill(student, teacher, real=train, method={"name": "kd", "temperature": 2})
+
+    Loss: losses.logits.kd_loss, losses.regression.regression_kd_loss, losses.distributions.gaussian_kd_loss
     """
 
     Config = KDConfig
@@ -89,7 +93,12 @@ class CTKDConfig(KDConfig):
 
 
 class CTKD(KD):
-    """min over the student, max over theta: (1 - alpha) CE(s, y) + alpha T^2 KL(softmax(t/T) || softmax(s/T)), T(theta)."""
+    """min over the student, max over theta: (1 - alpha) CE(s, y) + alpha T^2 KL(softmax(t/T) || softmax(s/T)), T(theta).
+
+    >>> student = gankd.distill(student, teacher, real=train, method={"name": "ctkd", "alpha": 0.5})
+
+    Loss: losses.logits.kd_loss at losses.curriculum.ctkd_temperature
+    """
 
     Config = CTKDConfig
     heads = frozenset({"bins"})

@@ -22,18 +22,23 @@ class NSTConfig(FeatureTermConfig):
     name: Literal["nst"] = "nst"
     """The method."""
     weight: Weight = 50.0
-    """Of the term."""
+    """Weight of the term."""
 
 
 class NST(Term):
     """k(a, b) = (a . b)^2 of channels r of norm 1 over positions; mean k(t, t) + mean k(s, s) - 2 mean k(s, t), summed over
-    the stages. No heads: widths may differ."""
+    the stages. No heads: widths may differ.
+
+    >>> student = gankd.distill(student, teacher, real=train, method="nst")
+
+    Loss: losses.features.nst_loss
+    """
 
     Config = NSTConfig
 
     def __init__(self, config: NSTConfig, setup: Setup):
         super().__init__(config, setup)
-        self.student_taps, self.teacher_taps, *_ = map_taps(setup, config)
+        self.student_taps, self.teacher_taps, *_ = map_taps(setup, config, smallest=2)
 
     def forward(self, outputs: Outputs) -> Tensor:
         student, teacher = self.features(outputs)

@@ -24,7 +24,7 @@ class OFDConfig(FeatureTermConfig):
     name: Literal["ofd"] = "ofd"
     """The method."""
     weight: Weight = 1e-3
-    """Of the term, which is a sum over channels and positions."""
+    """Weight of the term, which is a sum over channels and positions."""
     teacher_taps: tuple[str, ...] | None = None
     """Module paths of the teacher's features, one for each of the student's: maps of its own list before their ReLU, or
     batch norms, whose weights the margins come from. Null: its stages before their ReLU."""
@@ -51,6 +51,10 @@ class OFD(Term):
 
     Raises:
         ValueError: a teacher whose batch norms before the ReLU are not known.
+
+    >>> student = gankd.distill(student, teacher, real=train, method="ofd")
+
+    Loss: losses.activations.ofd_loss
     """
 
     Config = OFDConfig

@@ -22,11 +22,16 @@ class PKTConfig(FeatureTermConfig):
     name: Literal["pkt"] = "pkt"
     """The method."""
     weight: Weight = 30000.0
-    """Of the term; it belongs to batches of 64, the term shrinks like 1 / N^2."""
+    """Weight of the term; it belongs to batches of 64, as the term shrinks like 1 / N."""
 
 
 class PKT(Term):
-    """P: rows of (1 + cosine) / 2 between samples, divided by their sum; mean P_t log(P_t / P_s). No heads."""
+    """P: rows of (1 + cosine) / 2 between samples, divided by their sum; mean P_t log(P_t / P_s). No heads.
+
+    >>> student = gankd.distill(student, teacher, real=train, method="pkt")
+
+    Loss: losses.similarity.pkt_loss
+    """
 
     Config = PKTConfig
 
@@ -37,5 +42,5 @@ class PKT(Term):
     def forward(self, outputs: Outputs) -> Tensor:
         return sum(
             pkt_loss(student_feature=student.flatten(1), teacher_feature=teacher.flatten(1))
-            for student, teacher in zip(*self.features(outputs), strict=True)
+            for student, teacher in zip(*self.gathered_features(outputs), strict=True)
         )

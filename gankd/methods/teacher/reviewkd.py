@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gankd.losses import attention_based_fusion, hcl_loss
+from gankd.losses import hcl_loss
+from gankd.losses.precision import full_precision
 from gankd.methods.setup import Outputs, Setup
 from gankd.methods.taps import Shape
 from gankd.methods.terms import FeatureTermConfig, Term
@@ -24,13 +26,29 @@ class ReviewKDConfig(FeatureTermConfig):
     name: Literal["reviewkd"] = "reviewkd"
     """The method."""
     weight: Weight = 5.0
-    """Of the term. CIFAR-100: 5 for resnet32x4, wrn and ShuffleV1 students, 8 for ShuffleV2, 0.6 for resnet56 to resnet20,
-    1 for resnet110 to resnet32."""
+    """Weight of the term. CIFAR-100: 5 for resnet32x4, wrn and ShuffleV1 students, 8 for ShuffleV2, 0.6 for resnet56 to
+    resnet20, 1 for resnet110 to resnet32."""
     warmup: Share = 20 / 240
     """Share of the run in which the term's weight first rises linearly."""
 
 
-class Fusion(nn.Module):
+class Attention(nn.Conv2d):
+    """A stage's map and the review of the deeper ones, [N, M, h, w] each, the second enlarged to the first's size, summed
+    with the weights that their own attention maps give: z1, z2 = sigmoid(conv1x1([feature, review])).
+    """
+
+    def __init__(self, width: int):
+        super().__init__(2 * width, 2, 1)
+
+    def forward(self, feature: Tensor, review: Tensor) -> Tensor:
+        feature, review = full_precision(feature), full_precision(review)
+        review = F.interpolate(review, size=feature.shape[2:], mode="nearest")
+        with torch.autocast(feature.device.type, enabled=False):
+            attention = torch.sigmoid(super().forward(torch.cat([feature, review], dim=1)))  # [N, 2, h, w]
+        return feature * attention[:, :1] + review * attention[:, 1:]
+
+
+class ReviewStage(nn.Module):
     """One stage: x = BN(conv1x1(feature)), fused with the review of the deeper stages, and BN(conv3x3) of that.
 
     `forward` returns the output [N, C_t, H_t, W_t] and the review for the next shallower stage, [N, M, H_s, W_s].
@@ -40,24 +58,29 @@ class Fusion(nn.Module):
         super().__init__()
         self.size = teacher_shape[1:]
         self.enter = nn.Sequential(nn.Conv2d(student_shape[0], width, 1, bias=False), nn.BatchNorm2d(width))
-        self.attention = None if deepest else nn.Conv2d(2 * width, 2, 1)
+        self.attention = None if deepest else Attention(width)
         self.leave = nn.Sequential(
             nn.Conv2d(width, teacher_shape[0], 3, padding=1, bias=False), nn.BatchNorm2d(teacher_shape[0])
         )
+        for convolution in (self.enter[0], self.leave[0]):  # as the published code; torch's default is a = sqrt(5)
+            nn.init.kaiming_uniform_(convolution.weight, a=1)
 
     def forward(self, feature: Tensor, review: Tensor | None) -> tuple[Tensor, Tensor]:
         fused = self.enter(feature)
         if self.attention is not None:
-            fused = attention_based_fusion(
-                feature=fused, residual=review, weight=self.attention.weight, bias=self.attention.bias
-            )
+            fused = self.attention(fused, review)
         resized = fused if fused.shape[2:] == self.size else F.interpolate(fused, self.size, mode="nearest")
         return self.leave(resized), fused
 
 
 class ReviewKD(Term):
     """Stages from the deepest (the pooled vector, as a map of one position) to the shallowest; the loss compares them with
-    the teacher's before their ReLU, at full size and pooled to 4, 2 and 1."""
+    the teacher's before their ReLU, at full size and pooled to 4, 2 and 1.
+
+    >>> student = gankd.distill(student, teacher, real=train, method={"name": "reviewkd", "weight": 1})
+
+    Loss: losses.activations.hcl_loss
+    """
 
     Config = ReviewKDConfig
 
@@ -77,7 +100,7 @@ class ReviewKD(Term):
         )
         width = min(512, student[-1][0])
         self.fusions = nn.ModuleList(
-            Fusion(s, t, width, deepest=index == len(student) - 1)
+            ReviewStage(s, t, width, deepest=index == len(student) - 1)
             for index, (s, t) in enumerate(zip(student, teacher, strict=True))
         )
 
@@ -88,10 +111,6 @@ class ReviewKD(Term):
             output, review = fuse(feature, review)
             reviewed.append(output)
         return hcl_loss(student_features=reviewed, teacher_features=teacher[::-1])
-
-    def start_step(self, step: int, num_steps: int, steps_per_epoch: int) -> None:
-        # From 1, as the original counts its epochs: a weight of 0 would leave the term out of the step.
-        self.factor = min((step + 1) / max(self.config.warmup * num_steps, 1), 1.0)
 
 
 def as_map_shape(path: str, shape: Shape) -> Shape:

@@ -22,15 +22,20 @@ class RKDConfig(FeatureTermConfig):
     name: Literal["rkd"] = "rkd"
     """The method."""
     weight: Weight = 1.0
-    """Of the term."""
+    """Weight of the term."""
     distance_weight: Weight = 25.0
-    """Of the distances between two samples, inside of the term."""
+    """Weight of the distances between two samples."""
     angle_weight: Weight = 50.0
-    """Of the angles that two samples span at a third; their memory grows with the cube of the batch."""
+    """Weight of the angles that two samples span at a third; their memory grows with the cube of the batch."""
 
 
 class RKD(Term):
-    """Smooth-L1 between D_s and D_t (distances over their mean) and between A_s and A_t (cosines of angles). No heads."""
+    """Smooth-L1 between D_s and D_t (distances over their mean) and between A_s and A_t (cosines of angles). No heads.
+
+    >>> student = gankd.distill(student, teacher, real=train, method={"name": "rkd", "angle_weight": 0})
+
+    Loss: losses.similarity.rkd_loss
+    """
 
     Config = RKDConfig
 
@@ -42,5 +47,5 @@ class RKD(Term):
         weights = {"distance_weight": self.config.distance_weight, "angle_weight": self.config.angle_weight}
         return sum(
             rkd_loss(student_feature=student, teacher_feature=teacher, **weights)
-            for student, teacher in zip(*self.features(outputs), strict=True)
+            for student, teacher in zip(*self.gathered_features(outputs), strict=True)
         )

@@ -18,13 +18,39 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from gankd.losses import attentive_imitation_loss, teacher_bounded_regression_loss, teacher_outlier_rejection_loss
+from gankd.distributed.processes import gather, gather_with_gradient
+from gankd.losses import attentive_hint_loss, bounded_error, kept_label_error, regression_kd_loss, teacher_confidence
 from gankd.methods.setup import Outputs, Setup
 from gankd.methods.terms import Term, TermConfig
 from gankd.models.taps import default_taps, feature_shapes
 from gankd.tasks import REGRESSION
 from generators.images import to_unit_range
 from generators.settings import Positive, Weight
+
+
+class TrustTerm(Term):
+    """A term with each sample weighted by c = clamp(1 - (t - y)^2 / eta, 0, 1): as far as the teacher can be trusted.
+
+    eta, the range of the teacher's squared errors over the training set, is measured before the first step.
+    """
+
+    reads_teacher_outputs = True
+
+    def __init__(self, config: TermConfig, setup: Setup):
+        super().__init__(config, setup)
+        self.register_buffer("error_range", torch.tensor(torch.inf))  # not measured yet: nothing is held against t
+
+    def prepare(self, setup: Setup) -> None:
+        errors = teacher_distances(setup).square()
+        self.error_range.copy_(errors.max() - errors.min())
+
+    def confidences(self, outputs: Outputs) -> Tensor:
+        """c of every sample, [N]."""
+        return teacher_confidence(
+            teacher_predictions=self.task.prediction(outputs.teacher),
+            labels=self.task.standardize(outputs.labels.float()),
+            error_range=self.error_range,
+        )
 
 
 @torch.no_grad()
@@ -46,11 +72,11 @@ class ScalarTerm(Term):
     reads_teacher_outputs = True
 
     def predictions(self, outputs: Outputs) -> dict[str, Tensor]:
-        """s, t and y, [N] each, as the losses name them."""
+        """s, t and y of all processes, [N] each, as the losses name them."""
         return {
-            "student_predictions": self.task.prediction(outputs.student),
-            "teacher_predictions": self.task.prediction(outputs.teacher),
-            "labels": self.task.standardize(outputs.batch.labels.float()),
+            "student_predictions": gather_with_gradient(self.task.prediction(outputs.student)),
+            "teacher_predictions": gather(self.task.prediction(outputs.teacher)),
+            "labels": gather(self.task.standardize(outputs.labels.float())),
         }
 
 
@@ -60,11 +86,11 @@ class TeacherBoundedConfig(TermConfig):
     name: Literal["teacher_bounded"] = "teacher_bounded"
     """The method."""
     weight: Weight = 0.5
-    """Of the squared error where the student has not yet passed the teacher."""
+    """Weight of the squared error where the student has not yet passed the teacher."""
     margin: float = 0.0
     """By how much, in squared standard deviations of the labels, the student has to beat the teacher."""
     loss: Literal["l2", "l1", "huber"] = "huber"
-    """Of the labels."""
+    """Loss on the labels."""
     delta: Positive = 1.0
     """Where `huber` turns linear, in standard deviations of the labels."""
 
@@ -73,20 +99,24 @@ class TeacherBounded(ScalarTerm):
     """b = mean of (s - y)^2 over the samples with (s - y)^2 + margin > (t - y)^2, 0 for the others: the teacher is a bar.
 
     The labels have their own loss l in place of the task's.
+
+    >>> student = gankd.distill(student, teacher, real=train, method={"name": "teacher_bounded", "margin": 0.1})
+
+    Loss: losses.regression.teacher_bounded_regression_loss
     """
 
     Config = TeacherBoundedConfig
     own_label_loss = True
 
     def forward(self, outputs: Outputs) -> Tensor:
-        return self.losses(outputs)[2]
+        return bounded_error(**self.predictions(outputs), margin=self.config.margin)
 
     def label_loss(self, outputs: Outputs) -> Tensor:
-        return self.losses(outputs)[1]
-
-    def losses(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
-        return teacher_bounded_regression_loss(
-            **self.predictions(outputs), margin=self.config.margin, loss=self.config.loss, delta=self.config.delta
+        return regression_kd_loss(
+            student_predictions=self.task.prediction(outputs.student),
+            teacher_predictions=self.task.standardize(outputs.labels.float()),
+            loss=self.config.loss,
+            delta=self.config.delta,
         )
 
 
@@ -96,34 +126,27 @@ class AttentiveImitationConfig(TermConfig):
     name: Literal["attentive_imitation"] = "attentive_imitation"
     """The method."""
     weight: Weight = 0.5
-    """Of the imitation, the paper's 1 - alpha."""
+    """Weight of the imitation, the paper's 1 - alpha."""
     task_weight: Weight = 0.5
-    """Of the labels, the paper's alpha."""
+    """Weight of the labels' loss, the paper's alpha."""
 
 
-class AttentiveImitation(ScalarTerm):
+class AttentiveImitation(TrustTerm, ScalarTerm):
     """mean of c (s - t)^2, c = clamp(1 - (t - y)^2 / eta, 0, 1): imitate the teacher as far as it can be trusted.
 
     eta, the range of the teacher's squared errors over the training set, is measured before the first step.
+
+    >>> student = gankd.distill(student, teacher, real=train, method="attentive_imitation")
+
+    Loss: losses.regression.attentive_imitation_loss
     """
 
     Config = AttentiveImitationConfig
 
-    def __init__(self, config: AttentiveImitationConfig, setup: Setup):
-        super().__init__(config, setup)
-        self.register_buffer("error_range", torch.tensor(torch.inf))  # not measured yet: nothing is held against t
-
-    def prepare(self, setup: Setup) -> None:
-        self.error_range.copy_(error_range(setup))
-
     def forward(self, outputs: Outputs) -> Tensor:
-        return attentive_imitation_loss(**self.predictions(outputs), error_range=self.error_range)[2]
-
-
-def error_range(setup: Setup) -> Tensor:
-    """Largest minus smallest squared error of the teacher over the training set, a scalar."""
-    errors = teacher_distances(setup).square()
-    return errors.max() - errors.min()
+        student, teacher = (self.task.prediction(each) for each in (outputs.student, outputs.teacher))
+        confidences = self.confidences(outputs)
+        return attentive_hint_loss(student_feature=student, teacher_feature=teacher, confidences=confidences)
 
 
 class OutlierRejectionConfig(TermConfig):
@@ -132,7 +155,7 @@ class OutlierRejectionConfig(TermConfig):
     name: Literal["outlier_rejection"] = "outlier_rejection"
     """The method."""
     weight: Weight = 1.0
-    """Of the imitation."""
+    """Weight of the imitation."""
     two_heads: bool = True
     """A second linear head s' imitates the teacher, and only the first is deployed; false: the student itself does."""
     student_tap: str | None = None
@@ -144,6 +167,10 @@ class OutlierRejection(ScalarTerm):
 
     threshold = 3 * 1.4826 * median |t - y| over the training set, measured before the first step: three standard deviations
     of errors that are normal but for the wrong ones. The labels that are kept have their mean in place of the task's loss.
+
+    >>> student = gankd.distill(student, teacher, real=train, method="outlier_rejection")
+
+    Loss: losses.regression.teacher_outlier_rejection_loss
     """
 
     Config = OutlierRejectionConfig
@@ -164,14 +191,12 @@ class OutlierRejection(ScalarTerm):
         self.threshold.copy_(3 * 1.4826 * median)
 
     def forward(self, outputs: Outputs) -> Tensor:
-        second = None
+        imitation = self.task.prediction(outputs.student)
         if self.config.two_heads:
             feature = outputs.student_features[self.student_taps[0]]
-            second = self.head(feature.flatten(2).mean(2) if feature.ndim == 4 else feature).flatten()
-        losses = teacher_outlier_rejection_loss(
-            **self.predictions(outputs), threshold=self.threshold, student_teacher_predictions=second
-        )
-        return losses[2]
+            imitation = self.head(feature.flatten(2).mean(2) if feature.ndim == 4 else feature).flatten()  # [N]
+        teacher = self.task.prediction(outputs.teacher)
+        return regression_kd_loss(student_predictions=imitation, teacher_predictions=teacher)
 
     def label_loss(self, outputs: Outputs) -> Tensor:
-        return teacher_outlier_rejection_loss(**self.predictions(outputs), threshold=self.threshold)[1]
+        return kept_label_error(**self.predictions(outputs), threshold=self.threshold)

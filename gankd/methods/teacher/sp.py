@@ -22,11 +22,16 @@ class SPConfig(FeatureTermConfig):
     name: Literal["sp"] = "sp"
     """The method."""
     weight: Weight = 3000.0
-    """Of the term; it belongs to batches of 64, the term shrinks like 1 / N."""
+    """Weight of the term; it belongs to batches of 64, as the term shrinks like 1 / N."""
 
 
 class SP(Term):
-    """No heads: only the similarities of samples are compared, so widths and sizes may differ."""
+    """No heads: only the similarities of samples are compared, so widths and sizes may differ.
+
+    >>> student = gankd.distill(student, teacher, real=train, method="sp")
+
+    Loss: losses.similarity.similarity_preserving_loss
+    """
 
     Config = SPConfig
 
@@ -35,9 +40,7 @@ class SP(Term):
         self.student_taps, self.teacher_taps, *_ = relation_taps(setup, config, lambda taps: taps[-2:-1])
 
     def forward(self, outputs: Outputs) -> Tensor:
-        student, teacher = self.features(outputs)
-        losses = [
-            similarity_preserving_loss(student_feature=s, teacher_feature=t)
-            for s, t in zip(student, teacher, strict=True)
-        ]
-        return sum(losses)
+        return sum(
+            similarity_preserving_loss(student_feature=student, teacher_feature=teacher)
+            for student, teacher in zip(*self.gathered_features(outputs), strict=True)
+        )

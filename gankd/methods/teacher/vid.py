@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gankd.losses import vid_loss
+from gankd.losses.features import map_pairs, matched
 from gankd.methods.setup import Outputs, Setup
 from gankd.methods.taps import map_taps
 from gankd.methods.terms import FeatureTermConfig, Term
@@ -27,36 +28,50 @@ class VIDConfig(FeatureTermConfig):
     name: Literal["vid"] = "vid"
     """The method."""
     weight: Weight = 1.0
-    """Of the term."""
+    """Weight of the term."""
     initial_variance: Annotated[float, Field(gt=SMALLEST_VARIANCE)] = 5.0
-    """Of every channel of the teacher, given the student's map; it is trained."""
+    """Variance at first of every channel of the teacher, given the student's map; it is trained."""
 
 
 class VariationalRegressor(nn.Module):
     """Mean and variance of a teacher's map, given the student's: three 1x1 convolutions and a scale a channel.
 
-    `forward` returns the negative log density up to a constant, a scalar.
+    `forward` returns the negative log density up to a constant, a scalar, of maps that are averaged to the smaller of
+    their sizes before.
     """
 
-    def __init__(self, student_channels: int, teacher_channels: int, initial_variance: float):
+    def __init__(
+        self,
+        student_channels: int,
+        teacher_channels: int,
+        initial_variance: float,
+        smallest_variance: float = SMALLEST_VARIANCE,
+    ):
         super().__init__()
+        self.smallest_variance = smallest_variance
         widths = (student_channels, teacher_channels, teacher_channels)
         self.convolutions = nn.ModuleList(nn.Conv2d(width, teacher_channels, 1, bias=False) for width in widths)
-        excess = initial_variance - SMALLEST_VARIANCE
+        excess = initial_variance - smallest_variance
         self.log_scale = nn.Parameter(torch.full((teacher_channels,), excess + math.log(-math.expm1(-excess))))
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        ((mean, teacher),) = map_pairs([student], [teacher])
+        mean, teacher = matched(mean, teacher)
+        with torch.autocast(mean.device.type, enabled=False):
+            for depth, convolution in enumerate(self.convolutions):
+                mean = convolution(mean.relu() if depth else mean)  # [N, C_t, H, W]
         return vid_loss(
-            student_feature=student,
-            teacher_feature=teacher,
-            regressor_weights=[convolution.weight for convolution in self.convolutions],
-            log_scale=self.log_scale,  # softplus of it is the variance beyond the smallest
-            eps=SMALLEST_VARIANCE,
+            student_feature=mean, teacher_feature=teacher, log_scale=self.log_scale, eps=self.smallest_variance
         )
 
 
 class VID(Term):
-    """mean ((mu(s) - t)^2 / var + log var) / 2, summed over the stages; mu and var are trained with the student."""
+    """mean ((mu(s) - t)^2 / var + log var) / 2, summed over the stages; mu and var are trained with the student.
+
+    >>> student = gankd.distill(student, teacher, real=train, method="vid")
+
+    Loss: losses.features.vid_loss
+    """
 
     Config = VIDConfig
 
