@@ -24,6 +24,7 @@ def main(description: str, *, until: str = "report", default_config: str = "conf
     A user's mistake (a ValueError) ends with its sentence and status 2, without a traceback; Ctrl-C ends with status 130,
     SIGTERM with 143, and the same command continues.
     """
+    description += "\nStages that are done are skipped, a stage that was cut off is continued."
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--config", default=default_config, help=f"YAML file of the experiment (default: {default_config})"

@@ -1,10 +1,6 @@
-"""Train the students of an experiment (and what they need, if that is not done).
+"""Train the students of an experiment (and what they read, if that is not done).
 
-    accelerate launch scripts/distill.py --config configs/digits.yaml
-    accelerate launch scripts/distill.py --config configs/digits.yaml --dry-run
-    accelerate launch scripts/distill.py --config configs/digits.yaml student.epochs=20 name=longer
-
-Stages that are done are skipped, a stage that was cut off is continued.
+    accelerate launch scripts/distill.py --config configs/digits.yaml [--dry-run] [student.epochs=20 name=longer ...]
 """
 
 from gankd.cli import main

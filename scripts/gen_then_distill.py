@@ -1,10 +1,6 @@
 """Generate, select, distil, report: the whole experiment with one command.
 
-    accelerate launch scripts/gen_then_distill.py --config configs/digits.yaml
-    accelerate launch scripts/gen_then_distill.py --config configs/digits.yaml --dry-run
-    accelerate launch scripts/gen_then_distill.py --config configs/digits.yaml student.epochs=20 name=longer
-
-Stages that are done are skipped, a stage that was cut off is continued.
+    accelerate launch scripts/gen_then_distill.py --config configs/digits.yaml [--dry-run] [student.epochs=20 name=longer ...]
 """
 
 from gankd.cli import main

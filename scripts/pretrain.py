@@ -1,10 +1,6 @@
-"""Train the backbones of an experiment without labels (and what they need, if that is not done).
+"""Train the backbones of an experiment without labels (and what they read, if that is not done).
 
-    accelerate launch scripts/pretrain.py --config configs/digits_squeeze_and_span.yaml
-    accelerate launch scripts/pretrain.py --config configs/digits_squeeze_and_span.yaml --dry-run
-    accelerate launch scripts/pretrain.py --config configs/digits_squeeze_and_span.yaml representation.steps=200
-
-Stages that are done are skipped, a stage that was cut off is continued.
+    accelerate launch scripts/pretrain.py --config configs/digits_squeeze_and_span.yaml [--dry-run] [student.epochs=20 name=longer ...]
 """
 
 from gankd.cli import main

@@ -1,10 +1,6 @@
-"""Draw and select the synthetic data of an experiment (and what it needs, if that is not done).
+"""Draw and select the synthetic data of an experiment (and what it reads, if that is not done).
 
-    accelerate launch scripts/synthesize.py --config configs/digits.yaml
-    accelerate launch scripts/synthesize.py --config configs/digits.yaml --dry-run
-    accelerate launch scripts/synthesize.py --config configs/digits.yaml student.epochs=20 name=longer
-
-Stages that are done are skipped, a stage that was cut off is continued.
+    accelerate launch scripts/synthesize.py --config configs/digits.yaml [--dry-run] [student.epochs=20 name=longer ...]
 """
 
 from gankd.cli import main

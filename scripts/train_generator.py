@@ -1,10 +1,6 @@
-"""Train the conditional generator of an experiment.
+"""Train the conditional generator of an experiment (and what scores it, if that is not done).
 
-    accelerate launch scripts/train_generator.py --config configs/digits.yaml
-    accelerate launch scripts/train_generator.py --config configs/digits.yaml --dry-run
-    accelerate launch scripts/train_generator.py --config configs/digits.yaml student.epochs=20 name=longer
-
-Stages that are done are skipped, a stage that was cut off is continued.
+    accelerate launch scripts/train_generator.py --config configs/digits.yaml [--dry-run] [student.epochs=20 name=longer ...]
 """
 
 from gankd.cli import main

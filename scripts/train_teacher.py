@@ -1,10 +1,6 @@
-"""Train the teacher of an experiment (and its generator, if that is not done).
+"""Train the teacher of an experiment (and the generator that its arms read, if that is not done).
 
-    accelerate launch scripts/train_teacher.py --config configs/digits.yaml
-    accelerate launch scripts/train_teacher.py --config configs/digits.yaml --dry-run
-    accelerate launch scripts/train_teacher.py --config configs/digits.yaml student.epochs=20 name=longer
-
-Stages that are done are skipped, a stage that was cut off is continued.
+    accelerate launch scripts/train_teacher.py --config configs/digits.yaml [--dry-run] [student.epochs=20 name=longer ...]
 """
 
 from gankd.cli import main
