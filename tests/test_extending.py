@@ -45,7 +45,7 @@ def test_an_experiment_is_made_of_things_that_are_the_users_alone(folder: Path) 
     output = start(folder, str(ROOT / "scripts" / "gen_then_distill.py"), "--config", "own.yaml")
     run = folder / "runs" / "own"
     page = (run / "report.html").read_text()
-    assert "60 test images" in page or "test images</p>" in page
+    assert "test images</p>" in page
     for arm in ("hinge", "hint", "two", "both"):
         assert arm in output and list(run.glob(f"students/{arm}/seed-0/model.safetensors"))
 
@@ -55,10 +55,8 @@ def test_a_dry_run_knows_them_and_what_is_misspelt_is_said(folder: Path) -> None
     start(folder, script, "--config", "own.yaml", "--dry-run")
     for wrong, sentence in {
         "student.arms.hinge.method.margn=1": "did you mean 'margin'",
-        "student.arms.hinge.method.margin=-1": "student.arms.hinge.method.margin: ",
         "data.numbr=3": "did you mean 'number'",
-        "student.model.options.wdth=3": "did you mean 'width'|width",
-        "student.optimizer=rmsprob": "did you mean 'rmsprop'",
+        "student.model.options.wdth=3": "did you mean 'width'",
         "student.optimizer_options.alph=0.5": "did you mean 'alpha'",
     }.items():
         command = [sys.executable, script, "--config", "own.yaml", "--dry-run", wrong]
