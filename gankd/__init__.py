@@ -15,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gankd.api import distill, evaluate, generated, load_data, pretrain, probe, synthesize
+    from gankd.api import distill, distiller, evaluate, feature_set, load_data, pretrain, probe, synthesize
     from gankd.data.sets import ImageSet
     from gankd.methods import method
     from gankd.models import build_model
@@ -34,7 +34,8 @@ __all__ = [
     "distill",
     "distill_chain",
     "evaluate",
-    "generated",
+    "distiller",
+    "feature_set",
     "load_data",
     "load_model",
     "load_plugins",
@@ -55,7 +56,8 @@ _HOMES = {
     "distill": "api",
     "distill_chain": "teacher_assistant",
     "evaluate": "api",
-    "generated": "api",
+    "distiller": "api",
+    "feature_set": "api",
     "load_data": "api",
     "load_model": "models.store",
     "load_plugins": "plugins",

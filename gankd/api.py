@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.utils.data import Dataset
 
+    from gankd.data.loader import BatchSource
     from gankd.data.sets import ImageSet
     from gankd.data.splits import Splits
     from gankd.evaluation import ProbeResult
-    from gankd.methods import MethodConfig
+    from gankd.methods import Distiller, MethodConfig
     from gankd.models.teacher import Normalize, Teacher
     from gankd.synthesis.config import SynthesisConfig
     from gankd.tasks import Task
@@ -83,19 +84,50 @@ def distill(
     """
     from gankd.training import distillation
 
-    return distillation.distill(
-        student,
-        teacher,
-        real=real,
-        synthetic=synthetic,
-        method=method,
-        synthetic_fraction=synthetic_fraction,
-        training=training,
-        task=task,
-        normalize=normalize,
-        context=_context(seed, directory, accelerator, memory_budget, workers, name, log),
-        settings=settings,
-    )
+    context = _context(seed, directory, accelerator, memory_budget, workers, name, log)
+    chosen = {"method": method, "training": training, "task": task, "normalize": normalize, "settings": settings}
+    device = context.accelerator.device
+    lesson = distillation.lesson_of(real, synthetic, synthetic_fraction, **chosen, device=device)
+    return distillation.distill(student, teacher, lesson, context)
+
+
+def distiller(
+    student: nn.Module,
+    teacher: nn.Module | Teacher | None = None,
+    *,
+    real: Dataset | None = None,
+    synthetic: Dataset | None = None,
+    method: str | dict[str, Any] | MethodConfig = "kd",
+    synthetic_fraction: float | None = None,
+    task: Task | None = None,
+    normalize: Normalize | None = None,
+    seed: int = 0,
+    accelerator: Accelerator | None = None,
+    memory_budget: int = 2 << 30,
+    workers: int = 2,
+    **settings,
+) -> tuple[Distiller, BatchSource]:
+    """What `distill` trains, for a loop of your own: the module that holds student, heads and banks, and its batches.
+
+        distiller, batches = gankd.distiller(student, teacher, real=train, method="crd", batch_size=64)
+        losses = distiller(next(iter(batches)))  # named losses, "loss" the total
+
+    Iterating over the batches begins at step 0 and never ends; `batches.batch(step)` is that of a step. The student stays
+    where it is, its auxiliary outputs are left out, and the teacher is frozen from here on.
+
+    Args:
+        **settings: `batch_size` and `augmentation`, as in `distill`, and single settings of the method.
+
+    Raises:
+        ValueError: as `distill`.
+    """
+    from gankd.training import distillation
+
+    context = _context(seed, None, accelerator, memory_budget, workers, "distiller", None)
+    chosen = {"method": method, "training": None, "task": task, "normalize": normalize, "settings": settings}
+    device = context.accelerator.device
+    lesson = distillation.lesson_of(real, synthetic, synthetic_fraction, **chosen, device=device)
+    return distillation.distiller(student, teacher, lesson, context)
 
 
 def pretrain(
@@ -125,7 +157,7 @@ def pretrain(
     Args:
         teacher: of simreg: one network or several, read at the input of their last linear layer; inputs as in `distill`.
         real, synthetic: uint8 images [N, C, H, W], or map-style data sets of images or of (image, anything);
-            squeeze_and_span needs the synthetic ones of `generated`. No label is read.
+            squeeze_and_span needs the synthetic ones of `feature_set`. No label is read.
         online_probe: fit a linear layer to the labels of the real images on the side; the log then has `probe_metric` (top-1
             in %, or the mean absolute error), and the backbone, which gets no gradient of it, is the same.
         training, **settings: as in `distill`, with the method's own augmentation where `training` is None; photographs want
@@ -162,7 +194,7 @@ def _context(seed, directory, accelerator, memory_budget, workers, name, log):
     return RunContext(accelerator or Accelerator(), seed, directory, memory_budget, workers, name, log or no_log)
 
 
-def generated(
+def feature_set(
     generator: ConditionalGenerator,
     num_samples: int,
     *,

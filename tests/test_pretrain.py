@@ -137,8 +137,8 @@ GENERATORS = {
 def test_samples_and_the_backbone_they_train_are_the_same_live_and_stored(kind: str, tmp_path: Path) -> None:
     generator = GENERATORS[kind](tmp_path)
     live, stored = (
-        gankd.generated(generator, 12, seed=3),
-        gankd.generated(generator, 12, seed=3, directory=tmp_path / "s"),
+        gankd.feature_set(generator, 12, seed=3),
+        gankd.feature_set(generator, 12, seed=3, directory=tmp_path / "s"),
     )
     assert isinstance(live.images, LiveSamples) and isinstance(stored.images, Tensor) and live.is_synthetic
     assert live.feature_widths == stored.feature_widths and stored.generator_features.dtype == torch.float16
@@ -167,24 +167,24 @@ def test_samples_and_the_backbone_they_train_are_the_same_live_and_stored(kind: 
 
 
 def test_a_generator_alone_trains_a_backbone() -> None:
-    student = gankd.pretrain(network(), synthetic=gankd.generated(sngan(), 400), method=SQUEEZE, training=TRAINING)
+    student = gankd.pretrain(network(), synthetic=gankd.feature_set(sngan(), 400), method=SQUEEZE, training=TRAINING)
     assert not equal(student, network())
 
 
 def test_scalar_labels_are_those_that_the_generator_was_asked_for() -> None:
-    live = gankd.generated(sngan("fourier"), 200)
+    live = gankd.feature_set(sngan("fourier"), 200)
     low, high = sngan("fourier").config.label_range
     assert (
         live.labels.dtype == torch.float32
         and low <= live.labels.min() < low + 5
         and high - 5 < live.labels.max() <= high
     )
-    assert gankd.generated(sngan(), 7).labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert gankd.feature_set(sngan(), 7).labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
 
 
 def test_a_store_that_was_cut_off_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing, "CHUNK", 5)
-    whole = gankd.generated(sngan(), 12, directory=tmp_path / "whole")
+    whole = gankd.feature_set(sngan(), 12, directory=tmp_path / "whole")
 
     class Interruption(Exception):
         """Stands for a killed process."""
@@ -200,19 +200,19 @@ def test_a_store_that_was_cut_off_is_continued(tmp_path: Path, monkeypatch: pyte
     directory = tmp_path / "cut"
     monkeypatch.setattr(LiveSamples, "draw", dying)
     with pytest.raises(Interruption):
-        gankd.generated(sngan(), 12, directory=directory)
+        gankd.feature_set(sngan(), 12, directory=directory)
     assert [indices.tolist() for indices in drawn] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
     with pytest.raises(ValueError, match="was made with other settings"):
-        gankd.generated(sngan(), 13, directory=directory)
+        gankd.feature_set(sngan(), 13, directory=directory)
 
     drawn.clear()
     monkeypatch.setattr(LiveSamples, "draw", lambda self, indices: (drawn.append(indices), draw(self, indices))[1])
-    continued = gankd.generated(sngan(), 12, directory=directory)
+    continued = gankd.feature_set(sngan(), 12, directory=directory)
     assert [indices.tolist() for indices in drawn] == [[10, 11]]
     for name in ("images", "labels", "generator_features"):
         assert torch.equal(getattr(continued, name), getattr(whole, name))
     assert not (directory / "chunks").exists()
-    read = gankd.generated(sngan(), 12, directory=directory)  # finished: nothing is drawn
+    read = gankd.feature_set(sngan(), 12, directory=directory)  # finished: nothing is drawn
     assert len(drawn) == 1 and torch.equal(read.images, whole.images) and read.feature_widths == whole.feature_widths
 
 
@@ -220,21 +220,21 @@ def test_a_store_that_was_cut_off_is_continued(tmp_path: Path, monkeypatch: pyte
     ("change", "settings"), [("seed", {"seed": 1}), ("number", {"num_samples": 11}), ("generator", {})]
 )
 def test_a_store_of_something_else_is_not_read(change: str, settings: dict, tmp_path: Path) -> None:
-    gankd.generated(sngan(), 12, directory=tmp_path)
+    gankd.feature_set(sngan(), 12, directory=tmp_path)
     other = sngan()
     if change == "generator":
         with torch.no_grad():
             next(other.parameters()).add_(0.1)
     with pytest.raises(ValueError, match="was made with other settings"):
-        gankd.generated(other, **{"num_samples": 12, **settings}, directory=tmp_path)
+        gankd.feature_set(other, **{"num_samples": 12, **settings}, directory=tmp_path)
 
 
 def test_a_store_of_other_features_is_not_read(tmp_path: Path) -> None:
-    gankd.generated(sngan(), 12, directory=tmp_path)
+    gankd.feature_set(sngan(), 12, directory=tmp_path)
     other = sngan()
     other.feature_names = other.feature_names[:1]
     with pytest.raises(ValueError, match="was made with other settings"):
-        gankd.generated(other, 12, directory=tmp_path)
+        gankd.feature_set(other, 12, directory=tmp_path)
 
 
 # --- what the backbone knows, and where it goes -----------------------------------------------------------------------

@@ -10,6 +10,7 @@ one is read by the workers of an ordinary `DataLoader` in the same order.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator
 
 import torch
@@ -124,7 +125,7 @@ class BatchSource:
         if self.live is not None and self.num_real_per_step is None:
             raise ValueError(
                 "samples of a live generator are neither shuffled among real ones nor drawn in pairs of a class: give "
-                "synthetic_fraction and a method without pairs, or write them to disk (gankd.generated with a directory)."
+                "synthetic_fraction and a method without pairs, or write them to disk (gankd.feature_set with a directory)."
             )
         stored = [dataset for dataset in sets if self.live is None or dataset.images is not self.live]
         self.is_random = any(dataset.is_random for dataset in stored)
@@ -208,6 +209,10 @@ class BatchSource:
         """
         for positions in torch.arange(self.num_samples, device=self.index_device).split(batch_size):
             yield self.at(positions)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches of steps 0, 1, 2, ... without end."""
+        return self.stream(0, sys.maxsize)
 
     def stream(self, first_step: int, last_step: int) -> Iterator[Batch]:
         """The batches of the steps first_step..last_step - 1, read ahead by the workers where they are not resident."""

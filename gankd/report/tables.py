@@ -188,7 +188,9 @@ def print_table(
     bold: Collection[int] = (),
 ) -> None:
     """As `html.as_table`, in the terminal, without the columns that make it wider than one."""
-    shown = [column for column, name in enumerate(head) if name not in ("difference to first arm", "synthetic", "method")]
+    shown = [
+        column for column, name in enumerate(head) if name not in ("difference to first arm", "synthetic", "method")
+    ]
     table = Table(title=title, title_justify="left")
     for column in shown:
         table.add_column(head[column], justify="left" if column in text_columns else "right")

@@ -28,7 +28,7 @@ from gankd.methods import (
     sampling_of,
 )
 from gankd.models.inputs import normalization_for, remember
-from gankd.models.outputs import plain_outputs
+from gankd.models.outputs import outputs_of, plain_outputs
 from gankd.models.rehearsal import check_trainable
 from gankd.models.state import preserve_state
 from gankd.models.teacher import Normalize, Teacher
@@ -40,22 +40,42 @@ from generators.images import to_unit_range
 from generators.settings import nearest
 
 
-def distill(
-    student: nn.Module,
-    teacher: nn.Module | Teacher | None,
-    *,
+@dataclasses.dataclass(frozen=True)
+class Lesson:
+    """What is learned, from which images, and how."""
+
+    real: ImageSet | None
+    synthetic: ImageSet | None
+    synthetic_fraction: float | None
+    task: Task
+    method: MethodConfig
+    training: TrainingConfig
+    normalize: Normalize
+
+    @property
+    def reference(self) -> ImageSet:
+        """The images that the student is fitted for."""
+        return self.real if self.real is not None else self.synthetic
+
+    def two_images(self, device) -> Tensor:
+        """Two of them, normalised."""
+        rows = torch.arange(2) % len(self.reference)
+        return self.normalize(to_unit_range(self.reference.images[rows]).to(device))
+
+
+def lesson_of(
     real: Dataset | None,
     synthetic: Dataset | None,
-    method: str | dict[str, Any] | MethodConfig,
     synthetic_fraction: float | None,
+    *,
+    method: Any,
     training: TrainingConfig | None,
     task: Task | None,
     normalize: Normalize | None,
-    context: RunContext,
     settings: dict[str, Any],
-) -> nn.Module:
-    """See `gankd.distill`."""
-    device = context.accelerator.device
+    device: torch.device,
+) -> Lesson:
+    """What a caller of `gankd.distill` asks for, checked as far as it can be without its networks."""
     real = as_image_set(real, "real") if real is not None else None
     synthetic = as_image_set(synthetic, "synthetic") if synthetic is not None else None
     reference = real if real is not None else synthetic
@@ -66,19 +86,41 @@ def distill(
         if dataset is not None:
             task.check(dataset.labels, dataset.name)
     training, config = settings_of(training or TrainingConfig(), method, settings)
-    normalize = (normalize or Normalize.of(reference.images)).to(device)
     check_views(config, training.views)
+    normalize = (normalize or Normalize.of(reference.images)).to(device)
+    return Lesson(real, synthetic, synthetic_fraction, task, config, training, normalize)
+
+
+def distill(student: nn.Module, teacher: nn.Module | Teacher | None, lesson: Lesson, context: RunContext) -> nn.Module:
+    """See `gankd.distill`."""
     with _lent(student, teacher), plain_outputs(student):
-        images = to_unit_range(reference.images[torch.arange(2) % len(reference)]).to(device)
-        check_trainable(student.to(device), normalize(images), task.num_outputs, "the student")
-        known = as_teacher(teacher, normalize, device, task)
-        if isinstance(teacher, nn.Module) and real is not None:
-            warn_near_chance(known, task, real)
-        data = (real, synthetic, synthetic_fraction)
-        distiller = _train(student, known, data, task, config, training, normalize, context)
+        known = _checked(student, teacher, lesson, context)
+        distiller, source = build(student, known, lesson, context)
+        fit(distiller, source, lesson.training, _identified(context, student, known, lesson))
         trained = distiller.deployable()
-    remember(trained, normalize, task)
+    remember(trained, lesson.normalize, lesson.task)
     return trained.eval()
+
+
+def distiller(
+    student: nn.Module, teacher: nn.Module | Teacher | None, lesson: Lesson, context: RunContext
+) -> tuple[Distiller, BatchSource]:
+    """See `gankd.distiller`."""
+    if lesson.training.views:
+        raise ValueError("views that repeat are gankd.distill's; leave `views` null in a loop of your own.")
+    known = _checked(student, teacher, lesson, context)
+    student.register_forward_hook(lambda _, __, outputs: outputs_of(outputs))
+    return build(student, known, lesson, context)
+
+
+def _checked(student, teacher, lesson: Lesson, context: RunContext) -> Teacher | None:
+    """The teacher that answers for the lesson's task, once both networks were tried."""
+    device = context.accelerator.device
+    check_trainable(student.to(device), lesson.two_images(device), lesson.task.num_outputs, "the student")
+    known = as_teacher(teacher, lesson.normalize, device, lesson.task)
+    if isinstance(teacher, nn.Module) and lesson.real is not None:
+        warn_near_chance(known, lesson.task, lesson.real)
+    return known
 
 
 def pretrain(
@@ -117,48 +159,48 @@ def pretrain(
     teachers = teacher if isinstance(teacher, list) else [] if teacher is None else [teacher]
     with _lent(student, *teachers), plain_outputs(student):
         known = [as_teacher(each, normalize, device, None) for each in teachers] or None
-        data = (real, synthetic, synthetic_fraction)
-        _train(student.to(device).train(), known, data, task, config, training, normalize, context)
+        lesson = Lesson(real, synthetic, synthetic_fraction, task, config, training, normalize)
+        distiller, source = build(student.to(device).train(), known, lesson, context)
+        fit(distiller, source, training, _identified(context, student, known, lesson))
     remember(student, normalize)
     return student.eval()
 
 
-def _train(
-    student: nn.Module,
-    teacher: Teacher | list[Teacher] | None,
-    data: tuple[ImageSet | None, ImageSet | None, float | None],
-    task: Task,
-    config: MethodConfig,
-    training: TrainingConfig,
-    normalize: Normalize,
-    context: RunContext,
-) -> Distiller:
-    """Batches of the data (real, synthetic, share of synthetic ones), views and a distiller are made, and it is trained."""
-    real, synthetic, fraction = data
-    if context.directory is not None:
-        read = {"real": real, "synthetic": synthetic, "student": student, "teacher": teacher}
-        identity = {name: None if value is None else _identity(value) for name, value in read.items()}
-        identity |= {"normalize": _identity(normalize.mean) + _identity(normalize.std), "task": str(task)}
-        context = dataclasses.replace(context, identity={**identity, **context.identity})
+def build(
+    student: nn.Module, teacher: Teacher | list[Teacher] | None, lesson: Lesson, context: RunContext
+) -> tuple[Distiller, BatchSource]:
+    """The distiller of a lesson and the batches that it takes; the student's modes stay as they are."""
+    training = lesson.training
     source = BatchSource(
-        real,
-        synthetic,
+        lesson.real,
+        lesson.synthetic,
         batch_size=training.batch_size,
-        synthetic_fraction=fraction,
-        sampling=sampling_of(config, task.kind),
+        synthetic_fraction=lesson.synthetic_fraction,
+        sampling=sampling_of(lesson.method, lesson.task.kind),
         **context.source,
     )
     augment = Augment(training.augmentation)
     if training.views:
         augment = Views(augment, training.views, source, teacher=teacher, seed=context.seed)
     modes = [(part, part.training) for part in student.modules()]
-    distiller = build_distiller(
-        student, teacher, task, config, augment=augment, normalize=normalize, data=source, seed=context.seed
-    )
+    settings = {"augment": augment, "normalize": lesson.normalize, "data": source, "seed": context.seed}
+    distiller = build_distiller(student, teacher, lesson.task, lesson.method, **settings)
     for part, mode in modes:  # whatever looked at the student's features meanwhile
         part.training = mode
-    fit(distiller, source, training, context)
-    return distiller
+    return distiller, source
+
+
+def _identified(context: RunContext, student, teacher, lesson: Lesson) -> RunContext:
+    """The context with the fingerprints of everything that is read, where a checkpoint is to be compared with them."""
+    if context.directory is None:
+        return context
+    read = {"real": lesson.real, "synthetic": lesson.synthetic, "student": student, "teacher": teacher}
+    identity = {name: None if value is None else _identity(value) for name, value in read.items()}
+    identity |= {
+        "normalize": _identity(lesson.normalize.mean) + _identity(lesson.normalize.std),
+        "task": str(lesson.task),
+    }
+    return dataclasses.replace(context, identity={**identity, **context.identity})
 
 
 def _identity(value) -> str:
