@@ -334,24 +334,14 @@ class Regression:
 
     def error(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """How wrong a network's outputs find the labels: absolute error [N] in the user's units."""
-        return teacher_error(
-            teacher_outputs=self.normalize(outputs),
-            labels=labels,
-            task=self.kind,
-            label_min=self.label_min,
-            label_max=self.label_max,
-        )
+        ends = {"label_min": self.label_min, "label_max": self.label_max}
+        return teacher_error(teacher_outputs=self.normalize(outputs), labels=labels, task=self.kind, **ends)
 
     def replace(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """The labels that a network's outputs stand for: clipped predictions [N] in the user's units."""
-        return adjust_labels(
-            teacher_outputs=self.normalize(outputs),
-            labels=labels,
-            task=self.kind,
-            replace=True,
-            label_min=self.label_min,
-            label_max=self.label_max,
-        )
+        ends = {"label_min": self.label_min, "label_max": self.label_max}
+        answers = self.normalize(outputs)
+        return adjust_labels(teacher_outputs=answers, labels=labels, task=self.kind, replace=True, **ends)
 
     def label_score(self, outputs: Tensor, labels: Tensor) -> float:
         """How well labels fit images, by a network's outputs: mean absolute error in the user's units, lower is better."""
