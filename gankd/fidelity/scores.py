@@ -24,6 +24,7 @@ from gankd.data.sets import ImageSet
 from gankd.evaluation import evaluate
 from gankd.fidelity.extractors import embed, teacher_extractor
 from gankd.fidelity.measures import class_scores, fidelity_scores, scalar_scores
+from gankd.methods.alone.supervised import Supervised
 from gankd.models.teacher import Normalize, Teacher
 from gankd.synthesis.checks import check_finite
 from gankd.tasks import Classification, Regression, Task
@@ -236,7 +237,7 @@ def classification_accuracy_score(
     model = distill(
         model,
         real=fakes,
-        method="supervised",
+        method=Supervised,
         training=training,
         task=task,
         normalize=normalize,

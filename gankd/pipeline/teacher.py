@@ -9,6 +9,7 @@ from gankd import api
 from gankd.evaluation import evaluate
 from gankd.experiment.artifacts import file_hash
 from gankd.experiment.experiment import num_parameters
+from gankd.methods.alone.supervised import Supervised
 from gankd.models.store import load_model, save_model
 from gankd.models.teacher import Teacher as FrozenTeacher
 from gankd.pipeline.stage import Stage, normalize_inputs, task_inputs
@@ -48,7 +49,7 @@ class Teacher(Stage):
             api.distill(
                 model,
                 real=real,
-                method="supervised",
+                method=Supervised,
                 training=config.resolved(len(real)),
                 task=run.teacher_task,
                 normalize=run.teacher_normalize,

@@ -112,7 +112,7 @@ def test_the_student_copies_classes_and_pairs_of_class_and_rotation() -> None:
         labels=batch.labels,
     )
     terms = distiller(batch)
-    for name, value in {"loss": total, "task": task, "kd": kd, "auxiliary": auxiliary}.items():
+    for name, value in {"loss": total, "task": task, "divergence": kd, "auxiliary": auxiliary}.items():
         assert terms[name].item() == pytest.approx(value.item(), rel=1e-5)
 
 

@@ -588,7 +588,7 @@ def test_mixskd_sums_its_terms_and_its_released_form_leaves_out_the_labels_of_mi
     for released in (False, True):
         distiller, _ = make("mixskd", kind, {**weights, "as_released": released})
         terms = distiller(batch)
-        expected = terms["clean"] + 3 * terms["kd"] + 2 * terms["features"] + 0.25 * terms["adversarial"]
+        expected = terms["clean"] + 3 * terms["divergence"] + 2 * terms["features"] + 0.25 * terms["adversarial"]
         if not released:
             expected = expected + 0.5 * terms["mixed"]
         assert terms["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
@@ -625,7 +625,7 @@ def test_mixskd_s_self_teacher_learns_from_the_labels_of_mixtures_alone() -> Non
     distiller, _ = make("mixskd", "classification")
     terms = distiller(fixed_batch("classification"))
     teacher = (distiller.fusion, distiller.self_teacher_head)
-    for name in ("clean", "kd", "features", "adversarial"):
+    for name in ("clean", "divergence", "features", "adversarial"):
         grads = torch.autograd.grad(
             terms[name], [p for m in teacher for p in m.parameters()], allow_unused=True, retain_graph=True
         )

@@ -126,8 +126,13 @@ class MixSKD(Distiller):
             temperature=config.temperature,
             task=self.task,
         )
-        losses = dict(zip(("clean", "mixed", "kd", "features"), terms, strict=True))
-        weights = {"clean": 1.0, "mixed": self.mixed_weight, "kd": config.kd_weight, "features": config.feature_weight}
+        losses = dict(zip(("clean", "mixed", "divergence", "features"), terms, strict=True))
+        weights = {
+            "clean": 1.0,
+            "mixed": self.mixed_weight,
+            "divergence": config.kd_weight,
+            "features": config.feature_weight,
+        }
         if self.discriminators:
             losses["adversarial"] = self.adversarial_loss(interpolated_maps, mixture_maps)
             weights["adversarial"] = config.adversarial_weight

@@ -73,7 +73,7 @@ class AFD(Online):
         )
         fooling, telling = self.adversarial_losses(self.transfer(answers.maps))
         loss = loss + config.feature_weight * fooling + telling
-        return {"loss": loss, "task": labels, "dml": mutual, "afd": fooling, "discriminators": telling}
+        return {"loss": loss, "task": labels, "mutual": mutual, "afd": fooling, "discriminators": telling}
 
     def adversarial_losses(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
         """(L_G, L_D) of the transferred maps, each the sum over students."""

@@ -99,7 +99,7 @@ class HSAKD(Distiller):
             labels=batch.labels,
             temperature=self.config.temperature,
         )
-        return {"loss": total, "task": task, "kd": kd, "auxiliary": auxiliary}
+        return {"loss": total, "task": task, "divergence": kd, "auxiliary": auxiliary}
 
     def first_stage(self, training: Settings) -> tuple[Distiller, Settings] | None:
         path = self.config.branches
