@@ -38,7 +38,7 @@ def load_data(name: str, *, kind: str = "classification", seed: int = 0, **setti
     from gankd.data import readers
     from gankd.data.config import DataConfig
 
-    return readers.load_data(DataConfig.of({"name": name, **settings}), kind=kind, seed=seed)
+    return readers.read_data(DataConfig.of({"name": name, **settings}), kind=kind, seed=seed)
 
 
 def distill(
@@ -88,7 +88,7 @@ def distill(
     chosen = {"method": method, "training": training, "task": task, "normalize": normalize, "settings": settings}
     device = context.accelerator.device
     lesson = distillation.lesson_of(real, synthetic, synthetic_fraction, **chosen, device=device)
-    return distillation.distill(student, teacher, lesson, context)
+    return distillation.learn(student, teacher, lesson, context)
 
 
 def distiller(
@@ -127,7 +127,7 @@ def distiller(
     chosen = {"method": method, "training": None, "task": task, "normalize": normalize, "settings": settings}
     device = context.accelerator.device
     lesson = distillation.lesson_of(real, synthetic, synthetic_fraction, **chosen, device=device)
-    return distillation.distiller(student, teacher, lesson, context)
+    return distillation.prepare(student, teacher, lesson, context)
 
 
 def pretrain(
@@ -169,7 +169,7 @@ def pretrain(
     """
     from gankd.training import distillation
 
-    return distillation.pretrain(
+    return distillation.learn_without_labels(
         student,
         teacher,
         real=real,
@@ -385,4 +385,6 @@ def evaluate(
         )
     task, normalize = task or task_of(dataset), normalize.to(accelerator.device)
     with preserve_state(model):
-        return evaluation.evaluate(model.to(accelerator.device), normalize, task, dataset, accelerator=accelerator)
+        return evaluation.network_metrics(
+            model.to(accelerator.device), normalize, task, dataset, accelerator=accelerator
+        )

@@ -349,7 +349,7 @@ class Regression:
 
     def metrics(self):
         """A fresh torchmetrics metric of MAE, RMSE (user's units) and R2."""
-        from gankd.evaluation.label_scores import LabelScores
+        from gankd.label_scores import LabelScores
 
         return LabelScores()
 

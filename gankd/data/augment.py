@@ -37,7 +37,7 @@ from gankd.data.transforms import (
     adjust_saturation,
     affine,
     crop_boxes,
-    cutout,
+    erase_square,
     gaussian_blur,
     greyscale,
     horizontal_flip,
@@ -297,7 +297,7 @@ class Augment(nn.Module):
             images = gaussian_blur(images, draws["sigmas"], math.ceil(2 * self.config.blur[1]))
         if "centres" in draws:
             size = max(1, round(self.config.cutout * min(images.shape[2:])))
-            images = cutout(images, draws["centres"], size)
+            images = erase_square(images, draws["centres"], size)
         for number, function in enumerate(self.own if "seeds" in draws else ()):
             changed = function(images, SampleRandom(draws["seeds"], number))
             if not isinstance(changed, Tensor) or changed.shape != images.shape or not changed.is_floating_point():

@@ -100,7 +100,7 @@ def affine(images: Tensor, angles: Tensor, shifts: Tensor, scales: Tensor) -> Te
     return images.clamp(0, 1)  # the four bilinear weights may sum to 1 + 1e-7
 
 
-def cutout(images: Tensor, centres: Tensor, size: int) -> Tensor:
+def erase_square(images: Tensor, centres: Tensor, size: int) -> Tensor:
     """Blacken one square of each image, clipped at the border (DeVries & Taylor 2017, arXiv:1708.04552).
 
     They fill with the mean of the data (zero after normalisation), this with 0.

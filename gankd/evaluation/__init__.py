@@ -20,7 +20,7 @@ from gankd.evaluation.probes import (
 from gankd.evaluation.protocols import PROBES, LabelledFeatures, check_probes, labelled_features, measure
 from gankd.models.outputs import outputs_of
 from gankd.models.state import preserve_state
-from gankd.tasks import REGRESSION, Task, not_finite
+from gankd.tasks import Task, not_finite
 from generators.images import to_unit_range
 
 __all__ = [
@@ -28,7 +28,7 @@ __all__ = [
     "LabelledFeatures",
     "ProbeResult",
     "check_probes",
-    "evaluate",
+    "network_metrics",
     "extract_features",
     "knn_accuracy",
     "knn_predict",
@@ -44,7 +44,7 @@ __all__ = [
 
 
 @torch.no_grad()
-def evaluate(
+def network_metrics(
     model: nn.Module,
     normalize: nn.Module,
     task: Task,
@@ -55,24 +55,16 @@ def evaluate(
 ) -> dict[str, float]:
     """The task's metrics of `model` (eval mode, un-augmented images, float32) on all of `dataset`.
 
-    Every process evaluates its share; the metrics are joined over the processes, the model keeps its mode. Errors of scalar
-    labels are summed in units of the labels' own spread, as sums of squares of raw ones leave float32; R2 is left out where
-    all labels are the same.
+    Every process evaluates its share; the metrics are joined over the processes, the model keeps its mode. R2 is left out
+    where all labels are the same.
 
     Raises:
         ValueError: no images, outputs that are not finite.
     """
     if not len(dataset):
         raise ValueError(f"{dataset.name} has no images to evaluate a network on.")
-    metrics, centre, spread = task.metrics(), 0.0, 1.0
-    if task.kind == REGRESSION:
-        labels = dataset.labels.double()
-        centre, spread = labels.mean().item(), labels.std(unbiased=False).item()
-        if not spread:
-            spread, metrics = 1.0, type(metrics)({key: value for key, value in metrics.items() if key != "r2"})
-    metrics = metrics.to(accelerator.device)
+    metrics = task.metrics().to(accelerator.device)
     broken = torch.zeros((), device=accelerator.device)
-    precision = torch.float32 if accelerator.device.type == "mps" else torch.float64  # which has no float64
     batches = ordered_batches(
         dataset,
         batch_size=batch_size,
@@ -84,17 +76,12 @@ def evaluate(
         model.eval()
         for batch in batches:
             outputs = outputs_of(model(normalize(to_unit_range(batch.images)))).float()
-            broken += not_finite(outputs, task).sum()
-            found, labels = task.to_metric(outputs), batch.labels
-            if task.kind == REGRESSION:
-                found, labels = ((values.to(precision) - centre) / spread for values in (found, labels))
-            metrics.update(found, labels)
+            bad = not_finite(outputs, task)
+            broken += bad.sum()  # said when all processes know it
+            metrics.update(task.to_metric(outputs.masked_fill(bad, 0)), batch.labels)
     if accelerator.reduce(broken, "sum").item():
         raise ValueError(
             f"{dataset.name}: the outputs of {type(model).__name__} are not finite: it has diverged, or its input is not "
             "normalised as it expects."
         )
-    values = {name: value.item() for name, value in metrics.compute().items()}
-    if task.kind == REGRESSION:
-        values = {name: value if name == "r2" else value * spread for name, value in values.items()}
-    return task.in_units(values)
+    return task.in_units({name: value.item() for name, value in metrics.compute().items()})

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from gankd.data.readers import load_data, read_images
+from gankd.data.readers import read_data, read_images
 from gankd.data.sets import ImageSet
 from gankd.evaluation import ProbeResult, labelled_features, measure
 from gankd.experiment.artifacts import fingerprint
@@ -32,7 +32,7 @@ class Experiment:
 
     def __init__(self, config: ExperimentConfig, accelerator: Accelerator):
         self.config, self.accelerator, self.directory = config, accelerator, config.directory
-        self.data = load_data(config.data, kind=config.task.kind, seed=config.seed)
+        self.data = read_data(config.data, kind=config.task.kind, seed=config.seed)
         self.image_shape = self.data.train.image_shape
         self.task = self.task_with(config.task.head)
         self.teacher_task = self.task_of_the_teacher()

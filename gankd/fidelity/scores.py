@@ -21,7 +21,7 @@ from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, i
 
 from gankd.api import distill
 from gankd.data.sets import ImageSet
-from gankd.evaluation import evaluate
+from gankd.evaluation import network_metrics
 from gankd.fidelity.extractors import embed, teacher_extractor
 from gankd.fidelity.measures import class_scores, fidelity_scores, scalar_scores
 from gankd.methods.alone.supervised import Supervised
@@ -246,7 +246,7 @@ def classification_accuracy_score(
         name="accuracy score",
         **settings,
     )
-    return evaluate(model, normalize, task, real_test, accelerator=accelerator)
+    return network_metrics(model, normalize, task, real_test, accelerator=accelerator)
 
 
 def score_rows(columns: list[dict], task: Task) -> list[list[str]]:

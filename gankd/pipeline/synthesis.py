@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gankd.data.sets import ImageSet
-from gankd.evaluation import evaluate
+from gankd.evaluation import network_metrics
 from gankd.experiment.config import ArmConfig
 from gankd.pipeline.stage import Stage, normalize_inputs, task_inputs
 from gankd.pipeline.students import train_student
@@ -76,6 +76,6 @@ class Synthetic(Stage):
         arm = ArmConfig(synthetic=shares[0] if shares else "union")
         model = run.build(config.model, config.seeds[0])
         model = train_student(run, model, arm, config.seeds[0], "student for rho", synthetic=synthetic)
-        metrics = evaluate(model, run.normalize, run.task, run.data.validation, accelerator=run.accelerator)
+        metrics = network_metrics(model, run.normalize, run.task, run.data.validation, accelerator=run.accelerator)
         value = metrics[run.task.metric]
         return -value if run.task.higher_is_better else value

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from gankd import api
-from gankd.evaluation import evaluate
+from gankd.evaluation import network_metrics
 from gankd.experiment.artifacts import file_hash
 from gankd.experiment.experiment import num_parameters
 from gankd.methods.alone.supervised import Supervised
@@ -59,7 +59,7 @@ class Teacher(Stage):
                 **run.training_place,
             )
         model = model.to(run.accelerator.device).eval()
-        metrics = evaluate(
+        metrics = network_metrics(
             model, run.teacher_normalize, run.teacher_task, run.data.validation, accelerator=run.accelerator
         )
         if run.accelerator.is_main_process:

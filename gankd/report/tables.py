@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from rich.table import Table
 from torch import nn
 
-from gankd.evaluation import PROBES, evaluate
+from gankd.evaluation import PROBES, network_metrics
 from gankd.experiment import provenance
 from gankd.experiment.config import RepresentationConfig, StudentConfig
 from gankd.experiment.experiment import num_parameters
@@ -35,7 +35,7 @@ def summarize(experiment) -> dict:
     def on_test(path: str) -> dict[str, float]:
         model, normalize = (part.to(experiment.accelerator.device) for part in load_model(experiment.directory / path))
         answers_in = getattr(model, "output_task", task)  # a teacher may have another head, or other units
-        return evaluate(model, normalize, answers_in, data.test, accelerator=experiment.accelerator)
+        return network_metrics(model, normalize, answers_in, data.test, accelerator=experiment.accelerator)
 
     synthesis = None
     if "synthetic" in recorded:

@@ -91,7 +91,7 @@ def lesson_of(
     return Lesson(real, synthetic, synthetic_fraction, task, config, training, normalize)
 
 
-def distill(student: nn.Module, teacher: nn.Module | Teacher | None, lesson: Lesson, context: RunContext) -> nn.Module:
+def learn(student: nn.Module, teacher: nn.Module | Teacher | None, lesson: Lesson, context: RunContext) -> nn.Module:
     """See `gankd.distill`."""
     with _lent(student, teacher), plain_outputs(student):
         known = _checked(student, teacher, lesson, context)
@@ -102,7 +102,7 @@ def distill(student: nn.Module, teacher: nn.Module | Teacher | None, lesson: Les
     return trained.eval()
 
 
-def distiller(
+def prepare(
     student: nn.Module, teacher: nn.Module | Teacher | None, lesson: Lesson, context: RunContext
 ) -> tuple[Distiller, BatchSource]:
     """See `gankd.distiller`."""
@@ -123,7 +123,7 @@ def _checked(student, teacher, lesson: Lesson, context: RunContext) -> Teacher |
     return known
 
 
-def pretrain(
+def learn_without_labels(
     student: nn.Module,
     teacher: nn.Module | Teacher | list[nn.Module | Teacher] | None,
     *,

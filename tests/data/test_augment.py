@@ -17,7 +17,7 @@ from gankd.data.transforms import (
     adjust_saturation,
     affine,
     crop_boxes,
-    cutout,
+    erase_square,
     gaussian_blur,
     greyscale,
     horizontal_flip,
@@ -217,7 +217,7 @@ def test_affine_stays_in_range_and_treats_every_image_by_its_own_draw(angle, sca
 @given(row=st.integers(0, 6), column=st.integers(0, 8), size=st.integers(1, 9))
 def test_cutout_zeroes_exactly_the_square(row, column, size):
     images = torch.ones(2, 3, 7, 9)
-    cut = cutout(images, torch.tensor([[row, column], [0, 0]]), size)
+    cut = erase_square(images, torch.tensor([[row, column], [0, 0]]), size)
     top, left = row - size // 2, column - size // 2
     expected = torch.ones(7, 9)
     expected[max(top, 0) : top + size, max(left, 0) : left + size] = 0
@@ -438,7 +438,7 @@ def test_the_order_is_crop_flip_colours_greyscale_blur_cutout():
     for name, adjust in [("brightness", adjust_brightness), ("contrast", adjust_contrast),
                          ("saturation", adjust_saturation), ("hue", adjust_hue), ("greys", greyscale)]:  # fmt: skip
         expected = adjust(expected, draws[name])
-    expected = cutout(gaussian_blur(expected, draws["sigmas"], 4), draws["centres"], 2)  # 4 = 2 * largest sigma
+    expected = erase_square(gaussian_blur(expected, draws["sigmas"], 4), draws["centres"], 2)  # 4 = 2 * largest sigma
     assert torch.equal(augment.apply_draws(images, draws), expected)
 
 

@@ -12,7 +12,7 @@ import gankd
 from gankd.data.augment import AUGMENTATIONS, Augment, AugmentationConfig, SampleRandom
 from gankd.data.config import DataConfig
 from gankd.data.loader import BatchSource
-from gankd.data.readers import READERS, load_data
+from gankd.data.readers import READERS, read_data
 from gankd.data.sets import ImageSet
 from gankd.data.views import Views
 from gankd.experiment.config import load_config
@@ -66,7 +66,7 @@ def test_a_reader_of_the_user_is_a_source_like_ours(tmp_path, budget) -> None:
     )
     config = load_config(path).data
     assert config.own == {"number": 60} and DataConfig.of(config.model_dump()) == config
-    splits = load_data(config, kind="classification", seed=0)
+    splits = read_data(config, kind="classification", seed=0)
     assert len(splits.pool) + len(splits.validation) + len(splits.test) == 60
     assert splits.train.image_shape == (1, 8, 8) and splits.train.class_names == ("dark", "light")
     values = splits.test.images[torch.arange(len(splits.test))][:, 0, 0, 0]
@@ -110,11 +110,11 @@ def test_a_class_and_arrays_will_do_and_what_does_not_fit_the_task_is_said() -> 
     def read_arrays(config, kind):
         return (numpy.zeros((20, 8, 8, 3), dtype=numpy.uint8), numpy.arange(20) % 2), None
 
-    splits = load_data(DataConfig(name="angles", largest=30), kind="regression", seed=0)
+    splits = read_data(DataConfig(name="angles", largest=30), kind="regression", seed=0)
     assert splits.train.labels.dtype == torch.float32 and splits.train.labels.max() < 30
     with pytest.raises(ValueError, match="classification does not fit data.name: angles, whose labels are scalars"):
-        load_data(DataConfig(name="angles"), kind="classification", seed=0)
-    assert len(load_data(DataConfig(name="arrays", test=4), kind="classification", seed=0).test) == 4
+        read_data(DataConfig(name="angles"), kind="classification", seed=0)
+    assert len(read_data(DataConfig(name="arrays", test=4), kind="classification", seed=0).test) == 4
 
 
 def test_F7_the_classes_of_a_reader_s_two_parts_are_numbered_alike() -> None:
@@ -123,7 +123,7 @@ def test_F7_the_classes_of_a_reader_s_two_parts_are_numbered_alike() -> None:
         names = ["ant", "bee", "cat"] * 4
         return (pictures(12), names), (pictures(4), ["cat", "ant"] * 2)
 
-    splits = load_data(DataConfig(name="words", validation=0), kind="classification", seed=0)
+    splits = read_data(DataConfig(name="words", validation=0), kind="classification", seed=0)
     assert splits.test.labels.tolist() == [2, 0, 2, 0] and splits.test.class_names == ("ant", "bee", "cat")
 
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageCms
 
 from gankd.data.config import DataConfig
 from gankd.data.loader import BatchSource
-from gankd.data.readers import load_data, read
+from gankd.data.readers import read, read_data
 from gankd.data.readers.images import find_images
 from generators.images import as_uint8, channel_statistics
 from tests.data.test_readers import picture, refused, save, values
@@ -263,7 +263,7 @@ def test_G_other_kinds_of_pixels(tmp_path, images) -> None:
 def test_G_bad_arrays_are_one_sentence_with_file_and_array(tmp_path, arrays, kind, sentence) -> None:
     numpy.savez(tmp_path / "data.npz", **arrays)
     with pytest.raises(ValueError) as caught:
-        load_data(DataConfig(name="npz", root=tmp_path / "data.npz"), kind=kind, seed=0)
+        read_data(DataConfig(name="npz", root=tmp_path / "data.npz"), kind=kind, seed=0)
     assert any(part in str(caught.value) for part in sentence.split("|")) and "data.npz" in str(caught.value)
 
 
@@ -308,7 +308,7 @@ def test_F24_one_class_or_one_test_image_is_said_at_once(tmp_path) -> None:
 @pytest.mark.parametrize("seed", [-1, 1 << 63, 1 << 70])
 def test_F24_a_seed_that_cannot_be_is_refused(seed) -> None:
     with pytest.raises(ValueError, match=f"seed: {re.escape(str(seed))} is not between 0 and"):
-        load_data(DataConfig(name="digits"), kind="classification", seed=seed)
+        read_data(DataConfig(name="digits"), kind="classification", seed=seed)
 
 
 @pytest.mark.parametrize("bounds", [(3, 1), (float("nan"), 1)])
@@ -318,7 +318,7 @@ def test_G_a_range_upside_down_is_refused(bounds) -> None:
 
 
 def test_validation_0_keeps_all_of_train() -> None:
-    splits = load_data(DataConfig(name="digits", validation=0), kind="classification", seed=0)
+    splits = read_data(DataConfig(name="digits", validation=0), kind="classification", seed=0)
     assert len(splits.validation) == 0 and len(splits.train) == 1297
     assert splits.validation.image_shape == splits.train.image_shape
     with pytest.raises(ValueError, match="validation"):

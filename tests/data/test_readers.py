@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from gankd.data.config import DataConfig
-from gankd.data.readers import READERS, load_data
+from gankd.data.readers import READERS, read_data
 from gankd.data.readers import read as read_source
 from gankd.data.readers.embedded import rotate
 from gankd.data.sets import ImageSet, LazyImages
@@ -40,13 +40,13 @@ def read(name: str, kind: str, **fields) -> tuple[ImageSet, ImageSet | None]:
 
 def refused(name: str, kind: str, message: str, **fields) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        load_data(DataConfig(name=name, **fields), kind=kind, seed=0)
+        read_data(DataConfig(name=name, **fields), kind=kind, seed=0)
 
 
 class TestDigits:
     def test_the_split_is_fixed_and_stratified(self):
         first, second = (
-            load_data(DataConfig(name="digits", labelled=100, validation=97), kind="classification", seed=seed)
+            read_data(DataConfig(name="digits", labelled=100, validation=97), kind="classification", seed=seed)
             for seed in (0, 1)
         )
         assert torch.equal(first.test.images, second.test.images) and len(first.test) == 500
@@ -155,7 +155,7 @@ class TestImageFolder:
             save(tmp_path / "bee" / f"{number}.png", 100 + number)
         assert read("image_folder", "classification", root=tmp_path)[1] is None
         config = DataConfig(name="image_folder", root=tmp_path, test=4, validation=0.25)
-        splits, others = (load_data(config, kind="classification", seed=seed) for seed in (0, 1))
+        splits, others = (read_data(config, kind="classification", seed=seed) for seed in (0, 1))
         parts = [splits.train, splits.validation, splits.test]
         assert [len(part) for part in parts] == [12, 4, 4]
         assert sorted(sum((values(part) for part in parts), [])) == [*range(10), *range(100, 110)]
@@ -425,8 +425,8 @@ class TestImagePack:
 class TestLoadData:
     def test_scalars_outside_the_range_are_dropped_everywhere(self):
         config = DataConfig(name="rotated_digits", label_range=(-10, 20), labelled=50, validation=60)
-        splits = load_data(config, kind="regression", seed=0)
-        whole = load_data(config.replace(label_range=None), kind="regression", seed=0)
+        splits = read_data(config, kind="regression", seed=0)
+        whole = read_data(config.replace(label_range=None), kind="regression", seed=0)
         for part in (splits.train, splits.validation, splits.test):
             assert part.labels.min() >= -10 and part.labels.max() <= 20
         inside = (whole.test.labels >= -10) & (whole.test.labels <= 20)
@@ -439,13 +439,13 @@ class TestLoadData:
             tmp_path / "data.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels
         )
         config = DataConfig(name="npz", root=tmp_path / "data.npz", label_range=(0.1, 0.3), validation=1)
-        splits = load_data(config, kind="regression", seed=0)
+        splits = read_data(config, kind="regression", seed=0)
         assert torch.equal(splits.test.labels, torch.tensor([0.1, 0.2, 0.3]))
         assert len(splits.train) + len(splits.validation) == 3
 
     def test_a_larger_labelled_set_leaves_validation_alone(self):
         few, many = (
-            load_data(DataConfig(name="digits", labelled=number), kind="classification", seed=5) for number in (20, 200)
+            read_data(DataConfig(name="digits", labelled=number), kind="classification", seed=5) for number in (20, 200)
         )
         assert torch.equal(few.validation.images, many.validation.images)
 

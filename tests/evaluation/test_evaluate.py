@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import gankd
 from gankd.data.sets import ImageSet
-from gankd.evaluation import evaluate, knn_regress
+from gankd.evaluation import knn_regress, network_metrics
 from gankd.models.teacher import Normalize
 from gankd.tasks import Classification, Regression, task_of
 
@@ -32,7 +32,7 @@ def numbered(labels: Tensor) -> ImageSet:
 
 
 def found(outputs: Tensor, task, data: ImageSet) -> dict[str, float]:
-    return evaluate(Answers(outputs), IDENTITY, task, data, accelerator=Accelerator(cpu=True), batch_size=16)
+    return network_metrics(Answers(outputs), IDENTITY, task, data, accelerator=Accelerator(cpu=True), batch_size=16)
 
 
 @pytest.mark.parametrize(("offset", "scale"), [(20_000, 1), (0, 1e-9), (0, 1e30), (-5e5, 10), (0, 1)])
@@ -90,7 +90,7 @@ def test_a_network_is_given_back_as_it_was_lent_f20(fails):
     before = [(part.training, [p.requires_grad for p in part.parameters()]) for part in model.modules()]
     random = torch.get_rng_state()
     try:
-        evaluate(
+        network_metrics(
             model, IDENTITY, Classification(tuple("abc")), numbered(torch.arange(6) % 3), accelerator=Accelerator()
         )
     except ValueError:

@@ -17,10 +17,10 @@ from gankd.data.splits import Splits, check_classes, few_shot, hold_out
 
 TEST_SEED = 0  # the test split belongs to the data: no run may draw itself another one
 
-__all__ = ["READERS", "Kind", "load_data", "read", "read_images"]
+__all__ = ["READERS", "Kind", "read_data", "read", "read_images"]
 
 
-def load_data(config: DataConfig, *, kind: Kind, seed: int) -> Splits:
+def read_data(config: DataConfig, *, kind: Kind, seed: int) -> Splits:
     """Read a source and divide it.
 
     In this order: the test part is cut where the source has none (the same for every `seed`), labels outside

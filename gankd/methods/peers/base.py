@@ -311,7 +311,7 @@ def is_distribution(task: Task) -> bool:
     return task.kind == CLASSIFICATION or getattr(task, "head", "scalar") == "bins"
 
 
-def spread(outputs: list[Tensor], task: Task) -> Tensor:
+def disagreement(outputs: list[Tensor], task: Task) -> Tensor:
     """How unlike the peers answer, for the log: the mean over pairs of |p_i - p_j|, p the softmax (or the scalar itself).
 
     Peers on one trunk become alike, and then have nothing to teach each other.

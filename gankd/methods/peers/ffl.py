@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from gankd.data.loader import Batch
 from gankd.losses import mfef_loss
-from gankd.methods.peers.base import RAMP, BranchesConfig, Online, spread
+from gankd.methods.peers.base import RAMP, BranchesConfig, Online, disagreement
 from gankd.methods.setup import Setup
 from generators.settings import Positive, Share, Weight
 
@@ -136,7 +136,7 @@ class FFL(Online):
             task=self.task,
         )
         log = {"fused_to_students": to_students, "students_to_fused": to_fused}
-        return {"loss": loss, "task": labels, **log, "spread": spread(outputs, self.task)}
+        return {"loss": loss, "task": labels, **log, "spread": disagreement(outputs, self.task)}
 
     def parameter_groups(self) -> list[dict]:
         parameters = [parameter for module in self.fusion_modules() for parameter in module.parameters()]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gankd.data.loader import Batch
 from gankd.losses.online import okddip_attention, okddip_divergence
-from gankd.methods.peers.base import RAMP, BranchesConfig, Online, spread
+from gankd.methods.peers.base import RAMP, BranchesConfig, Online, disagreement
 from gankd.methods.setup import Setup
 from generators.settings import Count, Positive, Share, Weight
 
@@ -80,6 +80,6 @@ class OKDDip(Online):
         labels = self.label_loss(answers.outputs, batch.labels)
         log = {
             "self_attention": attention.detach().diagonal(dim1=1, dim2=2).mean(),
-            "spread": spread(answers.outputs, self.task),
+            "spread": disagreement(answers.outputs, self.task),
         }
         return {"loss": labels + weighted, "task": labels, "okddip": weighted, **log}

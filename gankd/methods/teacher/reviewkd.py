@@ -91,7 +91,7 @@ class ReviewKD(Term):
             before_relu = default_taps(setup.teacher.module, preact=True, image_shape=setup.data.image_shape)
             self.teacher_taps = before_relu[-len(self.teacher_taps) :]
         student, teacher = (
-            [as_map_shape(path, shape) for path, shape in zip(paths, shapes, strict=True)]
+            [to_map_shape(path, shape) for path, shape in zip(paths, shapes, strict=True)]
             for paths, shapes in zip(
                 (self.student_taps, self.teacher_taps),
                 setup.shapes(self.student_taps, self.teacher_taps),
@@ -105,7 +105,7 @@ class ReviewKD(Term):
         )
 
     def forward(self, outputs: Outputs) -> Tensor:
-        student, teacher = ([as_map(feature) for feature in features] for features in self.features(outputs))
+        student, teacher = ([to_map(feature) for feature in features] for features in self.features(outputs))
         reviewed, review = [], None
         for fuse, feature in zip(reversed(self.fusions), reversed(student), strict=True):
             output, review = fuse(feature, review)
@@ -113,8 +113,8 @@ class ReviewKD(Term):
         return hcl_loss(student_features=reviewed, teacher_features=teacher[::-1])
 
 
-def as_map_shape(path: str, shape: Shape) -> Shape:
-    """(C, H, W) of what `as_map` makes of a feature of a shape without the batch dimension."""
+def to_map_shape(path: str, shape: Shape) -> Shape:
+    """(C, H, W) of what `to_map` makes of a feature of a shape without the batch dimension."""
     if len(shape) not in (1, 3):
         raise ValueError(
             f"reviewkd compares maps [C, H, W] and vectors [D], but '{path}' gives features of shape {list(shape)}; name "
@@ -123,6 +123,6 @@ def as_map_shape(path: str, shape: Shape) -> Shape:
     return (*shape, 1, 1)[:3]
 
 
-def as_map(feature: Tensor) -> Tensor:
+def to_map(feature: Tensor) -> Tensor:
     """A vector [N, C] as a map [N, C, 1, 1]; a map as it is."""
     return feature[:, :, None, None] if feature.ndim == 2 else feature

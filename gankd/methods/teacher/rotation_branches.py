@@ -21,7 +21,7 @@ from generators.checkpoints import replace_whole
 NUM_ROTATIONS = 4
 
 
-class Branch(nn.Module):
+class RotationBranch(nn.Module):
     """What follows a stage, with weights of its own, up to logits of pairs of class and rotation."""
 
     def __init__(self, before: nn.Module, rest: NetworkTail):
@@ -51,7 +51,7 @@ class Branches(nn.ModuleDict):
             linear = rest.network.get_submodule(head)
             rest.network.set_submodule(head, nn.Linear(linear.in_features, NUM_ROTATIONS * num_classes))
             before = extra_stage(model, image_shape) if path == self.paths[-1] else nn.Identity()
-            self[path.replace(".", "_")] = Branch(before, rest)
+            self[path.replace(".", "_")] = RotationBranch(before, rest)
         self.cpu().requires_grad_(True).train()  # the model may be a frozen one on a device
         for module in self.modules():  # not a copy of the model's weights: the paper's branches start anew
             if hasattr(module, "reset_parameters"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
@@ -27,9 +26,9 @@ class LabelScores(Metric):
         self.labels.append(labels.to(predictions.dtype))
 
     def compute(self) -> dict[str, Tensor]:
-        """`mae`, `rmse` and `r2`; R2 of labels that are all equal is 1 without errors, else minus infinity."""
+        """`mae`, `rmse` and, where the labels are not all equal, `r2`."""
         predictions, labels = (dim_zero_cat(values).cpu().double() for values in (self.predictions, self.labels))
         errors = predictions - labels
         variance, squared = (labels - labels.mean()).square().mean(), errors.square().mean()
-        unexplained = squared / variance if squared > 0 else torch.zeros_like(squared)
-        return {"mae": errors.abs().mean(), "rmse": squared.sqrt(), "r2": 1 - unexplained}
+        scores = {"mae": errors.abs().mean(), "rmse": squared.sqrt()}
+        return scores if variance == 0 else {**scores, "r2": 1 - squared / variance}
