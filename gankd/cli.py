@@ -105,7 +105,9 @@ def _run(args: argparse.Namespace, until: str) -> int:
     if args.dry_run:
         os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded
     # before anything heavy is imported: a misspelt key answers at once
-    config = load_config(args.config, [*args.overrides, *["data.download=false"] * args.dry_run])
+    config = load_config(args.config, args.overrides)
+    if args.dry_run and config.data.model_dump().get("download"):
+        config = load_config(args.config, [*args.overrides, "data.download=false"])
     from accelerate import Accelerator
 
     from gankd.pipeline import Run
