@@ -17,6 +17,14 @@ LAUNCHERS = (
     "torch.distributed.launch",
 )
 
+ECHO = r"""
+i=0
+while [ $i -lt 50 ] && kill -0 "$0" 2>/dev/null && ! grep -qs '^State:[[:space:]]*Z' "/proc/$0/status"
+do sleep 0.1; i=$((i + 1)); done
+printf '%s\n' "$1" >&2
+"""
+"""Prints a sentence when the launcher has ended, be it that nobody has asked for its status yet, or after five seconds."""
+
 
 def main(description: str, *, until: str = "report", default_config: str = "configs/digits.yaml") -> int:
     """Run an experiment up to a stage from the command line; returns the exit status.
@@ -87,8 +95,7 @@ def _last_words(sentence: str, status: int, launcher: int | None) -> int:
     """Print a sentence; under a launcher, which prints a traceback of its own after it, once more behind that."""
     print(sentence, file=sys.stderr, flush=True)
     if launcher and os.name == "posix" and os.environ.get("LOCAL_RANK", "0") == "0":
-        echo = 'while kill -0 "$0" 2>/dev/null; do sleep 0.1; done; printf "%s\\n" "$1" >&2'
-        subprocess.Popen(["sh", "-c", echo, str(launcher), sentence], start_new_session=True, stdin=subprocess.DEVNULL)
+        subprocess.Popen(["sh", "-c", ECHO, str(launcher), sentence], start_new_session=True, stdin=subprocess.DEVNULL)
     return status
 
 

@@ -1,6 +1,6 @@
 """Train the students of an experiment (and what they read, if that is not done).
 
-accelerate launch scripts/distill.py --config configs/digits.yaml [--dry-run] [student.epochs=20 ...]
+accelerate launch scripts/distill.py --config configs/digits.yaml --dry-run
 """
 
 from gankd.cli import main

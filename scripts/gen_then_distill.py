@@ -1,6 +1,6 @@
 """Generate, select, distil, report: the whole experiment with one command.
 
-accelerate launch scripts/gen_then_distill.py --config configs/digits.yaml [--dry-run] [student.epochs=20 ...]
+accelerate launch scripts/gen_then_distill.py --config configs/digits.yaml --dry-run
 """
 
 from gankd.cli import main

@@ -1,6 +1,6 @@
 """Train the backbones of an experiment without labels (and what they read, if that is not done).
 
-accelerate launch scripts/pretrain.py --config configs/digits_squeeze_and_span.yaml [--dry-run] [student.epochs=20 ...]
+accelerate launch scripts/pretrain.py --config configs/digits_squeeze_and_span.yaml --dry-run
 """
 
 from gankd.cli import main

@@ -1,6 +1,6 @@
 """Draw and select the synthetic data of an experiment (and what it reads, if that is not done).
 
-accelerate launch scripts/synthesize.py --config configs/digits.yaml [--dry-run] [student.epochs=20 ...]
+accelerate launch scripts/synthesize.py --config configs/digits.yaml --dry-run
 """
 
 from gankd.cli import main

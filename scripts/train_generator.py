@@ -1,6 +1,6 @@
 """Train the conditional generator of an experiment (and what scores it, if that is not done).
 
-accelerate launch scripts/train_generator.py --config configs/digits.yaml [--dry-run] [student.epochs=20 ...]
+accelerate launch scripts/train_generator.py --config configs/digits.yaml --dry-run
 """
 
 from gankd.cli import main

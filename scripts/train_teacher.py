@@ -1,6 +1,6 @@
 """Train the teacher of an experiment (and the generator that its arms read, if that is not done).
 
-accelerate launch scripts/train_teacher.py --config configs/digits.yaml [--dry-run] [student.epochs=20 ...]
+accelerate launch scripts/train_teacher.py --config configs/digits.yaml --dry-run
 """
 
 from gankd.cli import main

@@ -229,21 +229,23 @@ def test_f24_a_batch_that_cannot_be_is_said_before_anything_runs(arm, sentence, 
 
 
 def test_f18_a_network_that_cannot_make_a_training_step_is_named(short, write_config, monkeypatch, tmp_path) -> None:
-    """What passes in evaluation mode may fail in training: here a classifier that answers with a tuple then."""
+    """What passes in evaluation mode may fail in training: here a classifier that raises."""
     from gankd.pipeline import rehearsal
 
-    class Tuple(torch.nn.Module):
+    class OnlyAsked(torch.nn.Module):
         def __init__(self):
             super().__init__()
             self.body = torch.nn.Linear(64, 10)
 
         def forward(self, images):
-            raise RuntimeError("only in training") if self.training else None
+            if self.training:
+                raise RuntimeError("only in training")
+            return self.body(images.flatten(1))
 
     run = start(write_config(short))
-    monkeypatch.setattr(run, "network", lambda *_, **__: Tuple())
+    monkeypatch.setattr(run, "network", lambda *_, **__: OnlyAsked())
     monkeypatch.setattr(rehearsal, "check_arms", lambda run: None)
-    with pytest.raises(ValueError, match=r"teacher\.model: small_resnet cannot .*only in training"):
+    with pytest.raises(ValueError, match=r"teacher\.model: small_resnet .*only in training"):
         run.run()
     assert not (tmp_path / "runs").exists()
 

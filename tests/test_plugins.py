@@ -39,6 +39,7 @@ class Halves(Term):
 
     Config = HalvesConfig
     tasks = frozenset({"classification"})
+    reads_teacher_outputs = True
 
     def forward(self, outputs):
         return (outputs.student - outputs.teacher).abs().pow(self.config.power).mean() / 2
