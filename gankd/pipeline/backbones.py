@@ -16,7 +16,7 @@ from gankd.synthesis.store import load_store
 from generators.settings import fingerprint_settings
 
 
-class Generated(Stage):
+class FeatureSetStage(Stage):
     """Samples of the generator with its features of them, written once."""
 
     name, kind = "generated", "representation"
@@ -46,7 +46,7 @@ class Generated(Stage):
         return load_store(self.path)
 
 
-class LiveGenerated(Generated):
+class LiveFeatureSetStage(FeatureSetStage):
     """The same, drawn while a backbone trains: nothing is written."""
 
     results: dict[str, Any] = {}
@@ -66,7 +66,7 @@ class LiveGenerated(Generated):
         return self.live()
 
 
-class Backbone(Stage):
+class BackboneStage(Stage):
     """One arm of `representation` with one seed; what probes find on the validation split is kept with it."""
 
     kind = "representation"

@@ -16,7 +16,7 @@ from generators.settings import fingerprint_settings
 from generators.training import train
 
 
-class Generator(Stage):
+class GeneratorStage(Stage):
     """Adversarial training on the samples that `generator.train_on` names."""
 
     name = kind = "generator"
@@ -78,7 +78,7 @@ class Generator(Stage):
         return load_generator(self.path, device=self.run.accelerator.device)
 
 
-class LoadedGenerator(Generator):
+class LoadedGeneratorStage(GeneratorStage):
     """The user's, from `generator.checkpoint`: nothing to make."""
 
     reads = []

@@ -27,14 +27,14 @@ from gankd.experiment import provenance
 from gankd.experiment.config import ExperimentConfig, dump_config
 from gankd.experiment.experiment import Experiment
 from gankd.experiment.lock import locked
-from gankd.pipeline.backbones import Backbone, Generated, LiveGenerated
-from gankd.pipeline.generator import Generator, LoadedGenerator
+from gankd.pipeline.backbones import BackboneStage, FeatureSetStage, LiveFeatureSetStage
+from gankd.pipeline.generator import GeneratorStage, LoadedGeneratorStage
 from gankd.pipeline.rehearsal import rehearse
 from gankd.pipeline.report import make_report
 from gankd.pipeline.stage import Stage
-from gankd.pipeline.students import Student
-from gankd.pipeline.synthesis import Synthetic
-from gankd.pipeline.teacher import Teacher
+from gankd.pipeline.students import StudentStage
+from gankd.pipeline.synthesis import SyntheticStage
+from gankd.pipeline.teacher import TeacherStage
 from generators.checkpoints import replace_whole
 
 STAGES = ("generator", "teacher", "representation", "synthesis", "students", "report")
@@ -53,13 +53,13 @@ class Run(Experiment):
     def __init__(self, config: ExperimentConfig, accelerator: Accelerator, *, replace: bool = False):
         super().__init__(config, accelerator)
         self.replace, self.console = replace, Console(stderr=True, quiet=not accelerator.is_main_process)
-        self.generator = LoadedGenerator(self) if config.generator.checkpoint else Generator(self)
-        self.teacher, self.synthetic = Teacher(self), Synthetic(self)
-        self.generated = LiveGenerated(self) if config.representation.live else Generated(self)
+        self.generator = LoadedGeneratorStage(self) if config.generator.checkpoint else GeneratorStage(self)
+        self.teacher, self.synthetic = TeacherStage(self), SyntheticStage(self)
+        self.generated = LiveFeatureSetStage(self) if config.representation.live else FeatureSetStage(self)
         self.backbones = [
-            Backbone(self, arm, seed) for seed in config.representation.seeds for arm in config.representation.arms
+            BackboneStage(self, arm, seed) for seed in config.representation.seeds for arm in config.representation.arms
         ]
-        self.students = [Student(self, arm, seed) for seed in config.student.seeds for arm in config.student.arms]
+        self.students = [StudentStage(self, arm, seed) for seed in config.student.seeds for arm in config.student.arms]
 
     def run(self, until: str = STAGES[-1]) -> dict | None:
         """Make what the stages up to `until` need; returns what `metrics.json` holds when the report was made."""
@@ -125,7 +125,7 @@ class Run(Experiment):
 
     # --- what the stages share ----------------------------------------------------------------------------------------
 
-    def backbone_of(self, arm: str, seed: int) -> Backbone:
+    def backbone_of(self, arm: str, seed: int) -> BackboneStage:
         """The backbone of an arm of `representation` with one seed."""
         return next(stage for stage in self.backbones if stage.name == f"representation/{arm}/seed-{seed}")
 

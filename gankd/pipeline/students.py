@@ -19,7 +19,7 @@ from gankd.pipeline.stage import Stage, normalize_inputs, task_inputs
 from generators.settings import fingerprint_settings
 
 
-class Student(Stage):
+class StudentStage(Stage):
     """One arm with one seed."""
 
     kind = "students"

@@ -14,7 +14,7 @@ from gankd.synthesis.store import load_store
 from generators.settings import fingerprint_settings
 
 
-class Synthetic(Stage):
+class SyntheticStage(Stage):
     """Draw, select, relabel and store."""
 
     name, kind = "synthetic", "synthesis"

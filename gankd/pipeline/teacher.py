@@ -11,14 +11,14 @@ from gankd.experiment.artifacts import file_hash
 from gankd.experiment.experiment import num_parameters
 from gankd.methods.alone.supervised import Supervised
 from gankd.models.store import load_model, save_model
-from gankd.models.teacher import Teacher as FrozenTeacher
+from gankd.models.teacher import Teacher
 from gankd.pipeline.stage import Stage, normalize_inputs, task_inputs
 from gankd.tasks import SCALAR, Regression
 from gankd.training.distillation import near_chance
 from generators.settings import fingerprint_settings
 
 
-class Teacher(Stage):
+class TeacherStage(Stage):
     """One network for every arm that asks a teacher, and for the selection of synthetic samples."""
 
     name = kind = "teacher"
@@ -74,7 +74,7 @@ class Teacher(Stage):
             )
         return {"validation": metrics}
 
-    def load(self) -> FrozenTeacher:
+    def load(self) -> Teacher:
         run, task = self.run, self.run.teacher_task
         if isinstance(task, Regression) and task.head == SCALAR != run.task.head:  # as widely as it errs, it teaches
             task = dataclasses.replace(task, sigma=self.results["validation"]["rmse"] / task.std or None)
@@ -82,4 +82,4 @@ class Teacher(Stage):
             run.console.print(f"  warning: {sentence}", markup=False, style="yellow", soft_wrap=True)
         model, normalize = load_model(self.path)
         features, device = run.config.teacher.features, run.accelerator.device
-        return FrozenTeacher(model, normalize, device=device, feature_path=features, task=task).for_task(run.task)
+        return Teacher(model, normalize, device=device, feature_path=features, task=task).for_task(run.task)
