@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import check_same_shape
 from .precision import full_precision
-from .residuals import check_same_shape, residuals
+from .residuals import residuals
 
 NUM_BINS = 64
 
@@ -112,8 +113,7 @@ def gaussian_kd_loss(
 
     L = mean_n sum_d KL( N_t || N_s ) = mean_n sum_d ( v_s - v_t + (e^v_t + (mu_s - mu_t)^2) e^-v_s - 1 ) / 2
 
-    v clamped to [-10, 10]: a log variance beyond gets no gradient. Returns a scalar.
-    Raises ValueError when the shapes differ.
+    v clamped to [-10, 10]: a log variance beyond gets no gradient.
     """
     differences = residuals(student_mean, teacher_mean, "student and teacher means")
     student = _clamped_log_variance(student_mean, student_log_variance)

@@ -40,9 +40,8 @@ def mixskd_loss(
       feature MSE  sum_b mean (I(F_b) - M(F_b))^2, gradients into both
 
     The self-teacher learns from its mixup CE alone. The authors' CIFAR script leaves the mixup CE out of what it
-    minimises, which leaves the self-teacher at its initial weights; here it is in, as in their ImageNet script.
-    Returns (total, clean CE, mixup CE, KL, feature MSE), scalars; the total is the plain sum.
-    Raises ValueError when the stages do not pair up or a batch is not 2 N.
+    minimises, which leaves the self-teacher at its initial weights; here it is in, as in their ImageNet script. Returns
+    (total, clean CE, mixup CE, KL, feature MSE), scalars; the total is the plain sum.
     """
     num_samples = len(labels)
     if not logits or len(logits) != len(features):
@@ -87,9 +86,8 @@ def mixskd_discriminator_loss(
 
     L = sum over stages of the mean binary cross-entropy over 2 N x 2 scores
 
-    The discriminators minimise it and the network maximises it, by a reversed gradient or an optimiser each.
-    Gradients flow into both arguments. Returns a scalar.
-    Raises ValueError when the stages do not pair up or a score is not [N, 2].
+    The discriminators minimise it and the network maximises it, by a reversed gradient or an optimiser each. Gradients
+    flow into both arguments.
     """
     if not interpolated_scores or len(interpolated_scores) != len(mixup_scores):
         raise ValueError(

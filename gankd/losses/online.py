@@ -82,7 +82,6 @@ def one_loss(
     z_e = sum_i g_i z_i;   L = sum_i CE(z_i) + CE(z_e) + w sum_i KL_T([z_e] -> z_i)
 
     The gates learn from CE(z_e) alone. Returns (total, CE of branches and ensemble, w KL).
-    Raises ValueError when the branches differ in shape or the gates do not fit.
     """
     outputs = stack_members(branch_logits, "branch logits")  # [m, N, K]
     if gates.shape != outputs.shape[1::-1]:
@@ -231,7 +230,6 @@ def mfef_loss(
     L = sum_i CE(z_i) + CE(z_f) + w { sum_i KL_T([z_f] -> z_i) + KL_T([1/m sum_i z_i] -> z_f) }
 
     Returns (total, CE, KL of the students, KL of the fused classifier), the KLs unweighted.
-    Raises ValueError when shapes differ.
     """
     outputs = stack_members([*student_logits, fused_logits], "student and fused logits")
     students, fused = outputs[:-1], outputs[-1]  # [m, N, K], [N, K]

@@ -16,8 +16,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .checks import check_same_shape
 from .precision import full_precision
-from .residuals import check_same_shape, mean_loss, residuals, squared_norms
+from .residuals import mean_loss, residuals, squared_norms
 
 
 def regression_kd_loss(
@@ -134,8 +135,6 @@ def attentive_hint_loss(
     """The student's feature follows the teacher's where the teacher's prediction can be trusted.
 
     L = mean_n c_n * mean over the entries of (f_s,n - f_t,n)^2
-
-    Returns a scalar. Raises ValueError when the features differ in shape or there is not one confidence per sample.
     """
     differences = residuals(student_feature, teacher_feature, "student and teacher features")
     if confidences.shape != student_feature.shape[:1]:  # [N, 1] would broadcast to [N, N]

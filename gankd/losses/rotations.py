@@ -46,8 +46,6 @@ def hsakd_teacher_loss(
     """Train a network and its auxiliary classifiers on labels: classes upright, joint labels on every row.
 
     task = CE(p[0::M], y),   auxiliary = sum over stages of CE(q, M y + k) over all rows,   total = task + auxiliary
-
-    Raises ValueError when shapes do not fit.
     """
     num_transforms = _num_transforms(logits, auxiliary_logits, labels)
     joint_labels = _joint_labels(labels, num_transforms)
@@ -71,7 +69,6 @@ def hsakd_student_loss(
     total = task + kd + auxiliary
 
     No cross-entropy on the joint labels: the teacher's distribution already holds them.
-    Raises ValueError when shapes or numbers of stages do not fit.
     """
     num_transforms = _num_transforms(student_logits, student_auxiliary_logits, labels)
     _same_stages(student_auxiliary_logits, teacher_auxiliary_logits)
@@ -120,10 +117,7 @@ def joint_to_class_logits(
     joint_logits: Tensor,  # [N, M K]
     num_transforms: int = 4,  # M
 ) -> Tensor:  # [N, K]
-    """Class logits of an auxiliary classifier, to watch its accuracy: the sum of each class's M joint logits.
-
-    Raises ValueError when the width is no multiple of M.
-    """
+    """Class logits of an auxiliary classifier, to watch its accuracy: the sum of each class's M joint logits."""
     if joint_logits.shape[1] % num_transforms:
         raise ValueError(f"{joint_logits.shape[1]} joint logits cannot be classes times {num_transforms} transforms")
     return full_precision(joint_logits).unflatten(1, (-1, num_transforms)).sum(2)
