@@ -30,9 +30,7 @@ def replace_whole(path: Path) -> Iterator[Path]:
 
     A block that fails leaves nothing behind, and `path` as it was. Who may read the file is what the umask says, also where
     the block's writer (safetensors) keeps it to its owner.
-
-    Raises:
-        OSError: one sentence, when the file cannot be written.
+    Raises OSError: one sentence, when the file cannot be written.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -89,11 +87,7 @@ class FailedWrite(OSError):
 
 
 def read_json(path: Path) -> Any:
-    """The value that a JSON file holds.
-
-    Raises:
-        ValueError: the file is cut off or is no JSON.
-    """
+    """The value that a JSON file holds. Raises ValueError: the file is cut off or is no JSON."""
     try:
         return json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -144,8 +138,7 @@ def all_finite(modules: Iterable[nn.Module]) -> bool:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read what `save_checkpoint` wrote, onto the CPU.
 
-    Raises:
-        ValueError: the file is cut off, or holds objects other than tensors and plain values.
+    Raises ValueError: the file is cut off, or holds objects other than tensors and plain values.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)

@@ -104,9 +104,8 @@ def as_map(tokens: Tensor) -> Tensor:
 def load_pipeline(path: Path, *, num_steps: int = 50, guidance: float = 1.0) -> DiffusionGenerator:
     """The pipeline that `save_pretrained` of diffusers wrote to the folder `path`.
 
-    Raises:
-        ValueError: a pipeline that is incomplete or holds pickled objects, or of a kind that is not known here: only images
-            from a class (`DiTTransformer2DModel`, `UNet2DModel` with class embeddings) or from nothing.
+    Raises ValueError: a pipeline that is incomplete or holds pickled objects, or of a kind that is not known here: only
+    images from a class (`DiTTransformer2DModel`, `UNet2DModel` with class embeddings) or from nothing.
     """
     try:
         parts = DiffusionPipeline.from_pretrained(path).components  # reads .bin files with weights_only

@@ -54,9 +54,7 @@ class ConditionalGenerator(nn.Module):
         """Labels as the user writes them (class ids, or scalars in their units) to what `forward` takes.
 
         A generator without a label network (`label_input` is `code`) takes codes [N, label_dim] instead.
-
-        Raises:
-            ValueError: a label outside the range that the generator knows, labels of another shape or kind.
+        Raises ValueError: a label outside the range that the generator knows, labels of another shape or kind.
         """
         labels = torch.as_tensor(labels)  # checked where it is, so that a label on the CPU costs no wait for the GPU
         if self.config.get("label_input") == "code":
@@ -90,8 +88,7 @@ class ConditionalGenerator(nn.Module):
     def sample(self, labels: Tensor, latents: Tensor | None = None) -> Tensor:
         """Images [N, C, H, W] in [-1, 1] for labels [N] in the user's units; latents [N, latent_dim] or fresh ones.
 
-        Raises:
-            ValueError: a label out of range, latents of another size.
+        Raises ValueError: a label out of range, latents of another size.
         """
         y = self.condition(labels)
         if latents is None:

@@ -35,9 +35,7 @@ class GeneratorModel(ConditionalGenerator, ModelMixin, ConfigMixin):
         """Write the folder; every file in it is always whole, and the weights come before the configuration.
 
         settings: those of diffusers' `ModelMixin.save_pretrained`.
-
-        Raises:
-            OSError: one sentence, when the disk is full or the folder may not be written.
+        Raises OSError: one sentence, when the disk is full or the folder may not be written.
         """
         folder = Path(save_directory)
         if settings.get("push_to_hub"):

@@ -35,8 +35,7 @@ class Monitor:
         score: a generator in evaluation mode to a number, lower is better.
         directory: where `samples/step-N.png` go; None: no grids.
 
-    Raises:
-        ValueError: scores are asked for without a `score`.
+    Raises ValueError: scores are asked for without a `score`.
     """
 
     def __init__(
@@ -61,8 +60,7 @@ class Monitor:
     def after_step(self, step: int, *, last: bool) -> None:
         """Save a grid and take a score if `step` is a multiple of their intervals, or the last one.
 
-        Raises:
-            GeneratorDiverged: the score is far above the best one.
+        Raises GeneratorDiverged: the score is far above the best one.
         """
         config = self.config
         draws = bool(config.sample_every and self.directory) and (step % config.sample_every == 0 or last)

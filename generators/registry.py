@@ -27,8 +27,7 @@ T = TypeVar("T")
 class Registry(dict[str, T]):
     """By name, in the order in which they were registered.
 
-    Args:
-        kind: what they are, for sentences: "network".
+    kind: what they are, for sentences: "network".
     """
 
     def __init__(self, kind: str):
@@ -38,8 +37,7 @@ class Registry(dict[str, T]):
     def register(self, name: str) -> Callable[[T], T]:
         """A decorator that enters a class or function under `name`.
 
-        Raises:
-            ValueError: another one has this name. The same file, imported again, replaces its own.
+        Raises ValueError: another one has this name. The same file, imported again, replaces its own.
         """
 
         def enter(thing: T) -> T:

@@ -68,12 +68,11 @@ def train(
             steps; the generator with the best one is returned, also when the training collapses after it.
         log: receives one flat dictionary every `config.log_every` steps.
 
-    Raises:
-        ValueError: labels outside the range, all alike or indistinguishable in float32; an image size that the networks
-            cannot take; a directory with another run's checkpoint.
-        OSError: one sentence, when the disk is full or the directory may not be written.
-        GeneratorDiverged: a loss is no longer finite, all images have become the same, or the discriminator answers all
-            images alike, and no score was taken before.
+    Raises ValueError: labels outside the range, all alike or indistinguishable in float32; an image size that the
+    networks cannot take; a directory with another run's checkpoint.
+    Raises OSError: one sentence, when the disk is full or the directory may not be written.
+    Raises GeneratorDiverged: a loss is no longer finite, all images have become the same, or the discriminator answers
+    all images alike, and no score was taken before.
     """
     config, accelerator = (config or GeneratorConfig()).replace(**settings), accelerator or Accelerator()
     pixels, labels = read_inputs(images, labels)

@@ -79,9 +79,7 @@ class LabelIndex:
     after the other, from the highest; counting the zero bits before both ends of a range tells where the range goes and
     whether the wanted place has that bit. O(N log N) once and O(log N) a query, where sorting every window would cost
     the sum of the window sizes.
-
-    Raises:
-        ValueError: no labels, or some outside [0, 1].
+    Raises ValueError: no labels, or some outside [0, 1].
     """
 
     def __init__(self, train_labels: Tensor):

@@ -74,8 +74,7 @@ def wrap(
         label_range: (min, max) of a scalar label in the user's units.
         feature_names: submodules of `source` whose outputs `sample_with_features` returns.
 
-    Raises:
-        ValueError: both or neither kind of label, a feature name that `source` does not have.
+    Raises ValueError: both or neither kind of label, a feature name that `source` does not have.
     """
     if (num_classes is None) == (label_range is None):
         raise ValueError("give exactly one of num_classes (class ids; 1 for none) and label_range (scalar labels).")

@@ -31,9 +31,7 @@ def evaluate(
 
     Every process evaluates its share; the metrics are joined over the processes, the model keeps its mode. R2 is left out
     where all labels are the same.
-
-    Raises:
-        ValueError: no images, outputs that are not finite.
+    Raises ValueError: no images, outputs that are not finite.
     """
     if not len(dataset):
         raise ValueError(f"{dataset.name} has no images to evaluate a network on.")

@@ -62,8 +62,7 @@ def extract_features(
         feature_path: module whose output (averaged over space) is the feature; None: the input of the last linear layer.
         device: where the model runs; None: where its parameters are.
 
-    Raises:
-        ValueError: a feature_path that the model does not have, or no linear layer where none is named.
+    Raises ValueError: a feature_path that the model does not have, or no linear layer where none is named.
     """
     with preserve_state(model), preserve_state(normalize):
         teacher = Teacher(model, normalize, device=device or _device(model), feature_path=feature_path)
@@ -94,9 +93,8 @@ def linear_probe(
         groups: int64 [N]; training samples of one group never fall on both sides of the split.
         seed: of the split.
 
-    Raises:
-        ValueError: shapes that do not fit, labels that are not class ids, features that are not finite, or too few
-            samples to hold some out.
+    Raises ValueError: shapes that do not fit, labels that are not class ids, features that are not finite, or too few
+    samples to hold some out.
     """
     _check(train_features, train_labels, test_features, test_labels, of_classes=True)
     train_features, train_labels = full_precision(train_features.detach()), train_labels.long()

@@ -141,9 +141,7 @@ def scalar_scores(
     without); "half_width"; "windows", the same by window, with "centre", "num_real" and "num_fake". A window with fewer
     than two images on a side has no distance, which `warnings` then says.
     Source: Ding et al., "CcGAN", T-PAMI 2023 (arXiv 2011.07466), "Sliding FID", "Label Score", "Diversity".
-
-    Raises:
-        ValueError: windows that do not fit into the span of the labels.
+    Raises ValueError: windows that do not fit into the span of the labels.
     """
     real_labels, fake_labels = real_labels.double(), fake_labels.double()
     low, high = real_labels.min().item(), real_labels.max().item()

@@ -66,9 +66,7 @@ def frechet_scorer(
 
     The real images are embedded once, and every call takes the same labels and latents, so that the scores of a training
     compare.
-
-    Raises:
-        ValueError: fewer than two real images.
+    Raises ValueError: fewer than two real images.
     """
     if len(real) < 2:
         raise ValueError(
@@ -93,8 +91,7 @@ def frechet_scorer(
 def draw_fakes(generator: ConditionalGenerator, real: ImageSet, *, num_samples: int, seed: int = 0) -> ImageSet:
     """Images of a generator for labels distributed like the real ones, in the order of the labels.
 
-    Raises:
-        ValueError: real labels that the generator does not know, images outside [-1, 1], no image asked.
+    Raises ValueError: real labels that the generator does not know, images outside [-1, 1], no image asked.
     """
     if num_samples < 1:
         raise ValueError(f"{num_samples} images of a generator cannot be drawn; ask for at least one.")
@@ -138,9 +135,8 @@ def evaluate_generator(
         extractor's logits) or `scalar_scores` return, "warnings": sentences that belong beside the numbers, and
         "not_available": of scores that are None for want of images, why.
 
-    Raises:
-        ValueError: no images on a side, images of unlike shapes or value ranges, labels outside the task, features or
-            outputs that are not finite.
+    Raises ValueError: no images on a side, images of unlike shapes or value ranges, labels outside the task, features
+    or outputs that are not finite.
     """
     if not isinstance(fakes, ImageSet):
         fakes = draw_fakes(fakes, real, num_samples=num_samples, seed=seed)
@@ -280,8 +276,7 @@ def score_rows(columns: list[dict], task: Task) -> list[list[str]]:
 def oddities(fakes: ImageSet, real: ImageSet) -> list[str]:
     """Sentences about what is odd about the pixels of the fakes beside those of the real images.
 
-    Raises:
-        ValueError: images of unlike shapes, or 0..1 on one side and 0..255 on the other.
+    Raises ValueError: images of unlike shapes, or 0..1 on one side and 0..255 on the other.
     """
     if fakes.image_shape != real.image_shape:
         raise ValueError(

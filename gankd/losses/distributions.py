@@ -145,9 +145,7 @@ def uniform_bins(
 
     Without the widening, expectations near the ends would be pulled inwards. sigma None: the larger of the bins' spacing
     and 2 % of the range; the spacing (high - low + 4 sigma) / (num_bins - 1) equals sigma at (high - low) / (num_bins - 5).
-
-    Raises:
-        ValueError: fewer than 6 bins, or a sigma that is not positive.
+    Raises ValueError: fewer than 6 bins, or a sigma that is not positive.
     """
     if num_bins < 6:
         raise ValueError(f"{num_bins} bins (task.num_bins) are too few for a distribution over them: give 6 or more.")

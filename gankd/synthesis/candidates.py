@@ -66,8 +66,7 @@ class Labels:
 class Candidates:
     """One stream of candidates ("candidates" or "burn_in") as chunk files in a folder of its own.
 
-    Args:
-        keep_images: store the images beside the scores.
+    keep_images: store the images beside the scores.
     """
 
     def __init__(

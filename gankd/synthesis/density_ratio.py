@@ -83,8 +83,7 @@ def train_density_ratio(
         fake_features: labels [B] -> features [B, D] of fresh generated images.
         encode: labels [B] -> what `ratio` takes as its second argument.
 
-    Raises:
-        ValueError: the ratio has died (0 for every generated image), so that nothing could be accepted.
+    Raises ValueError: the ratio has died (0 for every generated image), so that nothing could be accepted.
     """
     device = real_features.device
     optimizer = torch.optim.Adam(ratio.parameters(), lr=config.learning_rate, betas=(0.5, 0.999), weight_decay=1e-4)

@@ -93,8 +93,7 @@ class Synthesis:
     def run(self) -> None:
         """Fill `directory` with a finished store; what an interrupted run left there is used.
 
-        Raises:
-            ValueError: see `check_samples`; too few candidates survive; a density ratio that is of no use.
+        Raises ValueError: see `check_samples`; too few candidates survive; a density ratio that is of no use.
         """
         with preserve_state(self.generator), preserve_state(self.teacher.module):
             self.generator.eval()

@@ -32,11 +32,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def read_tensors(path: Path, *, without: str | None = None) -> dict[str, Tensor]:
-    """Read a safetensors file, all of it or all but one tensor.
-
-    Raises:
-        ValueError: the file is missing or cut off.
-    """
+    """Read a safetensors file, all of it or all but one tensor. Raises ValueError: the file is missing or cut off."""
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys() if name != without}  # noqa: SIM118
@@ -68,8 +64,7 @@ def write_store(directory: Path, samples: dict[str, Tensor], *, shard_size: int,
 def read_manifest(directory: str | Path) -> dict:
     """The manifest of a finished store.
 
-    Raises:
-        ValueError: there is none, it is damaged, or it lists other shards than lie beside it.
+    Raises ValueError: there is none, it is damaged, or it lists other shards than lie beside it.
     """
     directory = Path(directory)
     path = directory / MANIFEST
@@ -91,8 +86,7 @@ def read_manifest(directory: str | Path) -> dict:
 def load_store(directory: str | Path) -> ImageSet:
     """The samples of a store as an `ImageSet`, with the teacher's outputs beside the labels.
 
-    Raises:
-        ValueError: no finished store, or a shard that is missing, cut off, or not the one that was written.
+    Raises ValueError: no finished store, or a shard that is missing, cut off, or not the one that was written.
     """
     directory, manifest = Path(directory), read_manifest(directory)
     shards = []

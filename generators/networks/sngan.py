@@ -81,8 +81,7 @@ class SNGANGenerator(GeneratorModel):
 class SNGANDiscriminator(nn.Module):
     """Projection discriminator. `forward(images, y)`: [N, C, H, W] in [-1, 1], y [N] -> logits [N].
 
-    Args:
-        widths: channels after every halving down to 4x4, and of a last block at 4x4; one width means it everywhere.
+    widths: channels after every halving down to 4x4, and of a last block at 4x4; one width means it everywhere.
     """
 
     def __init__(

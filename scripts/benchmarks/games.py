@@ -30,8 +30,7 @@ def measure_generator(
 ) -> Iterator[Measurement]:
     """Sampling, then the training step, of fresh networks on noise [NUM_IMAGES, 3, size, size].
 
-    Raises:
-        ValueError: a size or a kind of label that the networks cannot take.
+    Raises ValueError: a size or a kind of label that the networks cannot take.
     """
     device = accelerator.device
     num_classes, label_range = (None, LABEL_RANGE) if scalars else (NUM_CLASSES, None)
