@@ -92,7 +92,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"{path} is cut off or is no JSON; delete {path.parent} and run the same command again."
+            f"{path} is cut off or no JSON; delete {path.parent} and run the same command again."
         ) from error
 
 

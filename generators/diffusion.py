@@ -122,9 +122,7 @@ def load_pipeline(path: Path, *, num_steps: int = 50, guidance: float = 1.0) -> 
         raise ValueError(f"{path} has a {type(scheduler).__name__}, whose noise levels DDIM cannot follow.")
     config = denoiser.config
     if not isinstance(config.sample_size, int):
-        raise ValueError(
-            f"{path} makes images of the size {config.sample_size}; only square ones of one size are known."
-        )
+        raise ValueError(f"{path} makes images of the size {config.sample_size}; only square ones are known.")
     if isinstance(denoiser, DiTTransformer2DModel):
         num_classes = config.num_embeds_ada_norm
     elif guidance != 1:

@@ -194,9 +194,8 @@ def among_blocks(key: str, generator: GeneratorModel) -> str:
 
 def studiogan_norms(weights: Weights, generator: GeneratorModel) -> Weights:
     """Move the difference of the epsilons into the running variance: sqrt(variance + epsilon) stays what it was."""
-    return {
-        name: value + STUDIOGAN_EPSILON if name.endswith("running_var") else value for name, value in weights.items()
-    }
+    moved = {name: value + STUDIOGAN_EPSILON for name, value in weights.items() if name.endswith("running_var")}
+    return weights | moved
 
 
 def studiogan_tables(weights: Weights, generator: GeneratorModel) -> Weights:

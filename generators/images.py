@@ -52,9 +52,8 @@ def as_uint8(image: Any) -> Tensor:
         import numpy
 
         is_picture = hasattr(image, "getexif")  # of PIL
-        image = torch.from_numpy(
-            numpy.array(flat_picture(image) if is_picture else image)
-        )  # a copy: it may be read-only
+        values = numpy.array(flat_picture(image) if is_picture else image)  # a copy: it may be read-only
+        image = torch.from_numpy(values)
         if is_picture and image.ndim == 3:
             return image.permute(2, 0, 1).contiguous()
     if image.ndim == 2:

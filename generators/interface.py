@@ -100,17 +100,11 @@ class ConditionalGenerator(nn.Module):
     def sample_with_features(self, labels: Tensor, latents: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """As `sample`, and the outputs of the modules in `feature_names` by name, each [N, C_l, H_l, W_l]."""
         features: dict[str, Tensor] = {}
-        hooks = [
-            self.get_submodule(name).register_forward_hook(
-                lambda _, __, output, name=name: features.update({name: output})
-            )
-            for name in self.feature_names
-        ]
-        try:
+        with contextlib.ExitStack() as hooks:
+            for name in self.feature_names:
+                keep = lambda _, __, output, name=name: features.update({name: output})  # noqa: E731
+                hooks.callback(self.get_submodule(name).register_forward_hook(keep).remove)
             return self.sample(labels, latents), features
-        finally:
-            for hook in hooks:
-                hook.remove()
 
 
 @contextlib.contextmanager

@@ -26,20 +26,11 @@ class ImageRegressor(nn.Module):
         layers, channels = [], image_channels
         for index in range(3):
             out = width * 2**index
-            layers += [
-                nn.Conv2d(channels, out, 3, stride=1 if index == 0 else 2, padding=1),
-                nn.BatchNorm2d(out),
-                nn.ReLU(),
-            ]
+            convolution = nn.Conv2d(channels, out, 3, stride=1 if index == 0 else 2, padding=1)
+            layers += [convolution, nn.BatchNorm2d(out), nn.ReLU()]
             channels = out
-        self.encode = nn.Sequential(
-            *layers,
-            nn.AdaptiveAvgPool2d(4),
-            nn.Flatten(),
-            nn.Linear(channels * 16, dim),
-            nn.BatchNorm1d(dim),
-            nn.ReLU(),
-        )
+        code = [nn.Linear(channels * 16, dim), nn.BatchNorm1d(dim), nn.ReLU()]
+        self.encode = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), *code)
         self.decode = nn.Sequential(nn.Linear(dim, 1), nn.ReLU(), nn.Flatten(0))
 
 

@@ -16,7 +16,7 @@ from generators.checkpoints import replace_whole
 from generators.config import GeneratorConfig
 from generators.grids import sample_grid
 from generators.interface import ConditionalGenerator
-from generators.labels import ClassLabels, ScalarLabels
+from generators.labels import Plan
 from generators.statistics import recalibrate_batch_norm
 
 FADED = 1e-4  # standard deviation of the discriminator's logits below which the generator learns nothing from them
@@ -41,7 +41,7 @@ class Monitor:
     def __init__(
         self,
         average: ConditionalGenerator,
-        plan: ClassLabels | ScalarLabels,
+        plan: Plan,
         config: GeneratorConfig,
         *,
         score: Callable[[ConditionalGenerator], float] | None,
@@ -82,9 +82,8 @@ class Monitor:
         score = broadcast(value).item()
         if score < self.best_score:
             self.best_step, self.best_score = step, score
-            self.best_weights = {
-                key: value.detach().to("cpu", copy=True) for key, value in self.average.state_dict().items()
-            }
+            weights = self.average.state_dict()
+            self.best_weights = {key: value.detach().to("cpu", copy=True) for key, value in weights.items()}
         if is_main:
             values = {"score": score, "best_score": self.best_score, "best_step": self.best_step}
             self.log({"stage": "generator", "step": step, **values})

@@ -195,9 +195,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         names = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"{path} holds no weights of a generator (only: {names}); save its state_dict.")
     weights = {name: value for name, value in content.items() if isinstance(value, Tensor) and name != "n_averaged"}
-    while (
-        weights and all(PREFIX.match(name) for name in weights) and len({name.split(".")[0] for name in weights}) == 1
-    ):
+    while weights and len({name.split(".")[0] for name in weights}) == 1 and all(map(PREFIX.match, weights)):
         weights = {PREFIX.sub("", name): value for name, value in weights.items()}
     return weights
 

@@ -27,7 +27,7 @@ from generators.images import Images
 from generators.inputs import read_inputs
 from generators.interface import ConditionalGenerator
 from generators.label_network import train_label_network
-from generators.labels import ClassLabels, ScalarLabels, check_labels
+from generators.labels import ClassLabels, Plan, ScalarLabels, check_labels
 from generators.model import GeneratorModel
 from generators.monitor import GeneratorDiverged, Monitor, check_health
 from generators.networks import build_networks
@@ -90,9 +90,7 @@ def train(
 
     with torch.random.fork_rng():
         torch.manual_seed(mix(seed, "generator networks"))
-        plan = (
-            ClassLabels(labels, config.balanced) if num_classes else ScalarLabels(labels, label_range or (0, 1), config)
-        )
+        plan = ScalarLabels(labels, label_range, config) if label_range else ClassLabels(labels, config.balanced)
         generator, discriminator = build_networks(config, tuple(pixels.shape[1:]), num_classes, label_range)
         resumes = checkpoint is not None and checkpoint.exists()
         if generator.config.get("label_input") == "ili" and not resumes:
@@ -183,14 +181,7 @@ def update_average(average: nn.Module, network: nn.Module, step: int, decay: flo
 
 
 def prefetch(
-    images: Images,
-    plan: ClassLabels | ScalarLabels,
-    config: GeneratorConfig,
-    *,
-    seed: int,
-    rank: int,
-    size: int,
-    first_step: int,
+    images: Images, plan: Plan, config: GeneratorConfig, *, seed: int, rank: int, size: int, first_step: int
 ) -> Iterator[list[dict[str, Tensor]]]:
     """The discriminator's batches of every step from `first_step` on; the next ones are read while these are used."""
 

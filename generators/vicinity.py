@@ -158,9 +158,8 @@ def sample_vicinity(
     starts, ends = index.windows(tries, half_width)
     occupied = ends > starts  # [B, R]
     first = occupied.int().argmax(dim=1, keepdim=True)  # argmax returns the first of equal values
-    targets = torch.where(
-        occupied.any(dim=1), tries.gather(1, first).squeeze(1), index.nearest(tries[:, -1].contiguous())
-    )  # [B]
+    nearest = index.nearest(tries[:, -1].contiguous())
+    targets = torch.where(occupied.any(dim=1), tries.gather(1, first).squeeze(1), nearest)  # [B]
 
     starts, ends = index.windows(targets, half_width)
     counts = ends - starts

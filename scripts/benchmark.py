@@ -71,9 +71,7 @@ def run(args: argparse.Namespace) -> int:
     accelerator = Accelerator(cpu=args.device == "cpu")
     facts = machine(accelerator.device)
     print(", ".join(f"{name} {value}" for name, value in facts.items()))
-    print(
-        f"batches of {args.batch_size}, {args.size} pixels, {args.repeats} rounds: median [quartiles] of their ratios"
-    )
+    print(f"batches of {args.batch_size}, {args.size} pixels, {args.repeats} rounds: median [quartiles] of ratios")
     measure_all = measure_generators if args.command == "generators" else measure_distillers
     rows = []
     for measurement in measure_all(args, accelerator):

@@ -22,9 +22,7 @@ def describe(generator, truncation: float, noise: str) -> dict:
     known = all(block.architecture == "skip" for block in blocks) and abs(mapping.fc0.bias_gain - 0.01) < 1e-9
     filters = [block.resample_filter.sum(dim=0).cpu() * 8 for block in blocks]
     if not known or any(filter_.tolist() != [1, 3, 3, 1] for filter_ in filters):
-        raise SystemExit(
-            "only generators of the architecture 'skip' with the filter 1, 3, 3, 1 and the usual mapping fit."
-        )
+        raise SystemExit("only generators of the architecture 'skip' with the filter 1, 3, 3, 1 and usual mapping fit.")
     return {
         "_class_name": "StyleGAN2Generator",
         "resolution": generator.img_resolution,

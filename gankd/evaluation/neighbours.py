@@ -96,14 +96,8 @@ def knn_accuracy(
     Raises ValueError: as `knn_predict`; no query, or labels that are not one for each query.
     """
     _check_targets(query_labels, query_features)
-    _, predictions = knn_predict(
-        query_features=query_features,
-        bank_features=bank_features,
-        bank_labels=bank_labels,
-        num_classes=num_classes,
-        k=k,
-        temperature=temperature,
-    )
+    bank = {"bank_features": bank_features, "bank_labels": bank_labels, "num_classes": num_classes}
+    _, predictions = knn_predict(query_features=query_features, **bank, k=k, temperature=temperature)
     return 100 * (predictions == query_labels).float().mean().item()
 
 

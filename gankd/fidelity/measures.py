@@ -153,19 +153,15 @@ def scalar_scores(
         centres = torch.linspace(low + half_width, high - half_width, num_windows, dtype=torch.float64).tolist()
     reach = half_width + 1e-9 * (high - low)  # the outermost labels lie on a border, up to rounding
     members = {c: ((real_labels - c).abs() <= reach, (fake_labels - c).abs() <= reach) for c in centres}
-    groups = _frechet_in_groups(
-        f"Sliding FID (half-width {half_width:g})", members, real_features, fake_features, warnings
-    )
+    name = f"Sliding FID (half-width {half_width:g})"
+    groups = _frechet_in_groups(name, members, real_features, fake_features, warnings)
 
     def score(fakes: Tensor) -> tuple[float, float] | tuple[None, None]:
         if outputs is None or not fakes.any():
             return None, None
-        return label_score(
-            predicted_labels=task.normalize(outputs[fakes]),
-            assigned_labels=(fake_labels[fakes] - task.label_min) / (task.label_max - task.label_min),
-            label_min=task.label_min,
-            label_max=task.label_max,
-        )
+        assigned = (fake_labels[fakes] - task.label_min) / (task.label_max - task.label_min)
+        ends = {"label_min": task.label_min, "label_max": task.label_max}
+        return label_score(predicted_labels=task.normalize(outputs[fakes]), assigned_labels=assigned, **ends)
 
     windows = []
     for (centre, (_, fakes)), group in zip(members.items(), groups, strict=True):

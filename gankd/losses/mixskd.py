@@ -97,9 +97,7 @@ def mixskd_discriminator_loss(
     losses = []
     for interpolated, mixup in zip(interpolated_scores, mixup_scores, strict=True):
         if interpolated.shape != mixup.shape or interpolated.shape[1:] != (2,):
-            raise ValueError(
-                f"discriminator scores {list(interpolated.shape)} and {list(mixup.shape)} must both be [N, 2]"
-            )
+            raise ValueError(f"scores {list(interpolated.shape)} and {list(mixup.shape)} must both be [N, 2]")
         scores = full_precision(torch.cat([interpolated, mixup]))  # [2 N, 2]
         targets = torch.eye(2, dtype=scores.dtype, device=scores.device).repeat_interleave(len(mixup), dim=0)
         losses.append(F.binary_cross_entropy_with_logits(scores, targets))

@@ -144,13 +144,9 @@ def okddip_loss(
         raise ValueError(
             f"queries and keys should both be {list(fitting)} + [D], found {list(queries.shape)} and {list(keys.shape)}"
         )
-    weighted = kd_weight * okddip_divergence(
-        peer_logits=peer_logits,
-        leader_logits=leader_logits,
-        attention=okddip_attention(queries=queries, keys=keys),
-        temperature=temperature,
-        task=task,
-    )
+    outputs = {"peer_logits": peer_logits, "leader_logits": leader_logits}
+    attention = okddip_attention(queries=queries, keys=keys)
+    weighted = kd_weight * okddip_divergence(**outputs, attention=attention, temperature=temperature, task=task)
     label_loss = label_losses([*peer_logits, leader_logits], labels, task)
     return label_loss + weighted, label_loss, weighted
 

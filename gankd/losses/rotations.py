@@ -95,9 +95,7 @@ def hsakd_mutual_loss(
     The followed peer is detached in every divergence. Raises ValueError when there are not two peers or shapes do not fit.
     """
     if len(logits) != 2 or len(auxiliary_logits) != 2:
-        raise ValueError(
-            f"mutual learning takes two peers, not {len(logits)} of class and {len(auxiliary_logits)} of joint logits"
-        )
+        raise ValueError(f"it takes two peers, not {len(logits)} of class and {len(auxiliary_logits)} of joint logits")
     _same_stages(*auxiliary_logits)
     cross_entropy = sum(
         hsakd_teacher_loss(logits=logits[peer], auxiliary_logits=auxiliary_logits[peer], labels=labels)[0]

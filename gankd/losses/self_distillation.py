@@ -139,9 +139,7 @@ def ddgsd_divergence(
     Raises ValueError when there are not two views, their shapes differ or mmd is unknown.
     """
     if len(student_logits) != 2 or len(embeddings) != 2:
-        raise ValueError(
-            f"two views are needed: {len(student_logits)} logits and {len(embeddings)} embeddings were given"
-        )
+        raise ValueError(f"two views are needed, not {len(student_logits)} logits and {len(embeddings)} embeddings")
     check_same_shape(*embeddings, "embeddings of the two views")
     if mmd not in ("vector", "scalar"):
         raise ValueError(f"unknown mmd {mmd!r}: use 'vector' or 'scalar'")

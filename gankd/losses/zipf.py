@@ -118,9 +118,7 @@ def _log_zipf_targets(
     if num_classes == 1:
         raise ValueError("Zipf label smoothing ranks classes; this task has a scalar target")
     if num_classes == 2:
-        raise ValueError(
-            "Zipf label smoothing ranks the wrong classes, and of 2 classes only 1 is wrong: use 3 or more"
-        )
+        raise ValueError("Zipf label smoothing ranks the wrong classes, of 2 classes only 1 is wrong: use 3 or more")
     scores = full_precision(scores.detach()).contiguous()
     ascending = scores.sort(dim=1).values
     first_rank = num_classes + 1 - torch.searchsorted(ascending, scores, right=True)

@@ -37,9 +37,7 @@ def training_section(metrics: dict, log: list[dict]) -> str:
         add("Generator: share of images that the discriminator tells right.", lines, "told right", percent=True)
         steps, scores = curve(log, "generator", "score")
         if steps:
-            caption = (
-                "Generator: Frechet distance to the validation images, while it was trained; the best one was kept."
-            )
+            caption = "Generator: Frechet distance to the validation images, while it was trained; the best was kept."
             add(caption, [plots.Line("", steps, scores)], "Frechet distance", logarithmic=True)
     if "extractor" in stages:
         add("Feature extractor of the density ratio: loss.", [plots.Line("", *curve(log, "extractor", "loss"))], "loss")

@@ -26,13 +26,10 @@ def class_error_quantiles(*, errors: Tensor, labels: Tensor, rho: float, num_cla
 
     A class without a sample gets -inf: nothing of it could be kept.
     """
-    thresholds = [
-        error_quantile(errors=errors[labels == label], rho=rho)
-        if (labels == label).any()
-        else errors.new_tensor(-torch.inf)
-        for label in range(num_classes)
-    ]
-    return torch.stack(thresholds)
+    thresholds = errors.new_full((num_classes,), -torch.inf)
+    for label in labels.unique().tolist():
+        thresholds[label] = error_quantile(errors=errors[labels == label], rho=rho)
+    return thresholds
 
 
 def filter_by_teacher_error(*, errors: Tensor, threshold: float | Tensor, labels: Tensor | None = None) -> Tensor:
@@ -142,8 +139,5 @@ def take(kept: Tensor, labels: Tensor, num_samples: int, *, num_classes: int | N
     if num_classes is None:
         return indices[:num_samples]
     counts = balanced_fake_counts(labels=labels[indices], num_fake=num_samples, num_classes=num_classes)
-    return (
-        torch.cat([indices[labels[indices] == label][:count] for label, count in enumerate(counts.tolist())])
-        .sort()
-        .values
-    )
+    firsts = [indices[labels[indices] == label][:count] for label, count in enumerate(counts.tolist())]
+    return torch.cat(firsts).sort().values

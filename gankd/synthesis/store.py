@@ -50,13 +50,8 @@ def write_store(directory: Path, samples: dict[str, Tensor], *, shard_size: int,
         path = directory / f"shard-{number:05d}.safetensors"
         # a clone, because the bytes of a slice's whole storage would be written otherwise
         write_tensors(path, {name: rows[start : start + shard_size].clone() for name, rows in samples.items()})
-        shards.append(
-            {
-                "file": path.name,
-                "num_samples": min(shard_size, num_samples - start),
-                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-            }
-        )
+        count, digest = min(shard_size, num_samples - start), hashlib.sha256(path.read_bytes()).hexdigest()
+        shards.append({"file": path.name, "num_samples": count, "sha256": digest})
     with replace_whole(directory / MANIFEST) as temporary:
         temporary.write_text(json.dumps({**manifest, "num_samples": num_samples, "shards": shards}, indent=2))
 
@@ -100,14 +95,6 @@ def load_store(directory: str | Path) -> ImageSet:
         shards.append(tensors)
     columns = [name for name in ("images", "labels", "teacher_outputs", "generator_features") if name in shards[0]]
     joined = {name: torch.cat([shard[name] for shard in shards]) for name in columns}
-    names = manifest.get("class_names")
-    return ImageSet(
-        joined["images"],
-        joined["labels"],
-        class_names=tuple(names) if names else None,
-        teacher_outputs=joined.get("teacher_outputs"),
-        generator_features=joined.get("generator_features"),
-        feature_widths=tuple(manifest.get("feature_widths", ())),
-        is_synthetic=True,
-        name=str(directory),
-    )
+    names, widths = manifest.get("class_names"), tuple(manifest.get("feature_widths", ()))
+    facts = {"class_names": tuple(names) if names else None, "feature_widths": widths, "name": str(directory)}
+    return ImageSet(**joined, **facts, is_synthetic=True)

@@ -54,9 +54,7 @@ def check_settings(resolution: int, num_classes: int | None, attention: tuple[in
         raise ValueError("BigGAN networks take class ids; for a scalar label use the network sngan, sagan or dcgan.")
     sizes = [8 * 2**index for index in range(len(GENERATOR_WIDTHS[resolution]) - 1)]
     if unknown := set(attention) - set(sizes):
-        raise ValueError(
-            f"attention at {unknown.pop()} pixels does not fit an image size of {resolution}; use {sizes}."
-        )
+        raise ValueError(f"attention at {unknown.pop()} pixels does not fit images of {resolution}; use {sizes}.")
 
 
 class BigGANGenerator(GeneratorModel):
@@ -89,9 +87,7 @@ class BigGANGenerator(GeneratorModel):
         check_settings(resolution, num_classes, attention)
         widths = [channels * width for width in GENERATOR_WIDTHS[resolution]]
         if hierarchical and latent_dim < len(widths):
-            raise ValueError(
-                f"latent_dim {latent_dim} does not cut into {len(widths)} slices; give at least that many."
-            )
+            raise ValueError(f"latent_dim {latent_dim} does not cut into {len(widths)} slices; give that many or more.")
         self.slice = latent_dim // len(widths) if hierarchical else latent_dim
         convolution, linear = (SNConv2d, SNLinear) if spectral_rule == "biggan" else (torch_sn_conv2d, torch_sn_linear)
         if shared_embedding:
