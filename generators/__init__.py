@@ -8,8 +8,6 @@
 This package knows nothing of distillation. Its names load on first use: importing it costs no more than torch.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 

@@ -1,7 +1,5 @@
 """Files that are always whole: written to a temporary name and renamed; training state read without unpickling."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib

@@ -1,7 +1,5 @@
 """What a generator draws, looked at before anything is built on it."""
 
-from __future__ import annotations
-
 import warnings
 
 import torch

@@ -6,8 +6,6 @@ network trained beforehand and frozen, see `label_network`) and `nli` (the naive
 A generator that was trained elsewhere, and whose label network is not at hand, takes the code itself (`code`).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import partial

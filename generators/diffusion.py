@@ -7,8 +7,6 @@ Sampling is DDIM without noise between the steps, so that an image is a function
 Source: Song et al., "Denoising Diffusion Implicit Models", ICLR 2021; guidance: Ho and Salimans, 2022.
 """
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

@@ -4,8 +4,6 @@ For every architecture: its settings under the project's names, the file's name 
 to the file's weights first. Read with `pretrained.load_generator`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The adversarial game: two networks, their losses and their optimisers, and one update of the one or the other."""
 
-from __future__ import annotations
-
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn

@@ -4,8 +4,6 @@ At rest uint8 [N, C, H, W] in 0..255; in a classifier float in [0, 1] before its
 float in [-1, 1].
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol

@@ -1,7 +1,5 @@
 """What a user gives to train on, as images and labels: tensors, arrays, or a data set of samples in any usual form."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

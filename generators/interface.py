@@ -7,8 +7,6 @@
 A generator that can be saved is a `GeneratorModel`, see `model`; this module costs no more than torch to import.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 from collections.abc import Iterator

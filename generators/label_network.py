@@ -4,8 +4,6 @@ Two phases, as in Ding et al., CcGAN, T-PAMI 2023. (a) A convolutional regressor
 through a code h. (b) With the map h -> y frozen, the label network y -> h learns codes that the map sends back to y.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,8 +1,6 @@
 """Building blocks that the generator and discriminator networks share: spectral normalisation in both conventions,
 self-attention, and the residual blocks of SNGAN, SAGAN and BigGAN."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 
 import torch

@@ -3,8 +3,6 @@
 All arithmetic is float64; results are Python floats. `frechet_score` is for watching a training: it draws the images too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -10,8 +10,6 @@ The base class of a network of your own, too:
         def __init__(self, resolution, image_channels, num_classes=None, label_range=None, latent_dim=16): ...
 """
 
-from __future__ import annotations
-
 import json
 import os
 import tempfile

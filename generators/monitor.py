@@ -1,7 +1,5 @@
 """What is looked at while a generator trains: sample grids, scores, the best weights so far, and signs of a failed run."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable

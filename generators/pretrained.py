@@ -7,8 +7,6 @@
 Every generator comes with averaged weights where the file has them, in evaluation mode, frozen. Nothing is unpickled.
 """
 
-from __future__ import annotations
-
 import json
 import pickle
 import re

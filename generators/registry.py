@@ -9,8 +9,6 @@ NETWORKS.find("tinny")               # ValueError: unknown network 'tinny'; did 
 NETWORKS.options("tiny").of({...})   # the keyword arguments, validated
 """
 
-from __future__ import annotations
-
 import inspect
 import typing
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The base of every settings model: typed, frozen, strict, and helpful about a misspelt key."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 from typing import Annotated, Any

@@ -1,7 +1,5 @@
 """Batch norm statistics that belong to the weights: averages over fresh batches instead of a memory of the training."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

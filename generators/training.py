@@ -6,8 +6,6 @@ One step: `discriminator_steps` updates of the discriminator on real and fake im
 Everything random in a step is a function of (seed, step, process), so that a resumed run repeats an uninterrupted one.
 """
 
-from __future__ import annotations
-
 import copy
 import warnings
 from collections.abc import Callable, Iterator

@@ -10,8 +10,6 @@ image helps at target t when its own label lies in [t - w, t + w]:
 The arithmetic runs in float64: windows of dense label sets are narrower than float32 resolves safely.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -4,8 +4,6 @@ generator = wrap(my_network, resolution=32, latent_dim=128, num_classes=10)
 images = generator.sample(torch.tensor([3, 1, 4]))
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -12,8 +12,6 @@ round, so that a machine that slows down slows both; what is printed is the medi
 quartiles. Seconds depend on the machine, ratios much less. OMP_NUM_THREADS sets the number of threads.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import json

@@ -6,8 +6,6 @@ Run it once, where the network was trained: it needs NVIDIA's repository and its
 Reading the pickle runs code that is stored in it: convert only files whose maker you trust.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import struct

@@ -1,7 +1,5 @@
 """How good a network is, in the user's units."""
 
-from __future__ import annotations
-
 import torch
 from accelerate import Accelerator
 from torch import nn

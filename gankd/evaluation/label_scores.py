@@ -1,7 +1,5 @@
 """How well predictions fit scalar labels, whatever the labels' units and wherever they lie."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torchmetrics import Metric

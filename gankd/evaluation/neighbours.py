@@ -4,8 +4,6 @@ Weighted votes: Wu et al., "Unsupervised Feature Learning via Non-Parametric Ins
 1805.01978. Majority votes and `standardize_features`: Navaneet et al., "SimReg", BMVC 2021, arXiv 2201.05131.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

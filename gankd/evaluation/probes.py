@@ -7,8 +7,6 @@ Every choice (a strength of regularisation) is made on a part of the training sa
 metric alone. A protocol computes where the features are: move them to a GPU for large sets.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import torch

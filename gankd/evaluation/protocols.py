@@ -4,8 +4,6 @@ train, test = (labelled_features(model, part, normalize=normalize) for part in (
 for name, result in measure(train, test).items(): print(name, result)
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import torch

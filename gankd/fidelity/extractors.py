@@ -1,7 +1,5 @@
 """Networks in whose features images are compared, as torch-fidelity takes them: a teacher, or Inception from a file."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 from typing import ClassVar

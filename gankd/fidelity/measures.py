@@ -1,7 +1,5 @@
 """Measures of generated images against real ones, from features: of all, class by class, along a scalar label."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable
 

@@ -8,8 +8,6 @@ Every image is embedded once. FID, KID, inception score, precision and recall ar
 features, the rest those of `generators.metrics`. Its file cache is not used, because reading it unpickles.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -6,8 +6,6 @@ ofd_margin, ofd_loss: Heo et al., "A Comprehensive Overhaul of Feature Distillat
 hcl_loss: Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv 2104.09044
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

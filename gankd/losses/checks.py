@@ -1,7 +1,5 @@
 """What several losses ask of their arguments before they compare them."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 

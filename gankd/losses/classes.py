@@ -3,8 +3,6 @@
 Methods pass their task in its place, so that one equation serves classes, bins and scalars (see `gankd.tasks`).
 """
 
-from __future__ import annotations
-
 from typing import Protocol
 
 import torch

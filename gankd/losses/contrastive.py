@@ -8,8 +8,6 @@ batch or against a queue: the banks are then the detached embeddings of the batc
 the ids are places in them.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

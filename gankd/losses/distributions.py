@@ -7,8 +7,6 @@ gaussian_nll_loss, gaussian_kd_loss: the output head of Kendall, Gal, "What Unce
     Learning for Computer Vision?", NeurIPS 2017, arXiv 1703.04977, and the divergence of two of its outputs
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -11,8 +11,6 @@ factor_transfer_loss: Kim, Park, Kwak, "Paraphrasing Complex Network: Network Co
 Where two maps differ in size, both are average-pooled to the smaller height and the smaller width ("matched" below).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 

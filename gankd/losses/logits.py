@@ -8,8 +8,6 @@ A temperature may be a tensor that is learned: it then receives the gradient of 
 A teacher may exclude classes by logits of -inf: their probability is 0, and they add nothing.
 """
 
-from __future__ import annotations
-
 import warnings
 
 import torch

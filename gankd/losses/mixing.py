@@ -6,8 +6,6 @@ cutmix_batch: Yun, Han, Oh, Chun, Choe, Yoo, "CutMix: Regularization Strategy to
 Localizable Features", ICCV 2019, arXiv 1905.04899
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import Tensor

@@ -4,8 +4,6 @@ Yang, An, Zhou, Cai, Zhi, Wu, Xu, Zhang, "MixSKD: Self-Knowledge Distillation fr
 ECCV 2022, arXiv 2208.05768
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

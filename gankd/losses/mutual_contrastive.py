@@ -17,8 +17,6 @@ Sums run over peers and ordered pairs and are not averaged: with P peers, ICL an
 Embeddings arrive with unit norm. Every loss returns (weighted total, VCL, softVCL, ICL, softICL).
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 

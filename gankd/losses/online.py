@@ -19,8 +19,6 @@ z_i are the logits of student i of m and [t] is a detached target. Terms are sum
 start with the total. Another `task` puts its own loss for CE and its own divergence for KL_T, and z_i are its outputs.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -11,8 +11,6 @@ teacher_outlier_rejection_loss, kept_label_error: after Takamoto, Morishita, Ima
 s, t, y: the student's and the teacher's predictions and the labels, all in the units the network is trained in.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -11,8 +11,6 @@ mixskd_regression_loss: after Yang et al., "MixSKD: Self-Knowledge Distillation 
 The papers behind mutual learning and MixSKD know classes only; here squares stand for their divergences.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

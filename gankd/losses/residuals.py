@@ -3,8 +3,6 @@
 Predictions are [N] or [N, D]; a square is summed over D, and every mean is over the N samples.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -10,8 +10,6 @@ label-preserving transforms with the identity first will do), and one auxiliary 
 labels. Row M n + k of a batch is image n under transform k, and its joint label is M y_n + k.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

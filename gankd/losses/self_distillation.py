@@ -18,8 +18,6 @@ KL(s, t) below is the divergence at the temperature T: t detached, a mean over s
 another `task` puts its own divergence for KL, and z are its outputs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import permutations
 

@@ -9,8 +9,6 @@ correlation_congruence_loss: Peng et al., "Correlation Congruence for Knowledge 
     arXiv 1904.01802
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

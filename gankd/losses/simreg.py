@@ -4,8 +4,6 @@ simreg_loss, multi_teacher_simreg_loss: Navaneet et al., "SimReg: Regression as 
 Self-supervised Knowledge Distillation", BMVC 2021, arXiv 2201.05131
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

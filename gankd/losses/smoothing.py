@@ -11,8 +11,6 @@ virtual_softmax_logits: Chen, Deng, Shen, "Virtual Class Enhanced Discriminative
 arXiv 1811.12611
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

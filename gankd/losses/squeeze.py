@@ -6,8 +6,6 @@ invariance_loss, variance_loss, covariance_loss: Bardes, Ponce, LeCun, "VICReg: 
 Regularization for Self-Supervised Learning", ICLR 2022, arXiv 2105.04906
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -6,8 +6,6 @@ vicinal_contrastive_loss: Khosla et al., "Supervised Contrastive Learning", Neur
     vicinity for its classes
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -4,8 +4,6 @@ Liang, Li, Bing, Zhao, Tang, Lin, Fan, "Efficient One Pass Self-distillation wit
 arXiv 2207.12980
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,7 +1,5 @@
 """The answers of a report: which arm is best, of students and of backbones, as a sentence, a table and a chart."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection
 from html import escape

@@ -1,7 +1,5 @@
 """How a run was trained: curves of the log."""
 
-from __future__ import annotations
-
 from gankd.report import plots
 from gankd.report.html import as_charts, as_figure, as_section
 

@@ -3,8 +3,6 @@
 The file needs nothing beside it: pictures and style are inside, there are no scripts. Its sections, in their order:
 """
 
-from __future__ import annotations
-
 import re
 from html import escape
 from pathlib import Path

@@ -4,8 +4,6 @@ Colours are those of Okabe and Ito ("Color Universal Design", 2008), which colou
 for real data, colours for synthetic data; blue for what is kept, vermilion for what is rejected.
 """
 
-from __future__ import annotations
-
 import base64
 import html
 import io

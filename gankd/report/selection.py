@@ -1,7 +1,5 @@
 """How good the generator is, and what was kept of its samples and why, in a report."""
 
-from __future__ import annotations
-
 from html import escape
 
 import torch

@@ -1,7 +1,5 @@
 """The numbers of a finished run: `metrics.json`, and the table in the terminal."""
 
-from __future__ import annotations
-
 import shlex
 import statistics
 import sys

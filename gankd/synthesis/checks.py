@@ -1,7 +1,5 @@
 """What can be known to be wrong with a generator and a teacher before any work is done: one sentence each."""
 
-from __future__ import annotations
-
 import warnings
 
 import torch

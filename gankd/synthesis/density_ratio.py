@@ -4,8 +4,6 @@ Source: Ding et al., "Efficient Subsampling of Realistic Images From GANs Condit
 arXiv 2103.11166 (cDR-RS).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

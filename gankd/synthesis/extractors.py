@@ -5,8 +5,6 @@ A good teacher's features do as well for much less work, which is why they are t
 Source: Ding et al., arXiv 2103.11166 and 2104.03164.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """The density ratio as the synthesis uses it: images and labels in, ratios out, whatever features it looks at."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

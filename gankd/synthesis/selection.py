@@ -4,8 +4,6 @@ Pure functions of scores. Sources: Ding et al., arXiv 2103.11166 (rejection) and
 2023, arXiv 2104.03164 (filtering, number of samples, choice of rho).
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import torch

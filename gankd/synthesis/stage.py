@@ -7,8 +7,6 @@ Everything random is a function of (seed, chunk), and every rule reads the score
 store comes out of any number of processes and after any interruption.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import shutil
 from collections.abc import Callable

@@ -8,8 +8,6 @@ synthetic/
     manifest.json                   counts, thresholds, acceptance, scores, provenance, SHA-256 of every shard
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path

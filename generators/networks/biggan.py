@@ -6,8 +6,6 @@ Discriminator: residual blocks, projection of the class onto the summed features
 Source: Brock, Donahue and Simonyan, "Large Scale GAN Training for High Fidelity Natural Image Synthesis", ICLR 2019.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Literal
 

@@ -6,8 +6,6 @@ Sources: Radford et al., ICLR 2016; spectral norm and projection of Miyato et al
 discriminator's batch norm, so that it can be trained on real and fake images in one pass.
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import torch

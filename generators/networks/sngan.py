@@ -5,8 +5,6 @@ Discriminator: spectral norm everywhere, residual blocks down to 4x4, projection
 Sources: Miyato et al. 2018 (spectral normalisation), Miyato and Koyama 2018 (projection), Ding et al. 2023 (scalar labels).
 """
 
-from __future__ import annotations
-
 from functools import partial
 from itertools import pairwise
 from typing import Literal

@@ -1,7 +1,5 @@
 """Generators: sampling against the bare forward pass, a step of the adversarial training against its floor."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import itertools

@@ -1,7 +1,5 @@
 """Distillation methods: a training step against its floor, the passes that were seen in one of its steps, repeated."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import itertools
