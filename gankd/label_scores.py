@@ -1,7 +1,5 @@
 """How well predictions fit scalar labels, whatever the labels' units and wherever they lie."""
 
-from __future__ import annotations
-
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat

@@ -8,39 +8,23 @@
 This package knows nothing of distillation. Its names load on first use: importing it costs no more than torch.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors and type checkers; at run time see __getattr__
-    from generators.checks import check_generator
-    from generators.config import GeneratorConfig
-    from generators.grids import sample_grid
-    from generators.interface import ConditionalGenerator
-    from generators.model import GeneratorModel
-    from generators.monitor import GeneratorDiverged
-    from generators.networks import NETWORKS
-    from generators.networks.sngan import SNGANGenerator
-    from generators.pretrained import load_generator
-    from generators.statistics import standing_statistics
-    from generators.training import train
-    from generators.wrapping import wrap
+    from generators.checks import check_generator as check_generator
+    from generators.config import GeneratorConfig as GeneratorConfig
+    from generators.grids import sample_grid as sample_grid
+    from generators.interface import ConditionalGenerator as ConditionalGenerator
+    from generators.model import GeneratorModel as GeneratorModel
+    from generators.monitor import GeneratorDiverged as GeneratorDiverged
+    from generators.networks import NETWORKS as NETWORKS
+    from generators.networks.sngan import SNGANGenerator as SNGANGenerator
+    from generators.pretrained import load_generator as load_generator
+    from generators.statistics import standing_statistics as standing_statistics
+    from generators.training import train as train
+    from generators.wrapping import wrap as wrap
 
-__all__ = [
-    "NETWORKS",
-    "ConditionalGenerator",
-    "GeneratorConfig",
-    "GeneratorDiverged",
-    "GeneratorModel",
-    "SNGANGenerator",
-    "check_generator",
-    "load_generator",
-    "sample_grid",
-    "standing_statistics",
-    "train",
-    "wrap",
-]
 _HOMES = {
     "NETWORKS": "networks",
     "ConditionalGenerator": "interface",
@@ -55,6 +39,7 @@ _HOMES = {
     "train": "training",
     "wrap": "wrapping",
 }
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -8,8 +8,6 @@ image; the result has the images' shape and dtype.
     images = random_diff_augment(images, "color,translation,cutout")
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Files that are always whole: written to a temporary name and renamed; training state read without unpickling."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib
@@ -30,9 +28,7 @@ def replace_whole(path: Path) -> Iterator[Path]:
 
     A block that fails leaves nothing behind, and `path` as it was. Who may read the file is what the umask says, also where
     the block's writer (safetensors) keeps it to its owner.
-
-    Raises:
-        OSError: one sentence, when the file cannot be written.
+    Raises OSError: one sentence, when the file cannot be written.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -89,16 +85,12 @@ class FailedWrite(OSError):
 
 
 def read_json(path: Path) -> Any:
-    """The value that a JSON file holds.
-
-    Raises:
-        ValueError: the file is cut off or is no JSON.
-    """
+    """The value that a JSON file holds. Raises ValueError: the file is cut off or is no JSON."""
     try:
         return json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"{path} is cut off or is no JSON; delete {path.parent} and run the same command again."
+            f"{path} is cut off or no JSON; delete {path.parent} and run the same command again."
         ) from error
 
 
@@ -144,8 +136,7 @@ def all_finite(modules: Iterable[nn.Module]) -> bool:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read what `save_checkpoint` wrote, onto the CPU.
 
-    Raises:
-        ValueError: the file is cut off, or holds objects other than tensors and plain values.
+    Raises ValueError: the file is cut off, or holds objects other than tensors and plain values.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)

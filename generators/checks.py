@@ -1,7 +1,5 @@
 """What a generator draws, looked at before anything is built on it."""
 
-from __future__ import annotations
-
 import warnings
 
 import torch
@@ -31,10 +29,8 @@ def check_generator(
             dark pixel is warned of instead of refused.
 
     The generator is left in the mode in which it was; torch's global random state is not touched.
-
-    Raises:
-        ValueError: another kind or number of labels, another image size or number of channels, values that are not finite
-            or outside [-1, 1], or all of them in [0, 1].
+    Raises ValueError: another kind or number of labels, another image size or number of channels, values that are not
+    finite or outside [-1, 1], or all of them in [0, 1].
     """
     if generator.is_class_conditional != (num_classes is not None):
         kind = "class ids" if generator.is_class_conditional else "scalar labels"

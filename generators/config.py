@@ -1,7 +1,5 @@
 """What the user says about the generator and its training."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator

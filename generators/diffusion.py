@@ -7,8 +7,6 @@ Sampling is DDIM without noise between the steps, so that an image is a function
 Source: Song et al., "Denoising Diffusion Implicit Models", ICLR 2021; guidance: Ho and Salimans, 2022.
 """
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 
@@ -104,9 +102,8 @@ def as_map(tokens: Tensor) -> Tensor:
 def load_pipeline(path: Path, *, num_steps: int = 50, guidance: float = 1.0) -> DiffusionGenerator:
     """The pipeline that `save_pretrained` of diffusers wrote to the folder `path`.
 
-    Raises:
-        ValueError: a pipeline that is incomplete or holds pickled objects, or of a kind that is not known here: only images
-            from a class (`DiTTransformer2DModel`, `UNet2DModel` with class embeddings) or from nothing.
+    Raises ValueError: a pipeline that is incomplete or holds pickled objects, or of a kind that is not known here: only
+    images from a class (`DiTTransformer2DModel`, `UNet2DModel` with class embeddings) or from nothing.
     """
     try:
         parts = DiffusionPipeline.from_pretrained(path).components  # reads .bin files with weights_only
@@ -123,9 +120,7 @@ def load_pipeline(path: Path, *, num_steps: int = 50, guidance: float = 1.0) -> 
         raise ValueError(f"{path} has a {type(scheduler).__name__}, whose noise levels DDIM cannot follow.")
     config = denoiser.config
     if not isinstance(config.sample_size, int):
-        raise ValueError(
-            f"{path} makes images of the size {config.sample_size}; only square ones of one size are known."
-        )
+        raise ValueError(f"{path} makes images of the size {config.sample_size}; only square ones are known.")
     if isinstance(denoiser, DiTTransformer2DModel):
         num_classes = config.num_embeds_ada_norm
     elif guidance != 1:

@@ -4,8 +4,6 @@ For every architecture: its settings under the project's names, the file's name 
 to the file's weights first. Read with `pretrained.load_generator`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -194,9 +192,8 @@ def among_blocks(key: str, generator: GeneratorModel) -> str:
 
 def studiogan_norms(weights: Weights, generator: GeneratorModel) -> Weights:
     """Move the difference of the epsilons into the running variance: sqrt(variance + epsilon) stays what it was."""
-    return {
-        name: value + STUDIOGAN_EPSILON if name.endswith("running_var") else value for name, value in weights.items()
-    }
+    moved = {name: value + STUDIOGAN_EPSILON for name, value in weights.items() if name.endswith("running_var")}
+    return weights | moved
 
 
 def studiogan_tables(weights: Weights, generator: GeneratorModel) -> Weights:

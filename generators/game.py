@@ -1,7 +1,5 @@
 """The adversarial game: two networks, their losses and their optimisers, and one update of the one or the other."""
 
-from __future__ import annotations
-
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -11,7 +9,7 @@ from generators.augment import random_diff_augment
 from generators.config import GeneratorConfig
 from generators.images import to_generator_range
 from generators.interface import ConditionalGenerator
-from generators.labels import ClassLabels, ScalarLabels
+from generators.labels import Plan, ScalarLabels
 
 
 class Game:
@@ -25,7 +23,7 @@ class Game:
         self,
         generator: ConditionalGenerator,
         discriminator: nn.Module,
-        plan: ClassLabels | ScalarLabels,
+        plan: Plan,
         config: GeneratorConfig,
         accelerator: Accelerator,
     ):
@@ -33,9 +31,8 @@ class Game:
         self.accelerator, self.device = accelerator, accelerator.device
         rate = config.learning_rate
         self.generator_player = Player(generator, rate, config, accelerator)
-        self.discriminator_player = Player(
-            discriminator, config.discriminator_learning_rate or rate, config, accelerator
-        )
+        rate = config.discriminator_learning_rate or rate
+        self.discriminator_player = Player(discriminator, rate, config, accelerator)
         self.discriminator_updates = 0
         adapts = config.augment_target is not None
         self.augment_probability = torch.zeros((), device=self.device) if adapts else None
@@ -88,19 +85,14 @@ class Game:
 
     def adversarial_loss(self, batch: dict[str, Tensor], real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         """The configured loss; a soft vicinity weighs every sample by its distance from the target label."""
-        hinge = self.config.loss == "hinge"
+        hinge, logits = self.config.loss == "hinge", {"real_logits": real_logits, "fake_logits": fake_logits}
         if isinstance(self.plan, ScalarLabels) and self.plan.vicinity == "soft":
-            return losses.soft_vicinal_discriminator_loss(
-                real_logits=real_logits,
-                fake_logits=fake_logits,
-                real_labels=batch["real_labels"],
-                fake_labels=batch["fake_input"],
-                target_labels=batch["real_y"],
-                kappa=self.plan.kappa,
-                loss="hinge" if hinge else "vanilla",
-            )
+            labels = {"real_labels": batch["real_labels"], "fake_labels": batch["fake_input"]}
+            labels |= {"target_labels": batch["real_y"], "kappa": self.plan.kappa}
+            kind = "hinge" if hinge else "vanilla"
+            return losses.soft_vicinal_discriminator_loss(**logits, **labels, loss=kind)
         loss = losses.hinge_discriminator_loss if hinge else losses.nonsaturating_discriminator_loss
-        return loss(real_logits=real_logits, fake_logits=fake_logits)[0]
+        return loss(**logits)[0]
 
     def adapt_augmentation(self, real_sign: Tensor, num_images: int) -> None:
         """Augment more while the discriminator is too sure of the real images, less while it is not."""

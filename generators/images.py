@@ -4,8 +4,6 @@ At rest uint8 [N, C, H, W] in 0..255; in a classifier float in [0, 1] before its
 float in [-1, 1].
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -45,18 +43,15 @@ def as_uint8(image: Any) -> Tensor:
 
     A PIL image as `flat_picture` has it; or an array or tensor [H, W], [H, W, C] or [C, H, W] of uint8, of uint16 (65535
     becomes 255), or of floats in [0, 1] as torchvision's `ToTensor` makes it.
-
-    Raises:
-        ValueError: another shape or type, or floats that are NaN or outside [0, 1] (a data set that normalises its images
-            itself).
+    Raises ValueError: another shape or type, or floats that are NaN or outside [0, 1] (a data set that normalises its
+    images itself).
     """
     if not isinstance(image, Tensor):
         import numpy
 
         is_picture = hasattr(image, "getexif")  # of PIL
-        image = torch.from_numpy(
-            numpy.array(flat_picture(image) if is_picture else image)
-        )  # a copy: it may be read-only
+        values = numpy.array(flat_picture(image) if is_picture else image)  # a copy: it may be read-only
+        image = torch.from_numpy(values)
         if is_picture and image.ndim == 3:
             return image.permute(2, 0, 1).contiguous()
     if image.ndim == 2:
@@ -88,9 +83,7 @@ def flat_picture(image):
 
     It is turned as its EXIF tag says, palettes are looked up, what is transparent lies on white, and 16 bits are scaled to
     8 (65535 becomes 255).
-
-    Raises:
-        ValueError: a mode in which white is no certain number (32-bit integers, floats outside [0, 1]).
+    Raises ValueError: a mode in which white is no certain number (32-bit integers, floats outside [0, 1]).
     """
     import numpy
     from PIL import Image, ImageOps

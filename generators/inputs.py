@@ -1,7 +1,5 @@
 """What a user gives to train on, as images and labels: tensors, arrays, or a data set of samples in any usual form."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,10 +16,8 @@ def read_inputs(images: Any, labels: Any = None) -> tuple[Images, Tensor]:
 
     images: with `labels`, a tensor, an array or what indexes like one; without, a map-style data set of (image, label) or of
     dictionaries, or one with attributes `images` and `labels`. labels: numbers [N] or [N, 1].
-
-    Raises:
-        ValueError: something that cannot be indexed, samples without a label, images of several sizes or no bytes, labels
-            that are no numbers or not as many as the images.
+    Raises ValueError: something that cannot be indexed, samples without a label, images of several sizes or no bytes,
+    labels that are no numbers or not as many as the images.
     """
     if labels is None and hasattr(images, "images") and hasattr(images, "labels"):
         images, labels = images.images, images.labels

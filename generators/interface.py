@@ -7,8 +7,6 @@
 A generator that can be saved is a `GeneratorModel`, see `model`; this module costs no more than torch to import.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 from collections.abc import Iterator
@@ -54,9 +52,7 @@ class ConditionalGenerator(nn.Module):
         """Labels as the user writes them (class ids, or scalars in their units) to what `forward` takes.
 
         A generator without a label network (`label_input` is `code`) takes codes [N, label_dim] instead.
-
-        Raises:
-            ValueError: a label outside the range that the generator knows, labels of another shape or kind.
+        Raises ValueError: a label outside the range that the generator knows, labels of another shape or kind.
         """
         labels = torch.as_tensor(labels)  # checked where it is, so that a label on the CPU costs no wait for the GPU
         if self.config.get("label_input") == "code":
@@ -90,8 +86,7 @@ class ConditionalGenerator(nn.Module):
     def sample(self, labels: Tensor, latents: Tensor | None = None) -> Tensor:
         """Images [N, C, H, W] in [-1, 1] for labels [N] in the user's units; latents [N, latent_dim] or fresh ones.
 
-        Raises:
-            ValueError: a label out of range, latents of another size.
+        Raises ValueError: a label out of range, latents of another size.
         """
         y = self.condition(labels)
         if latents is None:
@@ -103,17 +98,11 @@ class ConditionalGenerator(nn.Module):
     def sample_with_features(self, labels: Tensor, latents: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """As `sample`, and the outputs of the modules in `feature_names` by name, each [N, C_l, H_l, W_l]."""
         features: dict[str, Tensor] = {}
-        hooks = [
-            self.get_submodule(name).register_forward_hook(
-                lambda _, __, output, name=name: features.update({name: output})
-            )
-            for name in self.feature_names
-        ]
-        try:
+        with contextlib.ExitStack() as hooks:
+            for name in self.feature_names:
+                keep = lambda _, __, output, name=name: features.update({name: output})  # noqa: E731
+                hooks.callback(self.get_submodule(name).register_forward_hook(keep).remove)
             return self.sample(labels, latents), features
-        finally:
-            for hook in hooks:
-                hook.remove()
 
 
 @contextlib.contextmanager

@@ -4,8 +4,6 @@ Two phases, as in Ding et al., CcGAN, T-PAMI 2023. (a) A convolutional regressor
 through a code h. (b) With the map h -> y frozen, the label network y -> h learns codes that the map sends back to y.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
@@ -26,20 +24,11 @@ class ImageRegressor(nn.Module):
         layers, channels = [], image_channels
         for index in range(3):
             out = width * 2**index
-            layers += [
-                nn.Conv2d(channels, out, 3, stride=1 if index == 0 else 2, padding=1),
-                nn.BatchNorm2d(out),
-                nn.ReLU(),
-            ]
+            convolution = nn.Conv2d(channels, out, 3, stride=1 if index == 0 else 2, padding=1)
+            layers += [convolution, nn.BatchNorm2d(out), nn.ReLU()]
             channels = out
-        self.encode = nn.Sequential(
-            *layers,
-            nn.AdaptiveAvgPool2d(4),
-            nn.Flatten(),
-            nn.Linear(channels * 16, dim),
-            nn.BatchNorm1d(dim),
-            nn.ReLU(),
-        )
+        code = [nn.Linear(channels * 16, dim), nn.BatchNorm1d(dim), nn.ReLU()]
+        self.encode = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), *code)
         self.decode = nn.Sequential(nn.Linear(dim, 1), nn.ReLU(), nn.Flatten(0))
 
 

@@ -109,16 +109,9 @@ class ScalarLabels:
         """As for classes; both kinds of image are seen under the target. `real_labels` are those of the real images."""
         centres, noise = self.targets(size, random)
         pick, place = torch.rand(2, size, generator=random, dtype=torch.float64)
-        target, real, fake, _ = sample_vicinity(
-            train_labels=self.index,
-            centres=centres,
-            noise=noise,
-            pick=pick,
-            place=place,
-            kappa=self.kappa,
-            vicinity=self.vicinity,
-            sigma=self.sigma,
-        )
+        draws = {"centres": centres, "noise": noise, "pick": pick, "place": place}
+        settings = {"kappa": self.kappa, "vicinity": self.vicinity, "sigma": self.sigma}
+        target, real, fake, _ = sample_vicinity(train_labels=self.index, **draws, **settings)
         target, fake = target.float(), fake.float()
         batch = {"indices": real, "real_y": target, "fake_y": target, "fake_input": fake}
         return batch | {"real_labels": self.labels[real].float()}
@@ -129,19 +122,18 @@ class ScalarLabels:
         return (centres + self.sigma * noise[:, 0]).clamp(0, 1).float()
 
 
+Plan = ClassLabels | ScalarLabels
+
+
 def check_labels(labels: Tensor, num_classes: int | None, label_range: tuple[float, float] | None) -> None:
     """Raise a ValueError unless the labels are of the one kind that was declared, and within its range."""
     if (num_classes is None) == (label_range is None):
         raise ValueError("give exactly one of num_classes (class ids) and label_range (scalar labels).")
     if num_classes is not None and labels.dtype.is_floating_point:
-        raise ValueError(
-            f"labels are {labels.dtype} where class ids (int64) are expected; for scalars give label_range."
-        )
+        raise ValueError(f"labels are {labels.dtype}, not class ids (int64); for scalars give label_range.")
     low, high = label_range or (0, num_classes - 1)
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError(
-            f"label_range ({low:g}, {high:g}) has an end that is not finite; give the smallest and largest."
-        )
+        raise ValueError(f"label_range ({low:g}, {high:g}) has an end that is not finite; give (min, max).")
     if low > high:
         raise ValueError(f"label_range ({low:g}, {high:g}) is upside down; give (min, max).")
     if low == high:

@@ -1,8 +1,6 @@
 """Building blocks that the generator and discriminator networks share: spectral normalisation in both conventions,
 self-attention, and the residual blocks of SNGAN, SAGAN and BigGAN."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 
 import torch
@@ -13,6 +11,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from generators.conditioning import upsample
 
 SIZES = (8, 16, 32, 64, 128)  # sides of images, in pixels, to which 4x4 can be doubled
+Layer = Callable[..., nn.Module]
 
 
 def check_size(networks: str, resolution: int, valid: Iterable[int]) -> None:
@@ -102,7 +101,7 @@ class SelfAttention(nn.Module):
     Source: Zhang et al., "Self-Attention GANs", ICML 2019; pooled as in Brock et al., ICLR 2019.
     """
 
-    def __init__(self, channels: int, convolution: Callable[..., nn.Module] = SNConv2d, bias: bool = False):
+    def __init__(self, channels: int, convolution: Layer = SNConv2d, bias: bool = False):
         super().__init__()
         query_channels, value_channels = max(channels // 8, 1), max(channels // 2, 1)
         self.theta = convolution(channels, query_channels, 1, bias=bias)
@@ -127,13 +126,7 @@ class GeneratorBlock(nn.Module):
     `norm(channels)` makes a module that is called with (x, code).
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        norm: Callable[[int], nn.Module],
-        convolution: Callable[..., nn.Module] = nn.Conv2d,
-    ):
+    def __init__(self, in_channels: int, out_channels: int, norm: Layer, convolution: Layer = nn.Conv2d):
         super().__init__()
         self.norm1, self.norm2 = norm(in_channels), norm(out_channels)
         self.conv1 = convolution(in_channels, out_channels, 3, padding=1)
@@ -151,19 +144,13 @@ class DiscriminatorBlock(nn.Module):
     """x + residual, halved when `downsample`. The first block sees the image itself, so it starts without a ReLU."""
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        downsample: bool,
-        first: bool = False,
-        convolution: Callable[..., nn.Module] = torch_sn_conv2d,
+        self, channels: int, out: int, downsample: bool, first: bool = False, convolution: Layer = torch_sn_conv2d
     ):
         super().__init__()
         self.first, self.downsample = first, downsample
-        self.conv1 = convolution(in_channels, out_channels, 3, padding=1)
-        self.conv2 = convolution(out_channels, out_channels, 3, padding=1)
-        identity = in_channels == out_channels and not downsample
-        self.shortcut = nn.Identity() if identity else convolution(in_channels, out_channels, 1)
+        self.conv1 = convolution(channels, out, 3, padding=1)
+        self.conv2 = convolution(out, out, 3, padding=1)
+        self.shortcut = convolution(channels, out, 1) if channels != out or downsample else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(x if self.first else F.relu(x))

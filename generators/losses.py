@@ -4,8 +4,6 @@ Every loss is computed in float32 (float64 inputs stay float64), also inside aut
 `loss="vanilla"` is the logistic loss with sigmoid probabilities p = sigmoid(D), taken in log space from the logits D.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

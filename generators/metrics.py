@@ -3,8 +3,6 @@
 All arithmetic is float64; results are Python floats. `frechet_score` is for watching a training: it draws the images too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
@@ -27,10 +25,7 @@ def frechet_distance(*, real_features: Tensor, fake_features: Tensor) -> float:
     Raises ValueError for fewer than two samples, different widths or features that are not finite.
     Source: Heusel et al., "GANs Trained by a Two Time-Scale Update Rule", NeurIPS 2017, eq. 6.
     """
-    if real_features.shape[1:] != fake_features.shape[1:]:
-        raise ValueError(
-            f"real and fake features differ in width: {list(real_features.shape)} and {list(fake_features.shape)}"
-        )
+    _check_widths(real_features, fake_features)
     real_mean, real = _mean_and_root(real_features, "real")
     fake_mean, fake = _mean_and_root(fake_features, "fake")
     distance = (real_mean - fake_mean).square().sum()
@@ -52,10 +47,7 @@ def density_coverage(
     Raises ValueError for different widths, no fakes or N <= k.
     Source: Naeem et al., "Reliable Fidelity and Diversity Metrics for Generative Models", ICML 2020, section 3.
     """
-    if real_features.shape[1:] != fake_features.shape[1:]:
-        raise ValueError(
-            f"real and fake features differ in width: {list(real_features.shape)} and {list(fake_features.shape)}"
-        )
+    _check_widths(real_features, fake_features)
     if len(real_features) <= neighbours or len(fake_features) == 0:
         raise ValueError(
             f"density and coverage with {neighbours} neighbours need at least {neighbours + 1} real and one fake sample, "
@@ -100,9 +92,7 @@ def label_score(
     """
     predicted, assigned = predicted_labels.double().reshape(-1), assigned_labels.double().reshape(-1)
     if len(predicted) != len(assigned) or len(predicted) == 0:
-        raise ValueError(
-            f"label_score needs as many predicted as assigned labels, got {len(predicted)} and {len(assigned)}"
-        )
+        raise ValueError(f"label_score needs as many predictions as labels, got {len(predicted)} and {len(assigned)}")
     errors = (predicted - assigned).abs() * (label_max - label_min)
     return errors.mean().item(), errors.std(correction=0).item()
 
@@ -171,6 +161,11 @@ def frechet_score(
     images = draw_images(generator, labels, seed=seed, batch_size=batch_size)
     fake_features = torch.cat([features_of(part).cpu() for part in images.split(batch_size)])
     return frechet_distance(real_features=real_features.cpu(), fake_features=fake_features)
+
+
+def _check_widths(real: Tensor, fake: Tensor) -> None:
+    if real.shape[1:] != fake.shape[1:]:
+        raise ValueError(f"real and fake features differ in width: {list(real.shape)} and {list(fake.shape)}")
 
 
 def _mean_and_root(features: Tensor, name: str) -> tuple[Tensor, Tensor]:

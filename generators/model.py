@@ -10,8 +10,6 @@ The base class of a network of your own, too:
         def __init__(self, resolution, image_channels, num_classes=None, label_range=None, latent_dim=16): ...
 """
 
-from __future__ import annotations
-
 import json
 import os
 import tempfile
@@ -35,9 +33,7 @@ class GeneratorModel(ConditionalGenerator, ModelMixin, ConfigMixin):
         """Write the folder; every file in it is always whole, and the weights come before the configuration.
 
         settings: those of diffusers' `ModelMixin.save_pretrained`.
-
-        Raises:
-            OSError: one sentence, when the disk is full or the folder may not be written.
+        Raises OSError: one sentence, when the disk is full or the folder may not be written.
         """
         folder = Path(save_directory)
         if settings.get("push_to_hub"):

@@ -1,7 +1,5 @@
 """What is looked at while a generator trains: sample grids, scores, the best weights so far, and signs of a failed run."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable
@@ -16,7 +14,7 @@ from generators.checkpoints import replace_whole
 from generators.config import GeneratorConfig
 from generators.grids import sample_grid
 from generators.interface import ConditionalGenerator
-from generators.labels import ClassLabels, ScalarLabels
+from generators.labels import Plan
 from generators.statistics import recalibrate_batch_norm
 
 FADED = 1e-4  # standard deviation of the discriminator's logits below which the generator learns nothing from them
@@ -35,14 +33,13 @@ class Monitor:
         score: a generator in evaluation mode to a number, lower is better.
         directory: where `samples/step-N.png` go; None: no grids.
 
-    Raises:
-        ValueError: scores are asked for without a `score`.
+    Raises ValueError: scores are asked for without a `score`.
     """
 
     def __init__(
         self,
         average: ConditionalGenerator,
-        plan: ClassLabels | ScalarLabels,
+        plan: Plan,
         config: GeneratorConfig,
         *,
         score: Callable[[ConditionalGenerator], float] | None,
@@ -61,8 +58,7 @@ class Monitor:
     def after_step(self, step: int, *, last: bool) -> None:
         """Save a grid and take a score if `step` is a multiple of their intervals, or the last one.
 
-        Raises:
-            GeneratorDiverged: the score is far above the best one.
+        Raises GeneratorDiverged: the score is far above the best one.
         """
         config = self.config
         draws = bool(config.sample_every and self.directory) and (step % config.sample_every == 0 or last)
@@ -84,9 +80,8 @@ class Monitor:
         score = broadcast(value).item()
         if score < self.best_score:
             self.best_step, self.best_score = step, score
-            self.best_weights = {
-                key: value.detach().to("cpu", copy=True) for key, value in self.average.state_dict().items()
-            }
+            weights = self.average.state_dict()
+            self.best_weights = {key: value.detach().to("cpu", copy=True) for key, value in weights.items()}
         if is_main:
             values = {"score": score, "best_score": self.best_score, "best_step": self.best_step}
             self.log({"stage": "generator", "step": step, **values})

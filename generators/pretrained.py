@@ -7,8 +7,6 @@
 Every generator comes with averaged weights where the file has them, in evaluation mode, frozen. Nothing is unpickled.
 """
 
-from __future__ import annotations
-
 import json
 import pickle
 import re
@@ -54,9 +52,8 @@ def load_generator(
         config: with `architecture`, what the file was trained with, under its project's names, see `foreign`; for a
             diffusers pipeline `num_steps` and `guidance`, see `diffusion`.
 
-    Raises:
-        ValueError: nothing to load there; another architecture, width or class count than described (the first key that
-            differs is named); a key that is missing; a file that holds pickled objects.
+    Raises ValueError: nothing to load there; another architecture, width or class count than described (the first key
+    that differs is named); a key that is missing; a file that holds pickled objects.
     """
     path = Path(path)
     if architecture is None:
@@ -140,8 +137,7 @@ def fill(
 ) -> None:
     """Load `weights` into `module`; `name_there(key)` is the file's name of our `key`, None if the file need not have it.
 
-    Raises:
-        ValueError: a key that is missing, left over or of another shape; the message names it as the file does.
+    Raises ValueError: a key that is missing, left over or of another shape; the message names it as the file does.
     """
     state, left = module.state_dict(), dict(weights)
     for key, ours in state.items():
@@ -169,8 +165,7 @@ def fill(
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The generator's tensors in a checkpoint file, without prefixes of wrappers; averaged weights where there are any.
 
-    Raises:
-        ValueError: no such file, one that is cut off, one of pickled objects, or one without weights.
+    Raises ValueError: no such file, one that is cut off, one of pickled objects, or one without weights.
     """
     path = Path(path)
     if not path.is_file():
@@ -198,9 +193,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         names = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"{path} holds no weights of a generator (only: {names}); save its state_dict.")
     weights = {name: value for name, value in content.items() if isinstance(value, Tensor) and name != "n_averaged"}
-    while (
-        weights and all(PREFIX.match(name) for name in weights) and len({name.split(".")[0] for name in weights}) == 1
-    ):
+    while weights and len({name.split(".")[0] for name in weights}) == 1 and all(map(PREFIX.match, weights)):
         weights = {PREFIX.sub("", name): value for name, value in weights.items()}
     return weights
 
@@ -208,8 +201,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 def from_hub(path: Path) -> Path:
     """`path`, or the local copy of the repository of that name ("user/name") on the Hugging Face hub.
 
-    Raises:
-        ValueError: neither a folder here nor a repository that can be reached.
+    Raises ValueError: neither a folder here nor a repository that can be reached.
     """
     if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", path.as_posix()):
         return path

@@ -60,10 +60,8 @@ class Progress(Generic[T]):
 
     def note(self, **values: float | str) -> None:
         """Show these values beside the steps from now on; numbers with two decimals."""
-        words = (
-            f"{name} {value if isinstance(value, str) else format(value, '.2f')}" for name, value in values.items()
-        )
-        self.notes = ", ".join(words)
+        words = {name: value if isinstance(value, str) else f"{value:.2f}" for name, value in values.items()}
+        self.notes = ", ".join(f"{name} {word}" for name, word in words.items())
         if self.bar is not None:
             self.bar.set_postfix_str(self.notes)
 

@@ -1,7 +1,5 @@
 """Randomness as a function of named integers, so that any step or chunk can be repeated alone."""
 
-from __future__ import annotations
-
 import hashlib
 
 import torch

@@ -9,8 +9,6 @@ NETWORKS.find("tinny")               # ValueError: unknown network 'tinny'; did 
 NETWORKS.options("tiny").of({...})   # the keyword arguments, validated
 """
 
-from __future__ import annotations
-
 import inspect
 import typing
 from collections.abc import Callable
@@ -27,8 +25,7 @@ T = TypeVar("T")
 class Registry(dict[str, T]):
     """By name, in the order in which they were registered.
 
-    Args:
-        kind: what they are, for sentences: "network".
+    kind: what they are, for sentences: "network".
     """
 
     def __init__(self, kind: str):
@@ -38,8 +35,7 @@ class Registry(dict[str, T]):
     def register(self, name: str) -> Callable[[T], T]:
         """A decorator that enters a class or function under `name`.
 
-        Raises:
-            ValueError: another one has this name. The same file, imported again, replaces its own.
+        Raises ValueError: another one has this name. The same file, imported again, replaces its own.
         """
 
         def enter(thing: T) -> T:

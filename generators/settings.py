@@ -1,7 +1,5 @@
 """The base of every settings model: typed, frozen, strict, and helpful about a misspelt key."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 from typing import Annotated, Any
@@ -41,8 +39,7 @@ class Settings(BaseModel):
     def of(cls, values: dict[str, Any]):
         """The settings that a dictionary holds.
 
-        Raises:
-            ValueError: one line a problem: the key's dotted path, what is wrong with it, what was found.
+        Raises ValueError: one line a problem: the key's dotted path, what is wrong with it, what was found.
         """
         try:
             return cls.model_validate(values)

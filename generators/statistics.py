@@ -1,7 +1,5 @@
 """Batch norm statistics that belong to the weights: averages over fresh batches instead of a memory of the training."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
@@ -19,9 +17,8 @@ def standing_statistics(generator: ConditionalGenerator, labels: Tensor, *, seed
     Source: Brock, Donahue, Simonyan, "Large Scale GAN Training", ICLR 2019, appendix D ("standing statistics").
     """
     y = generator.condition(labels).cpu()
-    recalibrate_batch_norm(
-        generator, lambda size, random: y[torch.randint(len(y), (size,), generator=random)], seed=seed, **settings
-    )
+    draw = lambda size, random: y[torch.randint(len(y), (size,), generator=random)]  # noqa: E731
+    recalibrate_batch_norm(generator, draw, seed=seed, **settings)
 
 
 @torch.no_grad()

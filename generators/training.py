@@ -6,8 +6,6 @@ One step: `discriminator_steps` updates of the discriminator on real and fake im
 Everything random in a step is a function of (seed, step, process), so that a resumed run repeats an uninterrupted one.
 """
 
-from __future__ import annotations
-
 import copy
 import warnings
 from collections.abc import Callable, Iterator
@@ -27,7 +25,7 @@ from generators.images import Images
 from generators.inputs import read_inputs
 from generators.interface import ConditionalGenerator
 from generators.label_network import train_label_network
-from generators.labels import ClassLabels, ScalarLabels, check_labels
+from generators.labels import ClassLabels, Plan, ScalarLabels, check_labels
 from generators.model import GeneratorModel
 from generators.monitor import GeneratorDiverged, Monitor, check_health
 from generators.networks import build_networks
@@ -68,12 +66,11 @@ def train(
             steps; the generator with the best one is returned, also when the training collapses after it.
         log: receives one flat dictionary every `config.log_every` steps.
 
-    Raises:
-        ValueError: labels outside the range, all alike or indistinguishable in float32; an image size that the networks
-            cannot take; a directory with another run's checkpoint.
-        OSError: one sentence, when the disk is full or the directory may not be written.
-        GeneratorDiverged: a loss is no longer finite, all images have become the same, or the discriminator answers all
-            images alike, and no score was taken before.
+    Raises ValueError: labels outside the range, all alike or indistinguishable in float32; an image size that the
+    networks cannot take; a directory with another run's checkpoint.
+    Raises OSError: one sentence, when the disk is full or the directory may not be written.
+    Raises GeneratorDiverged: a loss is no longer finite, all images have become the same, or the discriminator answers
+    all images alike, and no score was taken before.
     """
     config, accelerator = (config or GeneratorConfig()).replace(**settings), accelerator or Accelerator()
     pixels, labels = read_inputs(images, labels)
@@ -91,9 +88,7 @@ def train(
 
     with torch.random.fork_rng():
         torch.manual_seed(mix(seed, "generator networks"))
-        plan = (
-            ClassLabels(labels, config.balanced) if num_classes else ScalarLabels(labels, label_range or (0, 1), config)
-        )
+        plan = ScalarLabels(labels, label_range, config) if label_range else ClassLabels(labels, config.balanced)
         generator, discriminator = build_networks(config, tuple(pixels.shape[1:]), num_classes, label_range)
         resumes = checkpoint is not None and checkpoint.exists()
         if generator.config.get("label_input") == "ili" and not resumes:
@@ -184,14 +179,7 @@ def update_average(average: nn.Module, network: nn.Module, step: int, decay: flo
 
 
 def prefetch(
-    images: Images,
-    plan: ClassLabels | ScalarLabels,
-    config: GeneratorConfig,
-    *,
-    seed: int,
-    rank: int,
-    size: int,
-    first_step: int,
+    images: Images, plan: Plan, config: GeneratorConfig, *, seed: int, rank: int, size: int, first_step: int
 ) -> Iterator[list[dict[str, Tensor]]]:
     """The discriminator's batches of every step from `first_step` on; the next ones are read while these are used."""
 

@@ -10,8 +10,6 @@ image helps at target t when its own label lies in [t - w, t + w]:
 The arithmetic runs in float64: windows of dense label sets are narrower than float32 resolves safely.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -79,9 +77,7 @@ class LabelIndex:
     after the other, from the highest; counting the zero bits before both ends of a range tells where the range goes and
     whether the wanted place has that bit. O(N log N) once and O(log N) a query, where sorting every window would cost
     the sum of the window sizes.
-
-    Raises:
-        ValueError: no labels, or some outside [0, 1].
+    Raises ValueError: no labels, or some outside [0, 1].
     """
 
     def __init__(self, train_labels: Tensor):
@@ -160,9 +156,8 @@ def sample_vicinity(
     starts, ends = index.windows(tries, half_width)
     occupied = ends > starts  # [B, R]
     first = occupied.int().argmax(dim=1, keepdim=True)  # argmax returns the first of equal values
-    targets = torch.where(
-        occupied.any(dim=1), tries.gather(1, first).squeeze(1), index.nearest(tries[:, -1].contiguous())
-    )  # [B]
+    nearest = index.nearest(tries[:, -1].contiguous())
+    targets = torch.where(occupied.any(dim=1), tries.gather(1, first).squeeze(1), nearest)  # [B]
 
     starts, ends = index.windows(targets, half_width)
     counts = ends - starts

@@ -4,8 +4,6 @@ generator = wrap(my_network, resolution=32, latent_dim=128, num_classes=10)
 images = generator.sample(torch.tensor([3, 1, 4]))
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,9 +28,7 @@ class WrappedGenerator(ConditionalGenerator):
         super().__init__()
         self.source, self.config = source, Facts(config)
         self.feature_names = tuple(f"source.{name}" for name in feature_names)
-        self.register_buffer(
-            "place", torch.empty(0), persistent=False
-        )  # tells the device when `source` has no parameter
+        self.register_buffer("place", torch.empty(0), persistent=False)  # the device, where `source` has no parameter
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         with evaluating(self.source) if isinstance(self.source, nn.Module) else contextlib.nullcontext():
@@ -50,9 +46,7 @@ class WrappedGenerator(ConditionalGenerator):
         return images, {name.removeprefix("source."): values for name, values in features.items()}
 
     def save_pretrained(self, *args, **kwargs) -> None:
-        raise ValueError(
-            "a wrapped generator is code, which is not saved; save the weights of what is wrapped instead."
-        )
+        raise ValueError("a wrapped generator is code, which is not saved; save the weights of what is wrapped.")
 
 
 def wrap(
@@ -74,8 +68,7 @@ def wrap(
         label_range: (min, max) of a scalar label in the user's units.
         feature_names: submodules of `source` whose outputs `sample_with_features` returns.
 
-    Raises:
-        ValueError: both or neither kind of label, a feature name that `source` does not have.
+    Raises ValueError: both or neither kind of label, a feature name that `source` does not have.
     """
     if (num_classes is None) == (label_range is None):
         raise ValueError("give exactly one of num_classes (class ids; 1 for none) and label_range (scalar labels).")
@@ -83,12 +76,6 @@ def wrap(
     for name in feature_names:
         if name not in modules:
             raise ValueError(f"feature name '{name}' is no module of what is wrapped{nearest(name, modules)}.")
-    return WrappedGenerator(
-        source=source,
-        resolution=resolution,
-        latent_dim=latent_dim,
-        image_channels=image_channels,
-        num_classes=num_classes,
-        label_range=label_range,
-        feature_names=feature_names,
-    )
+    images = {"resolution": resolution, "image_channels": image_channels, "latent_dim": latent_dim}
+    labels = {"num_classes": num_classes, "label_range": label_range}
+    return WrappedGenerator(source=source, feature_names=feature_names, **images, **labels)

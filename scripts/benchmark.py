@@ -12,8 +12,6 @@ round, so that a machine that slows down slows both; what is printed is the medi
 quartiles. Seconds depend on the machine, ratios much less. OMP_NUM_THREADS sets the number of threads.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import json
@@ -71,9 +69,7 @@ def run(args: argparse.Namespace) -> int:
     accelerator = Accelerator(cpu=args.device == "cpu")
     facts = machine(accelerator.device)
     print(", ".join(f"{name} {value}" for name, value in facts.items()))
-    print(
-        f"batches of {args.batch_size}, {args.size} pixels, {args.repeats} rounds: median [quartiles] of their ratios"
-    )
+    print(f"batches of {args.batch_size}, {args.size} pixels, {args.repeats} rounds: median [quartiles] of ratios")
     measure_all = measure_generators if args.command == "generators" else measure_distillers
     rows = []
     for measurement in measure_all(args, accelerator):

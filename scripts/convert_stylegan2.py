@@ -6,8 +6,6 @@ Run it once, where the network was trained: it needs NVIDIA's repository and its
 Reading the pickle runs code that is stored in it: convert only files whose maker you trust.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import struct
@@ -22,9 +20,7 @@ def describe(generator, truncation: float, noise: str) -> dict:
     known = all(block.architecture == "skip" for block in blocks) and abs(mapping.fc0.bias_gain - 0.01) < 1e-9
     filters = [block.resample_filter.sum(dim=0).cpu() * 8 for block in blocks]
     if not known or any(filter_.tolist() != [1, 3, 3, 1] for filter_ in filters):
-        raise SystemExit(
-            "only generators of the architecture 'skip' with the filter 1, 3, 3, 1 and the usual mapping fit."
-        )
+        raise SystemExit("only generators of the architecture 'skip' with the filter 1, 3, 3, 1 and usual mapping fit.")
     return {
         "_class_name": "StyleGAN2Generator",
         "resolution": generator.img_resolution,

@@ -1,46 +1,18 @@
 """How good a network is, in the user's units."""
 
-from __future__ import annotations
-
 import torch
 from accelerate import Accelerator
 from torch import nn
 
 from gankd.data.loader import ordered_batches
 from gankd.data.sets import ImageSet
-from gankd.evaluation.neighbours import knn_accuracy, knn_predict, knn_regress, standardize_features
-from gankd.evaluation.probes import (
-    ProbeResult,
-    extract_features,
-    knn_probe,
-    knn_regression_probe,
-    linear_probe,
-    ridge_probe,
-)
-from gankd.evaluation.protocols import PROBES, LabelledFeatures, check_probes, labelled_features, measure
+from gankd.evaluation.neighbours import *  # noqa: F403
+from gankd.evaluation.probes import *  # noqa: F403
+from gankd.evaluation.protocols import *  # noqa: F403
 from gankd.models.outputs import outputs_of
 from gankd.models.state import preserve_state
 from gankd.tasks import Task, not_finite
 from generators.images import to_unit_range
-
-__all__ = [
-    "PROBES",
-    "LabelledFeatures",
-    "ProbeResult",
-    "check_probes",
-    "network_metrics",
-    "extract_features",
-    "knn_accuracy",
-    "knn_predict",
-    "knn_probe",
-    "knn_regress",
-    "knn_regression_probe",
-    "labelled_features",
-    "linear_probe",
-    "measure",
-    "ridge_probe",
-    "standardize_features",
-]
 
 
 @torch.no_grad()
@@ -57,14 +29,11 @@ def network_metrics(
 
     Every process evaluates its share; the metrics are joined over the processes, the model keeps its mode. R2 is left out
     where all labels are the same.
-
-    Raises:
-        ValueError: no images, outputs that are not finite.
+    Raises ValueError: no images, outputs that are not finite.
     """
     if not len(dataset):
         raise ValueError(f"{dataset.name} has no images to evaluate a network on.")
-    metrics = task.metrics().to(accelerator.device)
-    broken = torch.zeros((), device=accelerator.device)
+    metrics, broken = task.metrics().to(accelerator.device), torch.zeros((), device=accelerator.device)
     batches = ordered_batches(
         dataset,
         batch_size=batch_size,
@@ -76,9 +45,9 @@ def network_metrics(
         model.eval()
         for batch in batches:
             outputs = outputs_of(model(normalize(to_unit_range(batch.images)))).float()
-            bad = not_finite(outputs, task)
-            broken += bad.sum()  # said when all processes know it
-            metrics.update(task.to_metric(outputs.masked_fill(bad, 0)), batch.labels)
+            wrong = not_finite(outputs, task)
+            broken += wrong.sum()  # which all processes learn of below, so that none waits for another that has failed
+            metrics.update(task.to_metric(outputs.masked_fill(wrong, 0)), batch.labels)
     if accelerator.reduce(broken, "sum").item():
         raise ValueError(
             f"{dataset.name}: the outputs of {type(model).__name__} are not finite: it has diverged, or its input is not "

@@ -4,8 +4,6 @@ Weighted votes: Wu et al., "Unsupervised Feature Learning via Non-Parametric Ins
 1805.01978. Majority votes and `standardize_features`: Navaneet et al., "SimReg", BMVC 2021, arXiv 2201.05131.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,14 +21,12 @@ def nearest_neighbours(*, query_features: Tensor, bank_features: Tensor, k: int)
     Neighbours by cosine and by Euclidean distance of normalised features are the same. Computed in float32 (float64
     stays), in chunks of queries.
 
-    Args:
-        query_features: [B, D]; bank_features: [N, D].
+    query_features: [B, D]; bank_features: [N, D].
 
     Returns:
         Cosines [B, k], the largest first, and the neighbours' indices [B, k].
 
-    Raises:
-        ValueError: an empty bank, widths that differ, features that are not finite, or k below 1.
+    Raises ValueError: an empty bank, widths that differ, features that are not finite, or k below 1.
     """
     if k < 1:
         raise ValueError(f"k is {k}; ask for at least one neighbour.")
@@ -59,16 +55,14 @@ def knn_predict(
     A neighbour's vote counts exp(cos / temperature), or 1 where the temperature is None. Of classes with equal scores
     the one with the nearest neighbour wins.
 
-    Args:
-        query_features: [B, D]; bank_features: [N, D]; bank_labels: class ids [N].
+    query_features: [B, D]; bank_features: [N, D]; bank_labels: class ids [N].
 
     Returns:
         Scores [B, num_classes], 0 for a class without a vote, and the predicted class ids [B]. Below a temperature of
         about 0.012 float32 scores overflow to infinity; the predictions stay right.
 
-    Raises:
-        ValueError: as `nearest_neighbours`; labels that are not one class id for each vector of the bank, or a
-            temperature that is not positive.
+    Raises ValueError: as `nearest_neighbours`; labels that are not one class id for each vector of the bank, or a
+    temperature that is not positive.
     """
     similarities, neighbours = nearest_neighbours(query_features=query_features, bank_features=bank_features, k=k)
     _check_labels(bank_labels, bank_features, num_classes)
@@ -97,18 +91,11 @@ def knn_accuracy(
 ) -> float:
     """How often `knn_predict` finds the queries' labels (class ids [B]), in %.
 
-    Raises:
-        ValueError: as `knn_predict`; no query, or labels that are not one for each query.
+    Raises ValueError: as `knn_predict`; no query, or labels that are not one for each query.
     """
     _check_targets(query_labels, query_features)
-    _, predictions = knn_predict(
-        query_features=query_features,
-        bank_features=bank_features,
-        bank_labels=bank_labels,
-        num_classes=num_classes,
-        k=k,
-        temperature=temperature,
-    )
+    bank = {"bank_features": bank_features, "bank_labels": bank_labels, "num_classes": num_classes}
+    _, predictions = knn_predict(query_features=query_features, **bank, k=k, temperature=temperature)
     return 100 * (predictions == query_labels).float().mean().item()
 
 
@@ -124,12 +111,9 @@ def knn_regress(
 
     Neighbours weigh exp(cos / temperature), or the same where the temperature is None.
 
-    Args:
-        query_features: [B, D]; bank_features: [N, D]; bank_labels: scalars [N].
-
-    Raises:
-        ValueError: as `nearest_neighbours`; labels that are not one for each vector of the bank, or a temperature that
-            is not positive.
+    query_features: [B, D]; bank_features: [N, D]; bank_labels: scalars [N].
+    Raises ValueError: as `nearest_neighbours`; labels that are not one for each vector of the bank, or a temperature
+    that is not positive.
     """
     similarities, neighbours = nearest_neighbours(query_features=query_features, bank_features=bank_features, k=k)
     _check_targets(bank_labels, bank_features)
@@ -143,14 +127,12 @@ def standardize_features(*, features: Tensor, bank_features: Tensor, eps: float 
 
     (f/|f| - mean_bank) / sqrt(Var_bank + eps), a dimension at a time
 
-    Args:
-        features: [N, D]; bank_features: [M, D], normalised in the same way.
+    features: [N, D]; bank_features: [M, D], normalised in the same way.
 
     Returns:
         [N, D], float32 (float64 stays).
 
-    Raises:
-        ValueError: a bank of fewer than two vectors, widths that differ, or features that are not finite.
+    Raises ValueError: a bank of fewer than two vectors, widths that differ, or features that are not finite.
     """
     _check_features(features, bank_features)
     if len(bank_features) < 2:

@@ -7,8 +7,6 @@ Every choice (a strength of regularisation) is made on a part of the training sa
 metric alone. A protocol computes where the features are: move them to a GPU for large sets.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import torch
@@ -62,8 +60,7 @@ def extract_features(
         feature_path: module whose output (averaged over space) is the feature; None: the input of the last linear layer.
         device: where the model runs; None: where its parameters are.
 
-    Raises:
-        ValueError: a feature_path that the model does not have, or no linear layer where none is named.
+    Raises ValueError: a feature_path that the model does not have, or no linear layer where none is named.
     """
     with preserve_state(model), preserve_state(normalize):
         teacher = Teacher(model, normalize, device=device or _device(model), feature_path=feature_path)
@@ -94,9 +91,8 @@ def linear_probe(
         groups: int64 [N]; training samples of one group never fall on both sides of the split.
         seed: of the split.
 
-    Raises:
-        ValueError: shapes that do not fit, labels that are not class ids, features that are not finite, or too few
-            samples to hold some out.
+    Raises ValueError: shapes that do not fit, labels that are not class ids, features that are not finite, or too few
+    samples to hold some out.
     """
     _check(train_features, train_labels, test_features, test_labels, of_classes=True)
     train_features, train_labels = full_precision(train_features.detach()), train_labels.long()
@@ -178,15 +174,9 @@ def knn_probe(
     Features and class ids as in `linear_probe`; raises a ValueError as it does, and as `knn_predict`.
     """
     _check(train_features, train_labels, test_features, test_labels, of_classes=True)
-    accuracy = knn_accuracy(
-        query_features=test_features,
-        query_labels=test_labels,
-        bank_features=train_features,
-        bank_labels=train_labels,
-        num_classes=int(train_labels.max()) + 1,
-        k=k,
-        temperature=temperature,
-    )
+    queries = {"query_features": test_features, "query_labels": test_labels}
+    bank = {"bank_features": train_features, "bank_labels": train_labels, "num_classes": int(train_labels.max()) + 1}
+    accuracy = knn_accuracy(**queries, **bank, k=k, temperature=temperature)
     return ProbeResult("top1", accuracy, _knn_protocol("vote", len(train_features), k, temperature))
 
 
@@ -204,13 +194,8 @@ def knn_regression_probe(
     Features and scalar labels as in `ridge_probe`; raises a ValueError as it does, and as `knn_regress`.
     """
     _check(train_features, train_labels, test_features, test_labels, of_classes=False)
-    predictions = knn_regress(
-        query_features=test_features,
-        bank_features=train_features,
-        bank_labels=train_labels,
-        k=k,
-        temperature=temperature,
-    )
+    bank = {"bank_features": train_features, "bank_labels": train_labels}
+    predictions = knn_regress(query_features=test_features, **bank, k=k, temperature=temperature)
     error = (predictions - test_labels).abs().mean().item()
     return ProbeResult("mae", error, _knn_protocol("mean label", len(train_features), k, temperature))
 
@@ -220,18 +205,14 @@ def _device(module: nn.Module) -> torch.device:
 
 
 def _knn_protocol(answer: str, bank_size: int, k: int, temperature: float | None) -> str:
-    weighting = "equal weights" if temperature is None else f"weights exp(cos / {temperature:g})"
-    return (
-        f"kNN: {answer} of the {min(k, bank_size)} nearest by cosine of {bank_size:,} un-augmented training images, "
-        f"{weighting}"
-    )
+    weights = "equal weights" if temperature is None else f"weights exp(cos / {temperature:g})"
+    nearest = f"{min(k, bank_size)} nearest by cosine of {bank_size:,} un-augmented training images"
+    return f"kNN: {answer} of the {nearest}, {weights}"
 
 
 def split_for_choice(labels: Tensor, groups: Tensor | None, seed: int) -> tuple[Tensor, Tensor]:
-    groups = None if groups is None else groups.cpu()
-    parts = stratified_indices(
-        labels.cpu(), VALIDATION_SHARE, seed=seed, groups=groups, key="the probe's validation part"
-    )
+    settings = {"groups": None if groups is None else groups.cpu(), "key": "the probe's validation part"}
+    parts = stratified_indices(labels.cpu(), VALIDATION_SHARE, seed=seed, **settings)
     return tuple(indices.to(labels.device) for indices in parts)
 
 
@@ -266,9 +247,8 @@ def _ridge_predictions(features: Tensor, labels: Tensor, queries: Tensor, streng
     """Predictions [S, M] for queries [M, D] of ridge regressions on features [N, D], one a strength."""
     mean = features.mean(dim=0)
     spread = features.std(dim=0, unbiased=False)
-    spread = (spread + 1e-6 * features.abs().amax()).clamp(
-        min=torch.finfo(features.dtype).tiny
-    )  # a dead one stays dead
+    spread = spread + 1e-6 * features.abs().amax()  # a dead one stays dead
+    spread = spread.clamp(min=torch.finfo(features.dtype).tiny)
     left, singular, right = torch.linalg.svd((features - mean) / spread, full_matrices=False)
     projected = singular * (left.T @ (labels - labels.mean()))  # [R]
     decay = len(features) * torch.tensor(strengths, dtype=features.dtype, device=features.device)

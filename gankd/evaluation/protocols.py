@@ -4,8 +4,6 @@ train, test = (labelled_features(model, part, normalize=normalize) for part in (
 for name, result in measure(train, test).items(): print(name, result)
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import torch
@@ -63,8 +61,7 @@ def measure(train: LabelledFeatures, test: LabelledFeatures, *, seed: int = 0) -
     """All protocols for the kind of label: of classes `linear`, `knn_200` (weighted, as in Squeeze and Span) and `knn_1`
     (as in SimReg); of scalars `ridge` and `knn_20`. Everything is fitted to `train`, `test` is only measured.
 
-    Raises:
-        ValueError: as the protocols.
+    Raises ValueError: as the protocols.
     """
     pair = (train.features, train.labels, test.features, test.labels)
     if train.labels.dtype.is_floating_point:

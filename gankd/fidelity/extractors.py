@@ -1,7 +1,5 @@
 """Networks in whose features images are compared, as torch-fidelity takes them: a teacher, or Inception from a file."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 from typing import ClassVar
@@ -68,8 +66,7 @@ def teacher_extractor(teacher: Teacher) -> TeacherExtractor:
 def inception_extractor(path: str | Path, *, device: torch.device | str = "cpu") -> InceptionExtractor:
     """The Inception of published FIDs from a weights file that the user has (torch-fidelity's release v0.2.0 holds it).
 
-    Raises:
-        ValueError: no such file, one that holds more than tensors, or the weights of something else.
+    Raises ValueError: no such file, one that holds more than tensors, or the weights of something else.
     """
     path = Path(path)
     if not path.is_file():

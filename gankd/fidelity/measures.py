@@ -1,7 +1,5 @@
 """Measures of generated images against real ones, from features: of all, class by class, along a scalar label."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable
 
@@ -141,9 +139,7 @@ def scalar_scores(
     without); "half_width"; "windows", the same by window, with "centre", "num_real" and "num_fake". A window with fewer
     than two images on a side has no distance, which `warnings` then says.
     Source: Ding et al., "CcGAN", T-PAMI 2023 (arXiv 2011.07466), "Sliding FID", "Label Score", "Diversity".
-
-    Raises:
-        ValueError: windows that do not fit into the span of the labels.
+    Raises ValueError: windows that do not fit into the span of the labels.
     """
     real_labels, fake_labels = real_labels.double(), fake_labels.double()
     low, high = real_labels.min().item(), real_labels.max().item()
@@ -155,19 +151,15 @@ def scalar_scores(
         centres = torch.linspace(low + half_width, high - half_width, num_windows, dtype=torch.float64).tolist()
     reach = half_width + 1e-9 * (high - low)  # the outermost labels lie on a border, up to rounding
     members = {c: ((real_labels - c).abs() <= reach, (fake_labels - c).abs() <= reach) for c in centres}
-    groups = _frechet_in_groups(
-        f"Sliding FID (half-width {half_width:g})", members, real_features, fake_features, warnings
-    )
+    name = f"Sliding FID (half-width {half_width:g})"
+    groups = _frechet_in_groups(name, members, real_features, fake_features, warnings)
 
     def score(fakes: Tensor) -> tuple[float, float] | tuple[None, None]:
         if outputs is None or not fakes.any():
             return None, None
-        return label_score(
-            predicted_labels=task.normalize(outputs[fakes]),
-            assigned_labels=(fake_labels[fakes] - task.label_min) / (task.label_max - task.label_min),
-            label_min=task.label_min,
-            label_max=task.label_max,
-        )
+        assigned = (fake_labels[fakes] - task.label_min) / (task.label_max - task.label_min)
+        ends = {"label_min": task.label_min, "label_max": task.label_max}
+        return label_score(predicted_labels=task.normalize(outputs[fakes]), assigned_labels=assigned, **ends)
 
     windows = []
     for (centre, (_, fakes)), group in zip(members.items(), groups, strict=True):

@@ -8,8 +8,6 @@ Every image is embedded once. FID, KID, inception score, precision and recall ar
 features, the rest those of `generators.metrics`. Its file cache is not used, because reading it unpickles.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,10 +49,8 @@ def quick_scores(
             raise ValueError(f"{real.name} has no images to compare with")
         if len(real) > num_samples:
             real = real.subset(evenly_spread(real.labels, num_samples))
-        extractor = teacher_extractor(teacher)
-        return evaluate_generator(
-            generator, real, extractor=extractor, task=task, num_samples=num_samples, kid_subsets=20, seed=seed
-        )
+        settings = {"num_samples": num_samples, "kid_subsets": 20, "seed": seed}
+        return evaluate_generator(generator, real, extractor=teacher_extractor(teacher), task=task, **settings)
     except ValueError as error:
         return {"num_real": len(real), "num_fake": num_samples, "warnings": [], "not_available": {"fid": str(error)}}
 
@@ -66,9 +62,7 @@ def frechet_scorer(
 
     The real images are embedded once, and every call takes the same labels and latents, so that the scores of a training
     compare.
-
-    Raises:
-        ValueError: fewer than two real images.
+    Raises ValueError: fewer than two real images.
     """
     if len(real) < 2:
         raise ValueError(
@@ -78,23 +72,15 @@ def frechet_scorer(
     real_features, _ = embed(real.images, extractor)
     labels = real.labels[evenly_spread(real.labels, num_samples)]
 
-    def score(generator: ConditionalGenerator) -> float:
-        return frechet_score(
-            generator=generator,
-            features_of=lambda images: embed(images, extractor)[0],
-            real_features=real_features,
-            labels=labels,
-            seed=seed,
-        )
-
-    return score
+    reference = {"real_features": real_features, "labels": labels, "seed": seed}
+    features_of = lambda images: embed(images, extractor)[0]  # noqa: E731
+    return lambda generator: frechet_score(generator=generator, features_of=features_of, **reference)
 
 
 def draw_fakes(generator: ConditionalGenerator, real: ImageSet, *, num_samples: int, seed: int = 0) -> ImageSet:
     """Images of a generator for labels distributed like the real ones, in the order of the labels.
 
-    Raises:
-        ValueError: real labels that the generator does not know, images outside [-1, 1], no image asked.
+    Raises ValueError: real labels that the generator does not know, images outside [-1, 1], no image asked.
     """
     if num_samples < 1:
         raise ValueError(f"{num_samples} images of a generator cannot be drawn; ask for at least one.")
@@ -138,9 +124,8 @@ def evaluate_generator(
         extractor's logits) or `scalar_scores` return, "warnings": sentences that belong beside the numbers, and
         "not_available": of scores that are None for want of images, why.
 
-    Raises:
-        ValueError: no images on a side, images of unlike shapes or value ranges, labels outside the task, features or
-            outputs that are not finite.
+    Raises ValueError: no images on a side, images of unlike shapes or value ranges, labels outside the task, features
+    or outputs that are not finite.
     """
     if not isinstance(fakes, ImageSet):
         fakes = draw_fakes(fakes, real, num_samples=num_samples, seed=seed)
@@ -153,9 +138,7 @@ def evaluate_generator(
     fake_features, logits = embed(fakes.images, extractor)
     for dataset, found in ((real, real_features), (fakes, fake_features)):
         if not found.isfinite().all():
-            raise ValueError(
-                f"{dataset.name}: its features are not finite: the network that they come from has diverged."
-            )
+            raise ValueError(f"{dataset.name}: its features are not finite: the network they come from has diverged.")
     features = {"real_features": real_features, "fake_features": fake_features}
     features |= {"warnings": warnings, "missing": missing}
     labels = {"real_labels": real.labels, "fake_labels": fakes.labels}
@@ -234,35 +217,21 @@ def classification_accuracy_score(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = build_model()
-    model = distill(
-        model,
-        real=fakes,
-        method=Supervised,
-        training=training,
-        task=task,
-        normalize=normalize,
-        seed=seed,
-        accelerator=accelerator,
-        name="accuracy score",
-        **settings,
-    )
+    settings |= {"training": training, "seed": seed, "accelerator": accelerator, "name": "accuracy score"}
+    model = distill(model, real=fakes, method=Supervised, task=task, normalize=normalize, **settings)
     return network_metrics(model, normalize, task, real_test, accelerator=accelerator)
 
 
 def score_rows(columns: list[dict], task: Task) -> list[list[str]]:
     """What `evaluate_generator` found, for a table: [name, which way is better, a value for each of `columns`] a row."""
     judged = ("|teacher - label|", "lower") if isinstance(task, Regression) else ("teacher sees the label", "higher")
+    distances = {"fid": "FID", "kid": "KID", "intra_fid": "Intra-FID", "sliding_fid": "sliding FID"}
+    shares = ("precision", "recall", "density", "coverage")
     rows = [
-        ("FID", "lower", "fid", ""),
-        ("KID", "lower", "kid", ""),
-        ("Intra-FID", "lower", "intra_fid", ""),
-        ("sliding FID", "lower", "sliding_fid", ""),
+        *((name, "lower", key, "") for key, name in distances.items()),
         (*judged, "label_score", task.unit),
         ("inception score", "higher", "inception_score", ""),
-        ("precision", "higher", "precision", ""),
-        ("recall", "higher", "recall", ""),
-        ("density", "higher", "density", ""),
-        ("coverage", "higher", "coverage", ""),
+        *((key, "higher", key, "") for key in shares),
         ("diversity", "higher", "diversity", "nats"),
     ]
 
@@ -280,8 +249,7 @@ def score_rows(columns: list[dict], task: Task) -> list[list[str]]:
 def oddities(fakes: ImageSet, real: ImageSet) -> list[str]:
     """Sentences about what is odd about the pixels of the fakes beside those of the real images.
 
-    Raises:
-        ValueError: images of unlike shapes, or 0..1 on one side and 0..255 on the other.
+    Raises ValueError: images of unlike shapes, or 0..1 on one side and 0..255 on the other.
     """
     if fakes.image_shape != real.image_shape:
         raise ValueError(

@@ -6,8 +6,6 @@ ofd_margin, ofd_loss: Heo et al., "A Comprehensive Overhaul of Feature Distillat
 hcl_loss: Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv 2104.09044
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
@@ -15,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .features import check_same_shape, map_pairs
+from .features import check_same_feature, map_pairs
 from .precision import full_precision
 
 
@@ -35,7 +33,7 @@ def activation_boundary_loss(
     loss = 0.0
     pairs = map_pairs(student_features, teacher_features)
     for depth, (student, teacher) in enumerate(pairs, start=1 - len(pairs)):
-        check_same_shape(student, teacher)
+        check_same_feature(student, teacher)
         shortfall = F.relu(torch.where(teacher > 0, margin - student, margin + student))
         loss = loss + 2.0**depth * shortfall.square().sum() / len(student)
     return loss * 3 / 1000
@@ -70,8 +68,7 @@ def ofd_loss(
 
     t' = max(t, margin);  L = 1/N sum_chw (s - t')^2, without the entries where t <= 0 and s <= t'
 
-    One stage; the paper's weight of stage i of n, from shallow to deep, is 2^-(n - 1 - i) / 1000. Returns a scalar.
-    Raises ValueError when the batches do not pair or the channels differ.
+    One stage; the paper's weight of stage i of n, from shallow to deep, is 2^-(n - 1 - i) / 1000.
     """
     ((student, teacher),) = map_pairs([student_feature], [teacher_feature])
     channels = student.shape[1]
@@ -98,12 +95,11 @@ def hcl_loss(
     map's height, with weights 1, 1/2, 1/4, 1/8 in this order, divided by the sum of the weights used
     L = sum over the stages
 
-    A map narrower than a level keeps its width there. Returns a scalar.
-    Raises ValueError when the lists do not pair or shapes differ.
+    A map narrower than a level keeps its width there.
     """
     total = 0.0
     for student, teacher in map_pairs(student_features, teacher_features):
-        check_same_shape(student, teacher)
+        check_same_feature(student, teacher)
         height, width = student.shape[2:]
         difference = student - teacher  # pooling is linear: the difference of the averages is the average difference
         loss, weight, weights = difference.square().mean(), 1.0, 1.0

@@ -3,8 +3,6 @@
 Methods pass their task in its place, so that one equation serves classes, bins and scalars (see `gankd.tasks`).
 """
 
-from __future__ import annotations
-
 from typing import Protocol
 
 import torch
@@ -17,38 +15,23 @@ from .smoothing import cross_entropy
 
 
 class Equations(Protocol):
-    """The part of a task that losses on several outputs ask for. Means are over the batch."""
+    """The part of a task that losses on several outputs ask for, see `ClassEquations`; outputs are [N, K]."""
 
-    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """How wrong outputs [N, K] are about labels [N], a scalar."""
-
-    def mixed_loss(self, outputs: Tensor, labels: Tensor, permutation: Tensor, mixing: float) -> Tensor:
-        """How wrong outputs [N, K] on images mixed with their partners are, a scalar."""
-
-    def error(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """How wrong outputs [N, K] are about each label, [N]."""
-
-    def divergence(self, outputs: Tensor, targets: Tensor, *, temperature: float = 1.0) -> Tensor:
-        """How far outputs [N, K] are from others of their form, a scalar; the gradient reaches both."""
-
-    def soften(self, labels: Tensor, num_outputs: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Labels in the form of `soft_labels`."""
-
-    def soft_labels(self, outputs: Tensor, *, temperature: float = 1.0) -> Tensor:
-        """What outputs say, as something that can be averaged over samples and members."""
-
-    def soft_loss(self, outputs: Tensor, soft_labels: Tensor) -> Tensor:
-        """How wrong outputs are about averages of labels and of what was said, a scalar."""
-
-    def soft_divergence(self, outputs: Tensor, soft_labels: Tensor, *, temperature: float = 1.0) -> Tensor:
-        """How far outputs are from averages of what was said, a scalar."""
+    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor: ...
+    def mixed_loss(self, outputs: Tensor, labels: Tensor, permutation: Tensor, mixing: float) -> Tensor: ...
+    def error(self, outputs: Tensor, labels: Tensor) -> Tensor: ...
+    def divergence(self, outputs: Tensor, targets: Tensor, *, temperature: float = 1.0) -> Tensor: ...
+    def soften(self, labels: Tensor, num_outputs: int, dtype: torch.dtype = torch.float32) -> Tensor: ...
+    def soft_labels(self, outputs: Tensor, *, temperature: float = 1.0) -> Tensor: ...
+    def soft_loss(self, outputs: Tensor, soft_labels: Tensor) -> Tensor: ...
+    def soft_divergence(self, outputs: Tensor, soft_labels: Tensor, *, temperature: float = 1.0) -> Tensor: ...
 
 
 class ClassEquations:
-    """Those of class logits [N, K] and class ids [N]."""
+    """Those of class logits [N, K] and class ids [N]; a loss and a divergence are scalars."""
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy, mean over the batch."""
+        """How wrong outputs are: cross-entropy, mean over the batch."""
         return cross_entropy(outputs, labels)
 
     def mixed_loss(self, outputs: Tensor, labels: Tensor, permutation: Tensor, mixing: float) -> Tensor:
@@ -60,7 +43,9 @@ class ClassEquations:
         return F.cross_entropy(full_precision(outputs), labels, reduction="none")
 
     def divergence(self, outputs: Tensor, targets: Tensor, *, temperature: float = 1.0) -> Tensor:
-        """T^2 KL( softmax(targets / T) || softmax(outputs / T) ), mean over the batch."""
+        """How far outputs are from others: T^2 KL( softmax(targets / T) || softmax(outputs / T) ), mean over the batch.
+
+        The gradient reaches both."""
         return softened_divergence(full_precision(outputs), full_precision(targets), temperature).mean()
 
     def soften(self, labels: Tensor, num_outputs: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -8,14 +8,13 @@ batch or against a queue: the banks are then the detached embeddings of the batc
 the ids are places in them.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import check_same_shape
 from .precision import full_precision
 
 NCE_EPS = 1e-7
@@ -31,8 +30,7 @@ def nce_loss(
 
     L = -1/N sum_n [ log( P_n0 / (P_n0 + K Pn + eps) ) + sum_{k >= 1} log( K Pn / (P_nk + K Pn + eps) ) ]
 
-    A sum over the negatives and a mean over the batch. Returns a scalar.
-    Raises ValueError when there is no negative.
+    A sum over the negatives and a mean over the batch. Raises ValueError when there is no negative.
     """
     num_negatives = _num_negatives(probabilities)
     probabilities = full_precision(probabilities)
@@ -63,11 +61,7 @@ def crd_loss(
     pass them to every later call. exp overflows float32 for T below 0.012.
     Raises ValueError when shapes do not fit or there is no negative.
     """
-    if student_embedding.shape != teacher_embedding.shape:
-        raise ValueError(
-            f"student and teacher embeddings differ in shape: {list(student_embedding.shape)} "
-            f"and {list(teacher_embedding.shape)}"
-        )
+    check_same_shape(student_embedding, teacher_embedding, "student and teacher embeddings")
     if student_bank.shape != teacher_bank.shape or student_bank.shape[1] != student_embedding.shape[1]:
         raise ValueError(
             f"both banks need the shape [n_data, {student_embedding.shape[1]}], "
@@ -112,7 +106,5 @@ def _bank_products(embedding: Tensor, bank: Tensor, contrast_indices: Tensor) ->
 
 def _num_negatives(contrast: Tensor) -> int:
     if contrast.ndim != 2 or contrast.shape[1] < 2:
-        raise ValueError(
-            f"a contrast is a positive and at least one negative a sample, [N, K + 1], not {list(contrast.shape)}"
-        )
+        raise ValueError(f"a contrast is a positive and at least one negative a sample, not {list(contrast.shape)}")
     return contrast.shape[1] - 1

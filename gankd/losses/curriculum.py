@@ -5,8 +5,6 @@ ctkd_temperature, curriculum_strength, ctkd_loss: Li, Li, Yang, Zhao, Song, Luo,
 Knowledge Distillation", AAAI 2023, arXiv 2211.16231
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

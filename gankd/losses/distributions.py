@@ -7,14 +7,13 @@ gaussian_nll_loss, gaussian_kd_loss: the output head of Kendall, Gal, "What Unce
     Learning for Computer Vision?", NeurIPS 2017, arXiv 1703.04977, and the divergence of two of its outputs
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import check_same_shape
 from .precision import full_precision
-from .residuals import check_same_shape, residuals
+from .residuals import residuals
 
 NUM_BINS = 64
 
@@ -112,8 +111,7 @@ def gaussian_kd_loss(
 
     L = mean_n sum_d KL( N_t || N_s ) = mean_n sum_d ( v_s - v_t + (e^v_t + (mu_s - mu_t)^2) e^-v_s - 1 ) / 2
 
-    v clamped to [-10, 10]: a log variance beyond gets no gradient. Returns a scalar.
-    Raises ValueError when the shapes differ.
+    v clamped to [-10, 10]: a log variance beyond gets no gradient.
     """
     differences = residuals(student_mean, teacher_mean, "student and teacher means")
     student = _clamped_log_variance(student_mean, student_log_variance)
@@ -145,9 +143,7 @@ def uniform_bins(
 
     Without the widening, expectations near the ends would be pulled inwards. sigma None: the larger of the bins' spacing
     and 2 % of the range; the spacing (high - low + 4 sigma) / (num_bins - 1) equals sigma at (high - low) / (num_bins - 5).
-
-    Raises:
-        ValueError: fewer than 6 bins, or a sigma that is not positive.
+    Raises ValueError: fewer than 6 bins, or a sigma that is not positive.
     """
     if num_bins < 6:
         raise ValueError(f"{num_bins} bins (task.num_bins) are too few for a distribution over them: give 6 or more.")

@@ -11,8 +11,6 @@ factor_transfer_loss: Kim, Park, Kwak, "Paraphrasing Complex Network: Network Co
 Where two maps differ in size, both are average-pooled to the smaller height and the smaller width ("matched" below).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -20,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import check_same_shape
 from .precision import full_precision
 
 
@@ -31,10 +30,8 @@ def hint_loss(
     """The student's feature, after a regressor, equals the teacher's.
 
     L = mean (s - t)^2 over every entry
-
-    Returns a scalar. Raises ValueError when the shapes differ.
     """
-    check_same_shape(student_feature, teacher_feature)
+    check_same_feature(student_feature, teacher_feature)
     return (full_precision(student_feature) - full_precision(teacher_feature.detach())).square().mean()
 
 
@@ -49,14 +46,10 @@ def attention_transfer_loss(
     per stage, after matching:  Q = flatten(mean_c f^p) / max(|.|, 1e-12);  mean (Q_s - Q_t)^2 over N * H * W
     L = sum over the stages
 
-    Maps have unit norm, so that the value shrinks with their size: hence the paper's weight of 1000. Returns a scalar.
-    Raises ValueError when the lists or the batches do not pair.
+    Maps have unit norm, so that the value shrinks with their size: hence the paper's weight of 1000.
     """
-    losses = []
-    for student, teacher in map_pairs(student_features, teacher_features):
-        student, teacher = matched(student, teacher)
-        losses.append((_attention(student, p) - _attention(teacher, p)).square().mean())
-    return torch.stack(losses).sum()
+    pairs = [matched(*pair) for pair in map_pairs(student_features, teacher_features)]
+    return torch.stack([(_attention(s, p) - _attention(t, p)).square().mean() for s, t in pairs]).sum()
 
 
 def nst_loss(
@@ -70,16 +63,14 @@ def nst_loss(
     mean k(t, t) + mean k(s, s) - 2 mean k(s, t), over samples and pairs of channels;  L = sum over the stages
 
     Through channel Gram matrices: the memory is N * C_s * C_t, without the factor H * W of the outer form.
-    Returns a scalar. Raises ValueError when the lists or the batches do not pair.
     """
     losses = []
     for student, teacher in map_pairs(student_features, teacher_features):
         student, teacher = matched(student, teacher)
         student = F.normalize(student.flatten(2), dim=2)  # [N, C_s, H * W]
         teacher = F.normalize(teacher.flatten(2), dim=2)  # [N, C_t, H * W]
-        losses.append(
-            _mean_kernel(teacher, teacher) + _mean_kernel(student, student) - 2 * _mean_kernel(student, teacher)
-        )
+        own = _mean_kernel(teacher, teacher) + _mean_kernel(student, student)
+        losses.append(own - 2 * _mean_kernel(student, teacher))
     return torch.stack(losses).sum()
 
 
@@ -104,11 +95,8 @@ def fsp_loss(
                 f"FSP needs equal channels, but feature map {tap} has {student.shape[1]} in the student and "
                 f"{teacher.shape[1]} in the teacher; choose taps of the same width or put a 1x1 convolution between"
             )
-    losses = []
-    for (student, teacher), (next_student, next_teacher) in pairwise(pairs):
-        difference = _flow(student, next_student) - _flow(teacher, next_teacher)  # [N, C_a, C_b]
-        losses.append(difference.square().mean())
-    return torch.stack(losses).sum()
+    flows = [(_flow(s, next_s), _flow(t, next_t)) for (s, t), (next_s, next_t) in pairwise(pairs)]  # [N, C_a, C_b]
+    return torch.stack([(student - teacher).square().mean() for student, teacher in flows]).sum()
 
 
 def vid_loss(
@@ -125,7 +113,7 @@ def vid_loss(
     log_scale is a parameter to train with the regressor; log(exp(5 - eps) - 1) starts it at a variance of 5. With a
     variance below 1 the loss can be negative. Returns a scalar. Raises ValueError when the shapes differ.
     """
-    check_same_shape(student_feature, teacher_feature)
+    check_same_feature(student_feature, teacher_feature)
     difference = full_precision(student_feature) - full_precision(teacher_feature.detach())
     variance = F.softplus(full_precision(log_scale)).view(-1, 1, 1) + eps  # [C, 1, 1]
     return (difference.square() / variance + variance.log()).mean() / 2
@@ -141,8 +129,6 @@ def factor_transfer_loss(
     """The student's factor is the teacher's paraphrase.
 
     after matching:  q = flatten(mean_c f^p1) / max(|.|, 1e-12);  L = mean |q_s - q_t| for p2 = 1, else mean (q_s - q_t)^p2
-
-    Returns a scalar. Raises ValueError when the batches do not pair.
     """
     ((student, teacher),) = map_pairs([student_factor], [teacher_factor])
     student, teacher = matched(student, teacher)
@@ -160,25 +146,19 @@ def map_pairs(student_features: Sequence[Tensor], teacher_features: Sequence[Ten
             f"the student gives {len(student_features)} feature maps and the teacher {len(teacher_features)}; "
             f"give one of each for every stage to compare"
         )
-    for student, teacher in zip(student_features, teacher_features, strict=True):
+    pairs = list(zip(student_features, teacher_features, strict=True))
+    for student, teacher in pairs:
         if student.dim() != 4 or teacher.dim() != 4 or len(student) != len(teacher):
             raise ValueError(
                 f"feature maps are [N, C, H, W] of one batch, but a student's is {list(student.shape)} "
                 f"and its teacher's {list(teacher.shape)}"
             )
-    return [
-        (full_precision(student), full_precision(teacher.detach()))
-        for student, teacher in zip(student_features, teacher_features, strict=True)
-    ]
+    return [(full_precision(student), full_precision(teacher.detach())) for student, teacher in pairs]
 
 
-def check_same_shape(student: Tensor, teacher: Tensor) -> None:
-    """Raises ValueError when the shapes differ: entries are compared one by one, and broadcasting would hide it."""
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"student and teacher features differ in shape: {list(student.shape)} and {list(teacher.shape)}; "
-            f"put a regressor or connector between that gives the teacher's shape"
-        )
+def check_same_feature(student: Tensor, teacher: Tensor) -> None:
+    way_out = "; put a regressor or connector between that gives the teacher's shape"
+    check_same_shape(student, teacher, "student and teacher features", way_out)
 
 
 def matched(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

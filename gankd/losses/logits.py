@@ -8,14 +8,13 @@ A temperature may be a tensor that is learned: it then receives the gradient of 
 A teacher may exclude classes by logits of -inf: their probability is 0, and they add nothing.
 """
 
-from __future__ import annotations
-
 import warnings
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import check_same_shape
 from .precision import full_precision
 
 
@@ -147,10 +146,6 @@ def _row_temperature(temperature: float | Tensor, count: int) -> float | Tensor:
 
 
 def _check_logits(student_logits: Tensor, teacher_logits: Tensor) -> None:
-    if student_logits.shape != teacher_logits.shape:
-        raise ValueError(
-            f"student and teacher logits differ in shape: {list(student_logits.shape)} "
-            f"and {list(teacher_logits.shape)}; both need the same classes"
-        )
+    check_same_shape(student_logits, teacher_logits, "student and teacher logits", "; both need the same classes")
     if student_logits.dim() != 2:
         raise ValueError(f"logits are [samples, classes], not {list(student_logits.shape)}; flatten other dimensions")

@@ -6,8 +6,6 @@ cutmix_batch: Yun, Han, Oh, Chun, Choe, Yoo, "CutMix: Regularization Strategy to
 Localizable Features", ICCV 2019, arXiv 1905.04899
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -21,10 +19,7 @@ def mixup_batch(
     permutation: Tensor,  # [N], the partner of each image
     mixing: float,  # share of the image itself
 ) -> Tensor:
-    """Every image blended with its partner: mixing x_n + (1 - mixing) x_perm(n). Returns [N, ...].
-
-    Raises ValueError when the permutation has another length than the batch.
-    """
+    """Every image blended with its partner: mixing x_n + (1 - mixing) x_perm(n). Returns [N, ...]."""
     _check_permutation(images, permutation)
     return mixing * images + (1 - mixing) * images[permutation]
 
@@ -38,8 +33,7 @@ def mixup_cross_entropy(
 ) -> Tensor:
     """Cross-entropy to both labels of a mixed image, in the proportion of the mixture.
 
-    L = mixing CE(s, y) + (1 - mixing) CE(s, y[perm]). Returns a scalar.
-    Raises ValueError when the permutation has another length than the batch or the labels are not class ids [N].
+    L = mixing CE(s, y) + (1 - mixing) CE(s, y[perm]).
     """
     _check_permutation(student_logits, permutation)
     own = cross_entropy(student_logits, labels)

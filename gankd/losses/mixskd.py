@@ -4,8 +4,6 @@ Yang, An, Zhou, Cai, Zhi, Wu, Xu, Zhang, "MixSKD: Self-Knowledge Distillation fr
 ECCV 2022, arXiv 2208.05768
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -40,9 +38,8 @@ def mixskd_loss(
       feature MSE  sum_b mean (I(F_b) - M(F_b))^2, gradients into both
 
     The self-teacher learns from its mixup CE alone. The authors' CIFAR script leaves the mixup CE out of what it
-    minimises, which leaves the self-teacher at its initial weights; here it is in, as in their ImageNet script.
-    Returns (total, clean CE, mixup CE, KL, feature MSE), scalars; the total is the plain sum.
-    Raises ValueError when the stages do not pair up or a batch is not 2 N.
+    minimises, which leaves the self-teacher at its initial weights; here it is in, as in their ImageNet script. Returns
+    (total, clean CE, mixup CE, KL, feature MSE), scalars; the total is the plain sum.
     """
     num_samples = len(labels)
     if not logits or len(logits) != len(features):
@@ -87,9 +84,8 @@ def mixskd_discriminator_loss(
 
     L = sum over stages of the mean binary cross-entropy over 2 N x 2 scores
 
-    The discriminators minimise it and the network maximises it, by a reversed gradient or an optimiser each.
-    Gradients flow into both arguments. Returns a scalar.
-    Raises ValueError when the stages do not pair up or a score is not [N, 2].
+    The discriminators minimise it and the network maximises it, by a reversed gradient or an optimiser each. Gradients
+    flow into both arguments.
     """
     if not interpolated_scores or len(interpolated_scores) != len(mixup_scores):
         raise ValueError(
@@ -99,9 +95,7 @@ def mixskd_discriminator_loss(
     losses = []
     for interpolated, mixup in zip(interpolated_scores, mixup_scores, strict=True):
         if interpolated.shape != mixup.shape or interpolated.shape[1:] != (2,):
-            raise ValueError(
-                f"discriminator scores {list(interpolated.shape)} and {list(mixup.shape)} must both be [N, 2]"
-            )
+            raise ValueError(f"scores {list(interpolated.shape)} and {list(mixup.shape)} must both be [N, 2]")
         scores = full_precision(torch.cat([interpolated, mixup]))  # [2 N, 2]
         targets = torch.eye(2, dtype=scores.dtype, device=scores.device).repeat_interleave(len(mixup), dim=0)
         losses.append(F.binary_cross_entropy_with_logits(scores, targets))

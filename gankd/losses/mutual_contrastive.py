@@ -17,8 +17,6 @@ Sums run over peers and ordered pairs and are not averaged: with P peers, ICL an
 Embeddings arrive with unit norm. Every loss returns (weighted total, VCL, softVCL, ICL, softICL).
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 
@@ -57,18 +55,9 @@ def mcl_loss(
     it out. Raises ValueError with fewer than two peers or shapes that do not fit.
     """
     members = _stack_peers(embeddings)  # [P, N, D]
-    num_peers = len(members)
-    return _in_batch_terms(
-        members,
-        labels,
-        own_weights=members.new_ones(num_peers, 1),
-        pair_weights=_all_pairs(members),
-        contrastive_temperature=contrastive_temperature,
-        temperature=temperature,
-        term_weights=(vcl_weight, soft_vcl_weight, icl_weight, soft_icl_weight),
-        include_self=include_self,
-        kappa=kappa,
-    )
+    compared = _in_batch(members, labels, contrastive_temperature, include_self, kappa)
+    term_weights = (vcl_weight, soft_vcl_weight, icl_weight, soft_icl_weight)
+    return _mutual_terms(*compared, *_all_pairs(members), temperature, term_weights)
 
 
 def layerwise_mcl_loss(
@@ -100,16 +89,9 @@ def layerwise_mcl_loss(
     weights = members.new_zeros(len(members), *members.shape[:2])  # [E, E, N]
     weights = weights.index_put((first, second), stack_members(matching_weights, "matching weights").to(members))
     pair_weights = weights + weights.transpose(0, 1)  # a pair's terms are the same in both visits: form them once
-    return _in_batch_terms(
-        members,
-        labels,
-        own_weights=pair_weights.sum(1),
-        pair_weights=pair_weights,
-        contrastive_temperature=contrastive_temperature,
-        temperature=temperature,
-        term_weights=(vcl_weight, soft_vcl_weight, icl_weight, soft_icl_weight),
-        include_self=include_self,
-    )
+    compared = _in_batch(members, labels, contrastive_temperature, include_self)
+    term_weights = (vcl_weight, soft_vcl_weight, icl_weight, soft_icl_weight)
+    return _mutual_terms(*compared, pair_weights.sum(1), pair_weights, temperature, term_weights)
 
 
 def layer_matching_weights(
@@ -159,16 +141,11 @@ def mcl_memory_loss(
         similarities = [(member @ memory.T).gather(1, indices) for member in members for memory in memories]
     inter = torch.stack(similarities).unflatten(0, (len(members), -1)) / contrastive_temperature  # [P, P, N, M]
     intra = _own(inter)[..., 1:]  # [P, N, M - 1]
-    return _mutual_terms(
-        intra=intra,
-        inter=inter,
-        intra_losses=intra.logsumexp(-1) - intra[..., : num_positives - 1].mean(-1),
-        inter_losses=inter.logsumexp(-1) - inter[..., :num_positives].mean(-1),
-        own_weights=members.new_ones(len(members), 1),
-        pair_weights=_all_pairs(members),
-        temperature=temperature,
-        term_weights=(vcl_weight, soft_vcl_weight, icl_weight, soft_icl_weight),
-    )
+    intra_losses = intra.logsumexp(-1) - intra[..., : num_positives - 1].mean(-1)
+    inter_losses = inter.logsumexp(-1) - inter[..., :num_positives].mean(-1)
+    term_weights = (vcl_weight, soft_vcl_weight, icl_weight, soft_icl_weight)
+    compared = (intra, inter, intra_losses, inter_losses)
+    return _mutual_terms(*compared, *_all_pairs(members), temperature, term_weights)
 
 
 def mcl_queue_loss(
@@ -201,16 +178,9 @@ def mcl_queue_loss(
         inter = torch.cat([positive, torch.einsum("ind,jdq->ijnq", members, negatives)], dim=-1)
     inter = inter / contrastive_temperature  # [P, P, N, 1 + length]
     losses = inter.logsumexp(-1) - inter[..., 0]
-    return _mutual_terms(
-        intra=_own(inter),
-        inter=inter,
-        intra_losses=_own(losses),
-        inter_losses=losses,
-        own_weights=members.new_ones(len(members), 1),
-        pair_weights=_all_pairs(members),
-        temperature=temperature,
-        term_weights=(vcl_weight, soft_vcl_weight, icl_weight, soft_icl_weight),
-    )
+    compared = (_own(inter), inter, _own(losses), losses)
+    term_weights = (vcl_weight, soft_vcl_weight, icl_weight, soft_icl_weight)
+    return _mutual_terms(*compared, *_all_pairs(members), temperature, term_weights)
 
 
 def ensemble_logit_loss(
@@ -228,18 +198,10 @@ def ensemble_logit_loss(
     return divergences_to(target, stack_members(student_logits, "student logits"), temperature, task)
 
 
-def _in_batch_terms(
-    members: Tensor,  # [E, N, D]
-    labels: Tensor,  # [N]
-    *,
-    own_weights: Tensor,  # [E, N] or [E, 1]
-    pair_weights: Tensor,  # [E, E, N] or [E, E, 1]
-    contrastive_temperature: float,
-    temperature: float,
-    term_weights: tuple[float, float, float, float],
-    include_self: bool,
-    kappa: float | None = None,
-) -> MutualTerms:
+def _in_batch(
+    members: Tensor, labels: Tensor, contrastive_temperature: float, include_self: bool, kappa: float | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The first four arguments of `_mutual_terms` for members [E, N, D] of one labelled batch."""
     num_samples = members.shape[1]
     if labels.shape != (num_samples,):
         raise ValueError(f"labels should be [{num_samples}] class ids, found {list(labels.shape)}")
@@ -255,20 +217,10 @@ def _in_batch_terms(
     losses = others.logsumexp(-1) - (others * positive).sum(-1) / num_positives.clamp(min=1)  # [E, E, N]
     losses = torch.where(anchor, losses, 0) * (num_samples / anchor.sum().clamp(min=1))  # their mean is over anchors
     compared = similarity if include_self else others
-    return _mutual_terms(
-        intra=_own(compared),
-        inter=compared,
-        intra_losses=_own(losses),
-        inter_losses=losses,
-        own_weights=own_weights,
-        pair_weights=pair_weights,
-        temperature=temperature,
-        term_weights=term_weights,
-    )
+    return _own(compared), compared, _own(losses), losses
 
 
 def _mutual_terms(
-    *,
     intra: Tensor,  # [E, N, M], similarities within a member
     inter: Tensor,  # [E, E, N, M'], between members
     intra_losses: Tensor,  # [E, N], the rows of NCE
@@ -296,9 +248,10 @@ def _stack_peers(embeddings: Sequence[Tensor]) -> Tensor:
     return stack_members(embeddings, "embeddings")
 
 
-def _all_pairs(members: Tensor) -> Tensor:
-    """[P, P, 1]: 1 for every ordered pair of different peers."""
-    return 1 - torch.eye(len(members), dtype=members.dtype, device=members.device)[:, :, None]
+def _all_pairs(members: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights of every peer [P, 1], and of every ordered pair of different peers [P, P, 1], all 1."""
+    others = 1 - torch.eye(len(members), dtype=members.dtype, device=members.device)
+    return members.new_ones(len(members), 1), others[:, :, None]
 
 
 def _own(pairs: Tensor) -> Tensor:

@@ -19,8 +19,6 @@ z_i are the logits of student i of m and [t] is a detached target. Terms are sum
 start with the total. Another `task` puts its own loss for CE and its own divergence for KL_T, and z_i are its outputs.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
@@ -82,7 +80,6 @@ def one_loss(
     z_e = sum_i g_i z_i;   L = sum_i CE(z_i) + CE(z_e) + w sum_i KL_T([z_e] -> z_i)
 
     The gates learn from CE(z_e) alone. Returns (total, CE of branches and ensemble, w KL).
-    Raises ValueError when the branches differ in shape or the gates do not fit.
     """
     outputs = stack_members(branch_logits, "branch logits")  # [m, N, K]
     if gates.shape != outputs.shape[1::-1]:
@@ -145,13 +142,9 @@ def okddip_loss(
         raise ValueError(
             f"queries and keys should both be {list(fitting)} + [D], found {list(queries.shape)} and {list(keys.shape)}"
         )
-    weighted = kd_weight * okddip_divergence(
-        peer_logits=peer_logits,
-        leader_logits=leader_logits,
-        attention=okddip_attention(queries=queries, keys=keys),
-        temperature=temperature,
-        task=task,
-    )
+    outputs = {"peer_logits": peer_logits, "leader_logits": leader_logits}
+    attention = okddip_attention(queries=queries, keys=keys)
+    weighted = kd_weight * okddip_divergence(**outputs, attention=attention, temperature=temperature, task=task)
     label_loss = label_losses([*peer_logits, leader_logits], labels, task)
     return label_loss + weighted, label_loss, weighted
 
@@ -231,7 +224,6 @@ def mfef_loss(
     L = sum_i CE(z_i) + CE(z_f) + w { sum_i KL_T([z_f] -> z_i) + KL_T([1/m sum_i z_i] -> z_f) }
 
     Returns (total, CE, KL of the students, KL of the fused classifier), the KLs unweighted.
-    Raises ValueError when shapes differ.
     """
     outputs = stack_members([*student_logits, fused_logits], "student and fused logits")
     students, fused = outputs[:-1], outputs[-1]  # [m, N, K], [N, K]

@@ -11,13 +11,12 @@ teacher_outlier_rejection_loss, kept_label_error: after Takamoto, Morishita, Ima
 s, t, y: the student's and the teacher's predictions and the labels, all in the units the network is trained in.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
+from .checks import check_same_shape
 from .precision import full_precision
-from .residuals import check_same_shape, mean_loss, residuals, squared_norms
+from .residuals import mean_loss, residuals, squared_norms
 
 
 def regression_kd_loss(
@@ -134,8 +133,6 @@ def attentive_hint_loss(
     """The student's feature follows the teacher's where the teacher's prediction can be trusted.
 
     L = mean_n c_n * mean over the entries of (f_s,n - f_t,n)^2
-
-    Returns a scalar. Raises ValueError when the features differ in shape or there is not one confidence per sample.
     """
     differences = residuals(student_feature, teacher_feature, "student and teacher features")
     if confidences.shape != student_feature.shape[:1]:  # [N, 1] would broadcast to [N, N]

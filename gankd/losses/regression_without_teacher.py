@@ -11,14 +11,13 @@ mixskd_regression_loss: after Yang et al., "MixSKD: Self-Knowledge Distillation 
 The papers behind mutual learning and MixSKD know classes only; here squares stand for their divergences.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
+from .checks import check_same_shape
 from .mixing import mixup_batch
 from .precision import full_precision
-from .residuals import check_same_shape, mean_loss, residuals, squared_norms
+from .residuals import mean_loss, residuals, squared_norms
 
 
 def mutual_regression_loss(
@@ -42,9 +41,8 @@ def mutual_regression_loss(
         raise ValueError(f"mutual learning needs at least two students, got {num_students}")
     label_terms, mutual_terms = [], []
     for i, predictions in enumerate(student_predictions):
-        label_terms.append(
-            mean_loss(residuals(predictions, labels, f"predictions of student {i} and labels"), loss, delta)
-        )
+        to_labels = residuals(predictions, labels, f"predictions of student {i} and labels")
+        label_terms.append(mean_loss(to_labels, loss, delta))
         for j, peer_predictions in enumerate(student_predictions):
             if j != i:
                 to_peer = residuals(predictions, peer_predictions, f"predictions of students {i} and {j}")
@@ -92,8 +90,6 @@ def mixup_regression_loss(
     """The prediction on a mixture of two images is the same mixture of their labels.
 
     L = mean_n |s_n - (lambda y_n + (1 - lambda) y_perm(n))|^2
-
-    Returns a scalar. Raises ValueError when the shapes differ or the permutation is not one of the batch's size.
     """
     mixed_labels = mixup_batch(images=full_precision(labels), permutation=permutation, mixing=mixing)
     return squared_norms(residuals(student_predictions, mixed_labels, "student predictions and labels")).mean()
@@ -111,7 +107,6 @@ def mixskd_regression_loss(
     L = mean_n |m_n - [i_n]|^2 + mean_n |i_n - [m_n]|^2,  i_n = lambda s_n + (1 - lambda) s_perm(n),  [.] detached
 
     Returns (L, the term that moves m, the term that moves i): the two terms have one value and different gradients.
-    Raises ValueError when the shapes differ or the permutation is not one of the batch's size.
     """
     names = "predictions on mixed and on unmixed images"
     interpolated = mixup_batch(images=full_precision(predictions), permutation=permutation, mixing=mixing)

@@ -3,11 +3,10 @@
 Predictions are [N] or [N, D]; a square is summed over D, and every mean is over the N samples.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
+from .checks import check_same_shape
 from .precision import full_precision
 
 
@@ -15,11 +14,6 @@ def residuals(predictions: Tensor, targets: Tensor, names: str) -> Tensor:
     """predictions - targets in full precision, targets detached; names: "<predictions> and <targets>", for the error."""
     check_same_shape(predictions, targets, names)
     return full_precision(predictions) - full_precision(targets.detach())
-
-
-def check_same_shape(one: Tensor, other: Tensor, names: str) -> None:
-    if one.shape != other.shape:  # [N] against [N, 1] would broadcast to [N, N]
-        raise ValueError(f"{names} differ in shape: {list(one.shape)} and {list(other.shape)}")
 
 
 def squared_norms(differences: Tensor) -> Tensor:

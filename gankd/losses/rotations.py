@@ -10,8 +10,6 @@ label-preserving transforms with the identity first will do), and one auxiliary 
 labels. Row M n + k of a batch is image n under transform k, and its joint label is M y_n + k.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -46,8 +44,6 @@ def hsakd_teacher_loss(
     """Train a network and its auxiliary classifiers on labels: classes upright, joint labels on every row.
 
     task = CE(p[0::M], y),   auxiliary = sum over stages of CE(q, M y + k) over all rows,   total = task + auxiliary
-
-    Raises ValueError when shapes do not fit.
     """
     num_transforms = _num_transforms(logits, auxiliary_logits, labels)
     joint_labels = _joint_labels(labels, num_transforms)
@@ -71,7 +67,6 @@ def hsakd_student_loss(
     total = task + kd + auxiliary
 
     No cross-entropy on the joint labels: the teacher's distribution already holds them.
-    Raises ValueError when shapes or numbers of stages do not fit.
     """
     num_transforms = _num_transforms(student_logits, student_auxiliary_logits, labels)
     _same_stages(student_auxiliary_logits, teacher_auxiliary_logits)
@@ -98,9 +93,7 @@ def hsakd_mutual_loss(
     The followed peer is detached in every divergence. Raises ValueError when there are not two peers or shapes do not fit.
     """
     if len(logits) != 2 or len(auxiliary_logits) != 2:
-        raise ValueError(
-            f"mutual learning takes two peers, not {len(logits)} of class and {len(auxiliary_logits)} of joint logits"
-        )
+        raise ValueError(f"it takes two peers, not {len(logits)} of class and {len(auxiliary_logits)} of joint logits")
     _same_stages(*auxiliary_logits)
     cross_entropy = sum(
         hsakd_teacher_loss(logits=logits[peer], auxiliary_logits=auxiliary_logits[peer], labels=labels)[0]
@@ -120,10 +113,7 @@ def joint_to_class_logits(
     joint_logits: Tensor,  # [N, M K]
     num_transforms: int = 4,  # M
 ) -> Tensor:  # [N, K]
-    """Class logits of an auxiliary classifier, to watch its accuracy: the sum of each class's M joint logits.
-
-    Raises ValueError when the width is no multiple of M.
-    """
+    """Class logits of an auxiliary classifier, to watch its accuracy: the sum of each class's M joint logits."""
     if joint_logits.shape[1] % num_transforms:
         raise ValueError(f"{joint_logits.shape[1]} joint logits cannot be classes times {num_transforms} transforms")
     return full_precision(joint_logits).unflatten(1, (-1, num_transforms)).sum(2)

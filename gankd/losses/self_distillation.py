@@ -18,8 +18,6 @@ KL(s, t) below is the divergence at the temperature T: t detached, a mean over s
 another `task` puts its own divergence for KL, and z are its outputs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import permutations
 
@@ -27,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import check_same_batch, check_same_shape
 from .classes import CLASSES, Equations
 from .features import attention_transfer_loss
 from .precision import full_precision
@@ -41,10 +40,7 @@ def cs_kd_loss(
     temperature: float = 4.0,
     kd_weight: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Images of a class are predicted alike: CE(s, y) + kd_weight KL(s, paired). Returns (total, CE, rest), scalars.
-
-    Raises ValueError when the shapes differ or the labels are not class ids [N].
-    """
+    """Images of a class are predicted alike: CE(s, y) + kd_weight KL(s, paired). Returns (total, CE, rest), scalars."""
     ce = cross_entropy(student_logits, labels)
     rest = kd_weight * CLASSES.divergence(student_logits, paired_logits.detach(), temperature=temperature)
     return ce + rest, ce, rest
@@ -61,10 +57,9 @@ def ps_kd_loss(
     """Cross-entropy to labels softened by the network's own predictions one epoch ago.
 
     q = (1 - alpha) one_hot(y) + alpha p_previous;  L = -1 / N * sum_n sum_k q_nk log softmax(s_n)_k. Returns a scalar.
-    Raises ValueError when the shapes differ or the labels are not class ids [N].
     """
     label = task.soften(labels, student_logits.shape[-1])
-    _check_same_shape(label, previous_probabilities, "logits and previous probabilities")
+    check_same_shape(label, previous_probabilities, "logits and previous probabilities")
     return task.soft_loss(student_logits, (1 - alpha) * label + alpha * full_precision(previous_probabilities.detach()))
 
 
@@ -100,10 +95,7 @@ def spread_over_batch(
     Q = (1 - omega) (I - omega A)^-1 values. No gradient. Returns [N, K]. Raises ValueError as `bake_targets`.
     """
     num_samples = len(values)
-    if len(embeddings) != num_samples:
-        raise ValueError(
-            f"embeddings and predictions come from different batches: {len(embeddings)} and {num_samples} samples"
-        )
+    check_same_batch(embeddings, values, "embeddings and predictions")
     if num_samples < 2:
         raise ValueError("BAKE ensembles the predictions of a batch: it needs at least 2 samples, and this batch has 1")
     if not 0 <= omega < 1:
@@ -125,10 +117,9 @@ def bake_loss(
 ) -> Tensor:
     """The softened predictions follow given probabilities: T^2 / N * sum_n KL( Q_n || softmax(s_n / T) ).
 
-    Like kd_loss, but the targets are probabilities: a softmax over them would make them flat. Returns a scalar.
-    Raises ValueError when the shapes differ.
+    Like kd_loss, but the targets are probabilities: a softmax over them would make them flat.
     """
-    _check_same_shape(student_logits, soft_targets, "logits and soft targets")
+    check_same_shape(student_logits, soft_targets, "logits and soft targets")
     return CLASSES.soft_divergence(student_logits, soft_targets.detach(), temperature=temperature)
 
 
@@ -146,10 +137,8 @@ def ddgsd_divergence(
     Raises ValueError when there are not two views, their shapes differ or mmd is unknown.
     """
     if len(student_logits) != 2 or len(embeddings) != 2:
-        raise ValueError(
-            f"two views are needed: {len(student_logits)} logits and {len(embeddings)} embeddings were given"
-        )
-    _check_same_shape(*embeddings, "embeddings of the two views")
+        raise ValueError(f"two views are needed, not {len(student_logits)} logits and {len(embeddings)} embeddings")
+    check_same_shape(*embeddings, "embeddings of the two views")
     if mmd not in ("vector", "scalar"):
         raise ValueError(f"unknown mmd {mmd!r}: use 'vector' or 'scalar'")
     difference = full_precision(embeddings[0]) - full_precision(embeddings[1])
@@ -179,10 +168,7 @@ def byot_divergence(
     feature_weight: float = 0.05,
     task: Equations = CLASSES,
 ) -> Tensor:
-    """sum_{b>0} [ KL(z_b, z_0) + feature_weight mean (F_b - F_0)^2 ]. A scalar.
-
-    Raises ValueError when there is no shallow head, heads and maps do not pair up or the maps differ in shape.
-    """
+    """sum_{b>0} [ KL(z_b, z_0) + feature_weight mean (F_b - F_0)^2 ]. A scalar."""
     if not shallow_features or len(logits) != len(shallow_features) + 1:
         raise ValueError(
             f"one deepest head, then a shallow head for each of at least one map: {len(logits)} logits and "
@@ -190,7 +176,7 @@ def byot_divergence(
         )
     teacher, target, rest = logits[0].detach(), full_precision(deepest_feature.detach()), 0
     for head, feature in zip(logits[1:], shallow_features, strict=True):
-        _check_same_shape(feature, deepest_feature, "shallow and deepest features")
+        check_same_shape(feature, deepest_feature, "shallow and deepest features")
         rest = rest + task.divergence(head, teacher, temperature=temperature)
         rest = rest + feature_weight * (full_precision(feature) - target).square().mean()
     return rest
@@ -230,9 +216,8 @@ def self_attention_loss(
     at(F) = softmax over the H W positions of mean_c F^2;  L = 1 / (N H W) * sum (at(F_s) - at(F_d upsampled))^2
 
     The deeper map is brought to H x W bilinearly (half-pixel centres) before it is squared, whatever its size. The
-    softmax is over raw magnitudes: large activations collapse it to one position. Returns a scalar, unweighted
-    (the paper sums over the pairs of stages).
-    Raises ValueError when the maps are not 4-dimensional or come from different batches.
+    softmax is over raw magnitudes: large activations collapse it to one position. Returns a scalar, unweighted (the
+    paper sums over the pairs of stages).
     """
     if student_feature.ndim != 4 or teacher_feature.ndim != 4 or len(student_feature) != len(teacher_feature):
         raise ValueError(
@@ -240,12 +225,8 @@ def self_attention_loss(
             "of the same N"
         )
     with torch.autocast(student_feature.device.type, enabled=False):
-        deeper = F.interpolate(
-            full_precision(teacher_feature.detach()),
-            size=student_feature.shape[2:],
-            mode="bilinear",
-            align_corners=False,
-        )
+        deeper = full_precision(teacher_feature.detach())
+        deeper = F.interpolate(deeper, size=student_feature.shape[2:], mode="bilinear", align_corners=False)
         student_attention = _mean_square(student_feature).softmax(dim=1)
         return (student_attention - _mean_square(deeper).softmax(dim=1)).square().mean()
 
@@ -263,8 +244,7 @@ def frskd_divergence(
 ) -> Tensor:
     """kd_weight KL(student, self-teacher) + attention_weight sum_l 1 / (N H_l W_l) * sum (at(F_l) - at(F'_l))^2
 
-    at(F) = mean_c F^2 over its length as a vector of H W entries. Returns a scalar.
-    Raises ValueError when the maps do not pair up or a pair differs in N, H or W.
+    at(F) = mean_c F^2 over its length as a vector of H W entries.
     """
     if len(student_features) != len(self_teacher_features):
         raise ValueError(
@@ -272,7 +252,7 @@ def frskd_divergence(
             f"{len(self_teacher_features)} of the self-teacher"
         )
     for mine, refined in zip(student_features, self_teacher_features, strict=True):
-        _check_same_shape(mine[:, 0], refined[:, 0], "one channel of the student's and the self-teacher's map")
+        check_same_shape(mine[:, 0], refined[:, 0], "one channel of the student's and the self-teacher's map")
     attention = attention_transfer_loss(student_features=student_features, teacher_features=self_teacher_features)
     kd = task.divergence(student_logits, self_teacher_logits.detach(), temperature=temperature)
     return kd_weight * kd + attention_weight * attention
@@ -306,8 +286,3 @@ def _mean_square(feature: Tensor) -> Tensor:
     # by the norm, which makes no squared map: a fifth of the time, forward and backward
     norms = torch.linalg.vector_norm(full_precision(feature), dim=1).flatten(1)  # [N, H W]
     return norms.square() / feature.shape[1]
-
-
-def _check_same_shape(first: Tensor, second: Tensor, what: str) -> None:
-    if first.shape != second.shape:
-        raise ValueError(f"{what} differ in shape: {list(first.shape)} and {list(second.shape)}")

@@ -9,15 +9,16 @@ correlation_congruence_loss: Peng et al., "Correlation Congruence for Knowledge 
     arXiv 1904.01802
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import check_same_batch, check_same_shape
 from .precision import full_precision
+
+FEATURES = "student and teacher features"
 
 
 def similarity_preserving_loss(
@@ -30,10 +31,9 @@ def similarity_preserving_loss(
     Q = feature as [N, D];  G = Q Q^T;  rows of G divided by max(|row|, 1e-12);  L = |G_t - G_s|_F^2 / N^2
 
     The value shrinks like 1/N: the paper's weight 3000 belongs to N = 64. A batch of one sample costs 0. In float16 the
-    products of long rows overflow, so G is taken in float32 outside autocast. Returns a scalar.
-    Raises ValueError when the batches differ in size.
+    products of long rows overflow, so G is taken in float32 outside autocast.
     """
-    _check_batches(student_feature, teacher_feature)
+    check_same_batch(student_feature, teacher_feature, FEATURES)
     with torch.autocast(student_feature.device.type, enabled=False):
         student_similarity = _row_normalised_gram(student_feature)
         teacher_similarity = _row_normalised_gram(teacher_feature.detach())
@@ -50,8 +50,6 @@ def rkd_loss(
     """Relational knowledge distillation: distances and angles between samples follow the teacher's.
 
     L = distance_weight rkd_distance_loss + angle_weight rkd_angle_loss
-
-    Returns a scalar. Raises ValueError when the batches differ in size.
     """
     distance = rkd_distance_loss(student_feature=student_feature, teacher_feature=teacher_feature)
     angle = rkd_angle_loss(student_feature=student_feature, teacher_feature=teacher_feature)
@@ -69,10 +67,9 @@ def rkd_distance_loss(
     L = smooth-L1 of D_s - D_t (quadratic below 1), mean over all N * N entries
 
     Distances come from differences: the expansion |e_i|^2 + |e_j|^2 - 2 e_i . e_j would cancel. Coincident samples
-    count into the mean. A batch of one sample costs 0. Returns a scalar.
-    Raises ValueError when the batches differ in size.
+    count into the mean. A batch of one sample costs 0.
     """
-    _check_batches(student_feature, teacher_feature)
+    check_same_batch(student_feature, teacher_feature, FEATURES)
     return F.smooth_l1_loss(_relative_distances(student_feature), _relative_distances(teacher_feature.detach()))
 
 
@@ -89,7 +86,7 @@ def rkd_angle_loss(
     Coincident samples have no direction: u = 0, without gradient. The memory grows like N^3, 0.5 GB a copy in float32 at
     N = 512. A batch of one sample costs 0. Returns a scalar. Raises ValueError when the batches differ in size.
     """
-    _check_batches(student_feature, teacher_feature)
+    check_same_batch(student_feature, teacher_feature, FEATURES)
     return F.smooth_l1_loss(_angle_cosines(student_feature), _angle_cosines(teacher_feature.detach()))
 
 
@@ -104,10 +101,9 @@ def pkt_loss(
     f = feature / (|feature| + eps);  S = (f f^T + 1) / 2;  P = S / its row sums, diagonal included
     L = mean P_t log((P_t + eps) / (P_s + eps)) over N * N entries
 
-    The value shrinks like 1/N: hence the weight of 30000 at N = 64. Returns a scalar.
-    Raises ValueError when the batches differ in size.
+    The value shrinks like 1/N: hence the weight of 30000 at N = 64.
     """
-    _check_batches(student_feature, teacher_feature)
+    check_same_batch(student_feature, teacher_feature, FEATURES)
     student = _neighbour_probabilities(student_feature, eps)
     teacher = _neighbour_probabilities(teacher_feature.detach(), eps)
     return (teacher * ((teacher + eps).log() - (student + eps).log())).mean()
@@ -133,14 +129,10 @@ def correlation_congruence_loss(
     embeddings that are all alike are a free minimum as long as both sides train. One sample costs 0 in the first form.
     Returns a scalar. Raises ValueError when the batches (for neighbours: the shapes) differ, or the form is unknown.
     """
-    _check_batches(student_embedding, teacher_embedding)
+    check_same_batch(student_embedding, teacher_embedding, "student and teacher embeddings")
     student, teacher = full_precision(student_embedding), full_precision(teacher_embedding)
     if form == "neighbours":
-        if student.shape != teacher.shape:
-            raise ValueError(
-                f"student and teacher embeddings differ in shape: {list(student.shape)} and {list(teacher.shape)}; "
-                f"map both to the same width"
-            )
+        check_same_shape(student, teacher, "student and teacher embeddings", "; map both to the same width")
         distances = (student - teacher).abs()
         return (distances[:-1] * distances[1:]).sum() / max(len(distances) - 1, 1)
     if form == "kernel":
@@ -184,10 +176,3 @@ def _gaussian_series(embedding: Tensor, gamma: float, order: int) -> Tensor:
     unit = F.normalize(embedding.flatten(1), dim=1)
     cosines = unit @ unit.T  # [N, N]
     return sum(math.exp(-2 * gamma) * (2 * gamma) ** p / math.factorial(p) * cosines**p for p in range(order + 1))
-
-
-def _check_batches(student: Tensor, teacher: Tensor) -> None:
-    if len(student) != len(teacher):
-        raise ValueError(
-            f"student and teacher features come from different batches: {len(student)} and {len(teacher)} samples"
-        )

@@ -4,8 +4,6 @@ simreg_loss, multi_teacher_simreg_loss: Navaneet et al., "SimReg: Regression as 
 Self-supervised Knowledge Distillation", BMVC 2021, arXiv 2201.05131
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -25,8 +23,7 @@ def simreg_loss(
     L = 1/N sum_n |s_n/|s_n| - t_n/|t_n||^2 = 1/N sum_n (2 - 2 cos(s_n, t_n)), in [0, 4]; lengths at least 1e-12
 
     Computed from the difference, which is exact near 0, where 2 - 2 cos has lost its digits. A head that answers zero
-    gets a gradient of the order of 1e12: clip gradients. Returns a scalar.
-    Raises ValueError when the shapes differ.
+    gets a gradient of the order of 1e12: clip gradients.
     """
     if student_feature.shape != teacher_feature.shape or student_feature.ndim != 2:
         raise ValueError(

@@ -11,8 +11,6 @@ virtual_softmax_logits: Chen, Deng, Shen, "Virtual Class Enhanced Discriminative
 arXiv 1811.12611
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -34,7 +32,6 @@ def label_smoothing_loss(
 
     torch's label_smoothing spreads its e over all K classes: e = smoothing K / (K - 1) is the same loss. T = 20 is what
     some libraries run under the name of teacher-free distillation (tf_kd_regularization_loss is the published one).
-    Returns a scalar.
     Raises ValueError when the labels are not class ids [N] or there is one class only.
     """
     targets = smoothed_one_hot(student_logits, labels, correct_probability=1 - smoothing)
@@ -74,8 +71,7 @@ def tf_kd_self_loss(
 ) -> Tensor:
     """Distillation from an earlier training of the same network: multiplier / K * KL(s, t).
 
-    The paper's code takes the mean over classes as well; hence its multipliers, 1 to 100. Returns a scalar.
-    Raises ValueError when the shapes differ.
+    The paper's code takes the mean over classes as well; hence its multipliers, 1 to 100.
     """
     divergence = kd_loss(student_logits=student_logits, teacher_logits=teacher_logits, temperature=temperature)
     return multiplier * divergence / student_logits.shape[1]
@@ -91,8 +87,7 @@ def focal_loss(
 
     L = -1 / N * sum_n (1 - p_n)^gamma log p_n,  p_n = softmax(s_n) at the label
 
-    Taken from log p, so that a vanishing p costs its finite logarithm. Returns a scalar.
-    Raises ValueError when the labels are not class ids [N].
+    Taken from log p, so that a vanishing p costs its finite logarithm.
     """
     check_labels(student_logits, labels)
     log_probabilities = F.log_softmax(full_precision(student_logits), dim=1)
@@ -129,7 +124,6 @@ def virtual_softmax_logits(
     s_virtual = |w_y| |x|, the largest logit an embedding of this length could reach on its own class
 
     Gradients flow into all three. Returns [N, K + 1], the virtual class last.
-    Raises ValueError when the shapes do not fit.
     """
     check_labels(logits, labels)
     num_samples, num_classes = logits.shape

@@ -6,14 +6,13 @@ invariance_loss, variance_loss, covariance_loss: Bardes, Ponce, LeCun, "VICReg: 
 Regularization for Self-Supervised Learning", ICLR 2022, arXiv 2105.04906
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import check_same_batch, check_same_shape
 from .precision import full_precision
 
 
@@ -26,13 +25,9 @@ def invariance_loss(
 
     L = 1/(N D) sum_nd (a_nd - b_nd)^2
 
-    The gradient flows to both arguments: the squeezed features of a generator are trained by it too. Returns a scalar.
-    Raises ValueError when the shapes differ.
+    The gradient flows to both arguments: the squeezed features of a generator are trained by it too.
     """
-    if embeddings_a.shape != embeddings_b.shape:
-        raise ValueError(
-            f"the two sides' embeddings differ in shape: {list(embeddings_a.shape)} and {list(embeddings_b.shape)}"
-        )
+    check_same_shape(embeddings_a, embeddings_b, "the two sides' embeddings")
     return (full_precision(embeddings_a) - full_precision(embeddings_b)).square().mean()
 
 
@@ -92,12 +87,9 @@ def squeeze_loss(
     covariance), the terms unweighted and summed over the regularised sides.
     Raises ValueError when the shapes differ or the batch holds fewer than two samples.
     """
-    return _regularised_invariance(
-        student_embedding,
-        squeezed_embedding,
-        regularised=[student_embedding, squeezed_embedding] if regularize_squeezed else [student_embedding],
-        weights=(invariance_weight, variance_weight, covariance_weight),
-    )
+    weights = (invariance_weight, variance_weight, covariance_weight)
+    regularised = [student_embedding, squeezed_embedding] if regularize_squeezed else [student_embedding]
+    return _regularised_invariance(student_embedding, squeezed_embedding, regularised, weights)
 
 
 def span_loss(
@@ -115,12 +107,8 @@ def span_loss(
     Returns the scalars (total, invariance, variance, covariance), the terms unweighted and summed over the two views.
     Raises ValueError when the shapes differ or the batch holds fewer than two samples.
     """
-    return _regularised_invariance(
-        student_embedding_a,
-        student_embedding_b,
-        regularised=[student_embedding_a, student_embedding_b],
-        weights=(invariance_weight, variance_weight, covariance_weight),
-    )
+    views, weights = [student_embedding_a, student_embedding_b], (invariance_weight, variance_weight, covariance_weight)
+    return _regularised_invariance(*views, views, weights)
 
 
 def squeeze_and_span_loss(
@@ -144,20 +132,10 @@ def squeeze_and_span_loss(
     """
     if not 0 <= synthetic_ratio <= 1:
         raise ValueError(f"synthetic_ratio is {synthetic_ratio:g}; give a share between 0 and 1")
-    weights = {
-        "invariance_weight": invariance_weight,
-        "variance_weight": variance_weight,
-        "covariance_weight": covariance_weight,
-    }
-    squeeze = squeeze_loss(
-        student_embedding=student_embedding,
-        squeezed_embedding=squeezed_embedding,
-        regularize_squeezed=regularize_squeezed,
-        **weights,
-    )[0]
-    span = span_loss(
-        student_embedding_a=student_embedding_real_a, student_embedding_b=student_embedding_real_b, **weights
-    )[0]
+    weights = (invariance_weight, variance_weight, covariance_weight)
+    squeezed, real = [student_embedding, squeezed_embedding], [student_embedding_real_a, student_embedding_real_b]
+    squeeze = _regularised_invariance(*squeezed, squeezed if regularize_squeezed else squeezed[:1], weights)[0]
+    span = _regularised_invariance(*real, real, weights)[0]
     return synthetic_ratio * squeeze + (1 - synthetic_ratio) * span, squeeze, span
 
 
@@ -183,16 +161,13 @@ def pool_generator_features(
             raise ValueError(
                 f"generator feature {index} has shape {list(feature.shape)}; expected [N, C, H, W], [N, T, C] or [N, C]"
             )
-        if pooled and len(feature) != len(pooled[0]):
-            raise ValueError(
-                f"generator features come from different batches: {len(pooled[0])} and {len(feature)} samples"
-            )
         pooled.append(feature)
+        check_same_batch(pooled[0], feature, "generator features")
     return torch.cat(pooled, dim=1)
 
 
 def _regularised_invariance(
-    embeddings_a: Tensor, embeddings_b: Tensor, *, regularised: list[Tensor], weights: tuple[float, float, float]
+    embeddings_a: Tensor, embeddings_b: Tensor, regularised: list[Tensor], weights: tuple[float, float, float]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     invariance = invariance_loss(embeddings_a=embeddings_a, embeddings_b=embeddings_b)
     variance = sum(variance_loss(embeddings=side) for side in regularised)

@@ -4,8 +4,6 @@ Both: Ding, Wang, Xu, Wang, Welch, "Distilling and Transferring Knowledge via cG
 and Regression" (cGAN-KD), 2021, arXiv 2104.03164, module M2.
 """
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor
 

@@ -6,12 +6,11 @@ vicinal_contrastive_loss: Khosla et al., "Supervised Contrastive Learning", Neur
     vicinity for its classes
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import check_same_batch
 from .precision import full_precision
 
 
@@ -45,14 +44,10 @@ def vicinal_contrastive_loss(
     l_ij = e_i . e_j / contrastive_temperature;  lp_i = log-softmax of l_i over j != i
     L = mean over the rows i with a positive j != i of -(mean of lp_ij over those j)
 
-    A batch in which no row has a positive costs 0 and keeps its graph. Returns a scalar.
-    Raises ValueError when embeddings and labels differ in number, the labels are not [N], kappa is negative or the
-    temperature is not positive.
+    A batch in which no row has a positive costs 0 and keeps its graph. Raises ValueError when embeddings and labels
+    differ in number, the labels are not [N], kappa is negative or the temperature is not positive.
     """
-    if len(embeddings) != len(labels):
-        raise ValueError(
-            f"embeddings and labels come from different batches: {len(embeddings)} and {len(labels)} samples"
-        )
+    check_same_batch(embeddings, labels, "embeddings and labels")
     if contrastive_temperature <= 0:
         raise ValueError(f"the contrastive temperature must be positive, got {contrastive_temperature}")
     itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)

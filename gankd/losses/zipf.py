@@ -4,12 +4,11 @@ Liang, Li, Bing, Zhao, Tang, Lin, Fan, "Efficient One Pass Self-distillation wit
 arXiv 2207.12980
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import check_same_shape
 from .precision import full_precision
 from .smoothing import check_labels
 
@@ -28,9 +27,8 @@ def class_votes(
 
     v_nk = #{ pixels i: argmax_j (W f_ni + b)_j = k }
 
-    The batch goes in parts, so that many classes do not make a large [N, K, H, W]. No gradient.
-    Returns float32 counts [N, K]; each row sums to the number of pixels.
-    Raises ValueError when the map and the classifier differ in channels.
+    The batch goes in parts, so that many classes do not make a large [N, K, H, W]. No gradient. Returns float32 counts
+    [N, K]; each row sums to the number of pixels.
     """
     num_samples, _, height, width = feature_map.shape
     num_classes, channels = weight.shape
@@ -88,8 +86,7 @@ def zipf_loss(
     The label's logit gets no gradient; the cross-entropy beside this loss trains it. Returns a scalar.
     Raises ValueError when the shapes differ, and what zipf_targets raises.
     """
-    if student_logits.shape != scores.shape:
-        raise ValueError(f"logits and scores differ in shape: {list(student_logits.shape)} and {list(scores.shape)}")
+    check_same_shape(student_logits, scores, "logits and scores")
     log_targets, others = _log_zipf_targets(scores, labels, power, distribution, left_bound, right_bound)
     log_student = F.log_softmax(full_precision(student_logits).gather(1, others), dim=1)  # [N, K - 1]
     losses = F.kl_div(log_student, log_targets, reduction="none", log_target=True).sum(dim=1)  # [N]
@@ -119,9 +116,7 @@ def _log_zipf_targets(
     if num_classes == 1:
         raise ValueError("Zipf label smoothing ranks classes; this task has a scalar target")
     if num_classes == 2:
-        raise ValueError(
-            "Zipf label smoothing ranks the wrong classes, and of 2 classes only 1 is wrong: use 3 or more"
-        )
+        raise ValueError("Zipf label smoothing ranks the wrong classes, of 2 classes only 1 is wrong: use 3 or more")
     scores = full_precision(scores.detach()).contiguous()
     ascending = scores.sort(dim=1).values
     first_rank = num_classes + 1 - torch.searchsorted(ascending, scores, right=True)

@@ -1,7 +1,5 @@
 """The answers of a report: which arm is best, of students and of backbones, as a sentence, a table and a chart."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection
 from html import escape
@@ -83,10 +81,8 @@ def arms_chart(
 ) -> str:
     """A dot a seed; a line at `mark`, a value and its title. `name`: the metric in words."""
     styles = plots.arm_styles([arm["synthetic"] != 0 for arm in arms])
-    dots = [
-        plots.Arm(arm["title"], arm["test"][metric]["values"], colour)
-        for arm, (colour, _) in zip(arms, styles, strict=True)
-    ]
+    pairs = zip(arms, styles, strict=True)
+    dots = [plots.Arm(arm["title"], arm["test"][metric]["values"], colour) for arm, (colour, _) in pairs]
     better = "higher is better" if task["higher_is_better"] else "lower is better"
     axis = f"test {in_unit(name, task['unit'])}, {better}"
     broad = plots.figure_to_svg(plots.plot_arms(dots, mark=mark, axis=axis), description)
@@ -131,14 +127,12 @@ def students_table(metrics: dict) -> NumberTable:
     metric = task["metric"]
     names = [metric, *(name for name in arms[0]["test"] if name != metric)]
     decimals = {name: num_decimals(metrics, name) for name in names}
-    gains = [
-        minus(number(arm["test"][metric]["mean"] - arms[0]["test"][metric]["mean"], decimals[metric], sign="+"))
-        for arm in arms
-    ]
+    means = [arm["test"][metric]["mean"] for arm in arms]
+    gains = ["", *(minus(number(mean - means[0], decimals[metric], sign="+")) for mean in means[1:])]
     title = lambda name: in_unit(SHORT_NAMES[name], "" if name in UNITLESS else task["unit"])  # noqa: E731
     head = ["", title(metric), "difference to first arm", "synthetic", *map(title, names[1:]), "method", "seeds"]
     body = []
-    for arm, gain in zip(arms, ["", *gains[1:]], strict=True):
+    for arm, gain in zip(arms, gains, strict=True):
         first, *others = (with_spread(arm["test"][name], decimals[name]) for name in names)
         method, seeds = arm["method"]["name"], str(len(arm["seeds"]))
         body.append([arm["title"], first, gain, share(arm["synthetic"]), *others, method, seeds])
@@ -168,7 +162,7 @@ def backbones_section(metrics: dict) -> str:
         f"{representation['parameters']:,} parameters) without labels for {representation['steps']:,} steps of "
         f"{representation['batch_size']:,} images; probes are then fitted to its frozen features."
     )
-    if any(reads_generator_features(arm["method"]) for arm in arms):  # an experiment's generator takes its labels
+    if any(METHODS[arm["method"]["name"]].needs_generator_features for arm in arms):  # which takes the data's labels
         about += (
             " The generator is conditional: the features that backbones learn from know the labels that the "
             "generator was trained with."
@@ -178,27 +172,17 @@ def backbones_section(metrics: dict) -> str:
         facts["generated images"] = f"{representation['generated']:,}, not selected"
     facts["probes fitted to"] = f"{representation['probe_on']:,} labelled images"
     facts |= {PROBES[key]: protocol for key, protocol in representation["protocols"].items()}
+    mark = (representation["untrained"][first]["mean"], "untrained")
+    description = f"Test {name} of every backbone and of the untrained network"
+    caption = "Every dot is a seed, the bar their mean. Grey: real images only; colour: with generated images."
     return as_section(
         "Backbones trained without labels",
         key_paragraph(backbone_result(metrics)),
         f'<p class="aside">{escape(about)}</p>',
         as_table(*backbones_table(metrics)),
-        arms_chart(
-            arms,
-            first,
-            name,
-            task,
-            (representation["untrained"][first]["mean"], "untrained"),
-            f"Test {name} of every backbone and of the untrained network",
-            "Every dot is a seed, the bar their mean. Grey: real images only; colour: with generated images.",
-        ),
+        arms_chart(arms, first, name, task, mark, description, caption),
         as_facts({fact: escape(value) for fact, value in facts.items()}),
     )
-
-
-def reads_generator_features(method: dict) -> bool:
-    """Whether a method, as metrics.json holds it, learns from a generator's features."""
-    return METHODS[method["name"]].needs_generator_features
 
 
 def backbone_result(metrics: dict) -> str:

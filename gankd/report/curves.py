@@ -1,7 +1,5 @@
 """How a run was trained: curves of the log."""
 
-from __future__ import annotations
-
 from gankd.report import plots
 from gankd.report.html import as_charts, as_figure, as_section
 
@@ -37,9 +35,7 @@ def training_section(metrics: dict, log: list[dict]) -> str:
         add("Generator: share of images that the discriminator tells right.", lines, "told right", percent=True)
         steps, scores = curve(log, "generator", "score")
         if steps:
-            caption = (
-                "Generator: Frechet distance to the validation images, while it was trained; the best one was kept."
-            )
+            caption = "Generator: Frechet distance to the validation images, while it was trained; the best was kept."
             add(caption, [plots.Line("", steps, scores)], "Frechet distance", logarithmic=True)
     if "extractor" in stages:
         add("Feature extractor of the density ratio: loss.", [plots.Line("", *curve(log, "extractor", "loss"))], "loss")

@@ -1,7 +1,5 @@
 """The pieces of HTML that the page is put together from, and the page around them."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from html import escape
 from string import Template

@@ -1,7 +1,5 @@
 """The images of a report, label by label: real ones, and what a generator made beside them."""
 
-from __future__ import annotations
-
 import math
 from html import escape
 from pathlib import Path

@@ -3,8 +3,6 @@
 The file needs nothing beside it: pictures and style are inside, there are no scripts. Its sections, in their order:
 """
 
-from __future__ import annotations
-
 import re
 from html import escape
 from pathlib import Path
@@ -69,9 +67,8 @@ def selection(run: FinishedRun) -> str:
     synthesis = run.metrics["synthesis"]
     if not synthesis:
         return ""
-    scores, examples = (
-        read_tensors(run.directory / "synthetic" / f"{name}.safetensors") for name in ("scores", "examples")
-    )
+    folder = run.directory / "synthetic"
+    scores, examples = (read_tensors(folder / f"{name}.safetensors") for name in ("scores", "examples"))
     return selection_section(synthesis, run.metrics["task"], scores, examples, label_rows(run.data.train), run.log)
 
 

@@ -4,8 +4,6 @@ Colours are those of Okabe and Ito ("Color Universal Design", 2008), which colou
 for real data, colours for synthetic data; blue for what is kept, vermilion for what is rejected.
 """
 
-from __future__ import annotations
-
 import base64
 import html
 import io
@@ -147,8 +145,7 @@ def plot_arms(arms: Sequence[Arm], *, mark: tuple[float, str] | None, axis: str,
     if mark is not None:
         value, title = mark
         axes.axvline(value, color=BLACK, linewidth=1, linestyle=MARK)
-        top = axes.get_xaxis_transform()
-        axes.annotate(title, (value, 1), xycoords=top, xytext=(0, 3), textcoords="offset points", ha="center", **PLAIN)
+        _note(axes, title, (value, 1), above=3, xycoords=axes.get_xaxis_transform(), ha="center")
     axes.set_yticks(range(len(arms)), [arm.title if not narrow else "" for arm in arms], **PLAIN)
     axes.set_ylim(len(arms) - 0.5, -0.7 if narrow else -0.5)
     for row, arm in enumerate(arms if narrow else ()):
@@ -217,14 +214,8 @@ def plot_histogram(
         high = values.max().item()
         edges = torch.linspace(0, high if high > 0 else 1, 61, dtype=torch.float64)
     values = values.clamp(edges[0], edges[-1])  # rounding of the edges must not lose the extremes
-    axes.hist(
-        [values[kept].tolist(), values[~kept].tolist()],
-        bins=edges.tolist(),
-        stacked=True,
-        histtype="stepfilled",
-        color=[BLUE, VERMILION],
-        linewidth=0,
-    )
+    style = {"stacked": True, "histtype": "stepfilled", "color": [BLUE, VERMILION], "linewidth": 0}
+    axes.hist([values[kept].tolist(), values[~kept].tolist()], bins=edges.tolist(), **style)
     axes.margins(x=0.01)
     axes.set_xlabel(axis, **PLAIN)
     axes.set_ylabel("candidates")
@@ -234,16 +225,7 @@ def plot_histogram(
     if share < 100:
         titles.append((0.3, "left", VERMILION, f"rejected {100 - share:.0f} %"))
     for position, side, colour, text in titles:
-        axes.annotate(
-            text,
-            (position, 1),
-            xycoords="axes fraction",
-            xytext=(0, 10),
-            textcoords="offset points",
-            ha=side,
-            color=colour,
-            **PLAIN,
-        )
+        _note(axes, text, (position, 1), above=10, xycoords="axes fraction", ha=side, color=colour)
     if len(marks):
         across = axes.get_xaxis_transform()
         axes.plot([marks.median().item()] * 2, [0, 1], color=BLACK, linewidth=1, linestyle=MARK, transform=across)
@@ -261,16 +243,8 @@ def plot_label_score(stages: Sequence[str], scores: Sequence[float], *, axis: st
     axes.plot(range(len(scores)), scores, color=LIGHT, linewidth=1.2, zorder=1)
     axes.scatter(range(len(scores)), scores, color=colours, s=36, zorder=3, clip_on=False)
     for position, score in enumerate(scores):
-        axes.annotate(
-            number(score, decimals),
-            (position, score),
-            xytext=(0, 7),
-            textcoords="offset points",
-            ha="center",
-            va="bottom",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
-            zorder=2,
-        )
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+        _note(axes, number(score, decimals), (position, score), above=7, ha="center", va="bottom", bbox=box, zorder=2)
     axes.set_xticks(range(len(stages)), stages)
     axes.tick_params(axis="x", length=0, pad=7, labelcolor=BLACK)
     axes.margins(x=0.1, y=0.2)
@@ -287,6 +261,11 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
+def _note(axes: Axes, text: str, point: tuple[float, float], *, above: float, **style) -> None:
+    """Write a text so many points above a point."""
+    axes.annotate(text, point, xytext=(0, above), textcoords="offset points", **style, **PLAIN)
+
+
 def _label_ends(axes: Axes, lines: Sequence[Line]) -> None:
     """Write every title to the right of its curve's end, moved up or down where titles would overlap."""
     to_fraction = axes.transData + axes.transAxes.inverted()
@@ -296,17 +275,10 @@ def _label_ends(axes: Axes, lines: Sequence[Line]) -> None:
     heights = spread([wanted[index] for index in order], distance)
     for rank, (index, height) in enumerate(zip(order, heights, strict=True)):
         line, height = lines[index], max(height, rank * distance)  # none below the axis
-        axes.annotate(
-            line.title,
-            (line.steps[-1], line.values[-1]),
-            xytext=(1.06, height),
-            textcoords="axes fraction",
-            va="center",
-            color=line.colour,
-            annotation_clip=False,
-            **PLAIN,
-            arrowprops={"arrowstyle": "-", "color": line.colour, "linewidth": 0.6, "shrinkB": 2, "relpos": (0, 0.5)},
-        )
+        end, place = (line.steps[-1], line.values[-1]), {"xytext": (1.06, height), "textcoords": "axes fraction"}
+        arrow = {"arrowstyle": "-", "color": line.colour, "linewidth": 0.6, "shrinkB": 2, "relpos": (0, 0.5)}
+        style = {"va": "center", "color": line.colour, "annotation_clip": False, "arrowprops": arrow}
+        axes.annotate(line.title, end, **place, **style, **PLAIN)
 
 
 def spread(heights: Sequence[float], distance: float) -> list[float]:

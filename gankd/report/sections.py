@@ -7,8 +7,6 @@
 They stand on the page in the order in which they were registered; one that returns "" has nothing to say.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json

@@ -1,7 +1,5 @@
 """How good the generator is, and what was kept of its samples and why, in a report."""
 
-from __future__ import annotations
-
 from html import escape
 
 import torch
@@ -104,14 +102,12 @@ def score_chart(label_scores: dict[str, float], score_name: str, decimals: int, 
 
 def ratio_chart(synthesis: dict, scores: dict[str, Tensor]) -> str:
     bounds = torch.tensor(synthesis["bounds"])
-    figure = plots.plot_histogram(
-        scores["ratios"],
-        scores["accepted"],
-        axis="density ratio, real : generated",
-        kept_title="accepted",
-        marks=bounds,
-        mark_title=mark_title("bound", bounds),
-    )
+    titles = {
+        "axis": "density ratio, real : generated",
+        "kept_title": "accepted",
+        "mark_title": mark_title("bound", bounds),
+    }
+    figure = plots.plot_histogram(scores["ratios"], scores["accepted"], marks=bounds, **titles)
     caption = "M1: a candidate is accepted with probability ratio / bound; every class or label range has its bound."
     return as_figure(plots.figure_to_svg(figure, "Density ratios of all candidates, accepted and rejected"), caption)
 
@@ -124,14 +120,9 @@ def error_chart(synthesis: dict, scores: dict[str, Tensor], task: dict) -> str:
         caption = f"M2: the share ρ = {rho:g} with the smallest error stays{', class by class' if classes else ''}."
         thresholds = torch.tensor(synthesis["thresholds"]).flatten()
         thresholds = thresholds[thresholds.isfinite()]  # a class of which nothing was accepted has none
-    figure = plots.plot_histogram(
-        scores["errors"][accepted],
-        scores["kept"][accepted],
-        axis=name,
-        logarithmic=classes,
-        marks=thresholds,
-        mark_title=mark_title("threshold", thresholds),
-    )
+    marks = {"marks": thresholds, "mark_title": mark_title("threshold", thresholds)}
+    candidates = (scores["errors"][accepted], scores["kept"][accepted])
+    figure = plots.plot_histogram(*candidates, axis=name, logarithmic=classes, **marks)
     return as_figure(plots.figure_to_svg(figure, "The teacher's error on accepted candidates"), caption)
 
 

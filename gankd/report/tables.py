@@ -1,7 +1,5 @@
 """The numbers of a finished run: `metrics.json`, and the table in the terminal."""
 
-from __future__ import annotations
-
 import shlex
 import statistics
 import sys
@@ -28,9 +26,8 @@ def summarize(experiment) -> dict:
     Accuracies are in %, errors in the unit of the labels; spreads are sample standard deviations over the seeds.
     """
     config, task, data = experiment.config, experiment.task, experiment.data
-    recorded = {
-        stage.name: stage.results for stage in experiment.stages()
-    }  # of what was made, which nothing else is here
+    # of what was made, which nothing else is here
+    recorded = {stage.name: stage.results for stage in experiment.stages()}
 
     def on_test(path: str) -> dict[str, float]:
         model, normalize = (part.to(experiment.accelerator.device) for part in load_model(experiment.directory / path))
@@ -46,19 +43,11 @@ def summarize(experiment) -> dict:
         "name": config.name,
         "title": config.title,
         "notes": config.notes,
-        "task": {
-            "kind": task.kind,
-            "metric": task.metric,
-            "unit": task.unit,
-            "higher_is_better": task.higher_is_better,
-        },
+        "task": {name: getattr(task, name) for name in ("kind", "metric", "unit", "higher_is_better")},
         "data": {
             "source": config.data.name,
             "image_shape": data.train.image_shape,
-            "train": len(data.train),
-            "pool": len(data.pool),
-            "validation": len(data.validation),
-            "test": len(data.test),
+            **{part: len(getattr(data, part)) for part in ("train", "pool", "validation", "test")},
         },
         "teacher": {
             "network": config.teacher.model.name,
@@ -128,9 +117,8 @@ def summarize_backbones(experiment, recorded: dict[str, dict]) -> dict | None:
         protocols.update({key: result.protocol for key, result in results.items()})
         return {key: result.value for key, result in results.items()}
 
-    arms = summarize_arms(
-        "representation", config, recorded, lambda path: on_test(load_model(experiment.directory / path)[0])
-    )
+    probed = lambda path: on_test(load_model(experiment.directory / path)[0])  # noqa: E731
+    arms = summarize_arms("representation", config, recorded, probed)
     untrained = _collect([on_test(experiment.build(experiment.backbone, seed)) for seed in config.seeds])
     real = experiment.unlabelled
     return {
@@ -181,11 +169,7 @@ def print_scores(columns: dict[str, dict], task: Task) -> None:
 
 
 def print_table(
-    title: str,
-    head: list[str],
-    body: list[list[str]],
-    text_columns: Collection[int],
-    bold: Collection[int] = (),
+    title: str, head: list[str], body: list[list[str]], text_columns: Collection[int], bold: Collection[int] = ()
 ) -> None:
     """As `html.as_table`, in the terminal, without the columns that make it wider than one."""
     shown = [

@@ -1,7 +1,5 @@
 """Numbers and names as a person reads them, in the page and in the terminal."""
 
-from __future__ import annotations
-
 import math
 import re
 

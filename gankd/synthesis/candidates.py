@@ -63,32 +63,23 @@ class Labels:
         return ((labels - self.low) / (self.high - self.low) * self.num_bins).long().clamp(0, self.num_bins - 1)
 
 
+@dataclasses.dataclass
 class Candidates:
-    """One stream of candidates ("candidates" or "burn_in") as chunk files in a folder of its own.
+    """One stream of candidates ("candidates" or "burn_in") as chunk files in `directory`."""
 
-    Args:
-        keep_images: store the images beside the scores.
-    """
-
-    def __init__(
-        self,
-        stream: str,
-        directory: Path,
-        generator: ConditionalGenerator,
-        teacher: Teacher,
-        task: Task,
-        labels: Labels,
-        ratio: RatioModel | None,
-        *,
-        chunk_size: int,
-        seed: int,
-        accelerator: Accelerator,
-        keep_images: bool,
-    ):
-        self.stream, self.directory = stream, directory / stream
-        self.generator, self.teacher, self.task, self.labels, self.ratio = generator, teacher, task, labels, ratio
-        self.chunk_size, self.seed, self.accelerator, self.keep_images = chunk_size, seed, accelerator, keep_images
-        self.num_chunks = 0
+    stream: str
+    directory: Path
+    generator: ConditionalGenerator
+    teacher: Teacher
+    task: Task
+    labels: Labels
+    ratio: RatioModel | None
+    keep_images: bool
+    """Whether the images are stored beside the scores."""
+    chunk_size: int
+    seed: int
+    accelerator: Accelerator
+    num_chunks: int = 0
 
     def file(self, chunk: int) -> Path:
         return self.directory / f"chunk-{chunk:05d}.safetensors"
@@ -116,12 +107,8 @@ class Candidates:
         images = from_generator_range(drawn)
         outputs = self.teacher(to_unit_range(images)).float()
         check_finite(outputs, self.task, f"{self.stream}, chunk {chunk}: the teacher's outputs")
-        rows = {
-            "labels": labels,
-            "uniforms": uniforms,
-            "teacher_outputs": outputs,
-            "errors": self.task.error(outputs, on_device),
-        }
+        rows = {"labels": labels, "uniforms": uniforms, "teacher_outputs": outputs}
+        rows["errors"] = self.task.error(outputs, on_device)
         if self.ratio is not None:
             rows["ratios"] = self.ratio(images, on_device)
         if self.keep_images:

@@ -1,7 +1,5 @@
 """What can be known to be wrong with a generator and a teacher before any work is done: one sentence each."""
 
-from __future__ import annotations
-
 import warnings
 
 import torch
@@ -93,6 +91,4 @@ def at_chance_level(outputs: Tensor, labels: Tensor, task: Task) -> bool:
 def check_finite(outputs: Tensor, task: Task, name: str) -> None:
     """Raise a ValueError for outputs of which no prediction can be made."""
     if not_finite(outputs, task).any():
-        raise ValueError(
-            f"{name} are not finite: the network has diverged, or its input is not normalised as it expects."
-        )
+        raise ValueError(f"{name} are not finite: the network has diverged, or its input is normalised otherwise.")

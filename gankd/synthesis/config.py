@@ -1,7 +1,5 @@
 """What the user says about synthesis: which modules of cGAN-KD are on, and how many samples they leave."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field

@@ -4,8 +4,6 @@ Source: Ding et al., "Efficient Subsampling of Realistic Images From GANs Condit
 arXiv 2103.11166 (cDR-RS).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch
@@ -83,8 +81,7 @@ def train_density_ratio(
         fake_features: labels [B] -> features [B, D] of fresh generated images.
         encode: labels [B] -> what `ratio` takes as its second argument.
 
-    Raises:
-        ValueError: the ratio has died (0 for every generated image), so that nothing could be accepted.
+    Raises ValueError: the ratio has died (0 for every generated image), so that nothing could be accepted.
     """
     device = real_features.device
     optimizer = torch.optim.Adam(ratio.parameters(), lr=config.learning_rate, betas=(0.5, 0.999), weight_decay=1e-4)
@@ -100,24 +97,16 @@ def train_density_ratio(
         codes = encode(labels)
         real_ratios = ratio(real_features[indices], codes)
         fake_ratios = ratio(fake_features(labels), codes)
-        loss, divergence, penalty = density_ratio_loss(
-            real_ratios=real_ratios, fake_ratios=fake_ratios, penalty_weight=config.penalty
-        )
+        ratios = {"real_ratios": real_ratios, "fake_ratios": fake_ratios}
+        loss, divergence, penalty = density_ratio_loss(**ratios, penalty_weight=config.penalty)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         schedule.step()
         if (step + 1) % 100 == 0 or step + 1 == config.steps:
-            log(
-                {
-                    "stage": "density_ratio",
-                    "step": step + 1,
-                    "loss": divergence.item(),
-                    "penalty": penalty.item(),
-                    "real_ratio": real_ratios.mean().item(),
-                    "fake_ratio": fake_ratios.mean().item(),
-                }
-            )
+            values = {"loss": divergence, "penalty": penalty, "real_ratio": real_ratios, "fake_ratio": fake_ratios}
+            means = {name: value.mean().item() for name, value in values.items()}
+            log({"stage": "density_ratio", "step": step + 1, **means})
     if not fake_ratios.detach().max() > 0:
         raise ValueError(
             "the density ratio is 0 for every generated image: lower synthesis.subsample.learning_rate, raise "

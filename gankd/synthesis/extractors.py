@@ -5,8 +5,6 @@ A good teacher's features do as well for much less work, which is why they are t
 Source: Ding et al., arXiv 2103.11166 and 2104.03164.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
@@ -31,19 +29,13 @@ def sparse_autoencoder_loss(
     reconstructions and images [N, C, H, W]; features [N, D] >= 0 (so that their mean is an L1 norm); predictions [N] or
     [N, 1] and labels [N] in [0, 1].
     """
-    return (
-        F.mse_loss(reconstructions.float(), images.float())
-        + sparsity_weight * features.float().mean()
-        + regression_weight * F.mse_loss(predictions.float().flatten(), labels.float())
-    )
+    reconstruction = F.mse_loss(reconstructions.float(), images.float())
+    regression = F.mse_loss(predictions.float().flatten(), labels.float())
+    return reconstruction + sparsity_weight * features.float().mean() + regression_weight * regression
 
 
-def _conv(
-    in_channels: int, out_channels: int, layer: type[nn.Module] = nn.Conv2d, kernel_size: int = 3, stride: int = 1
-):
-    return nn.Sequential(
-        layer(in_channels, out_channels, kernel_size, stride, padding=1), nn.BatchNorm2d(out_channels), nn.ReLU()
-    )
+def _conv(channels: int, out: int, layer: type[nn.Module] = nn.Conv2d, kernel_size: int = 3, stride: int = 1):
+    return nn.Sequential(layer(channels, out, kernel_size, stride, padding=1), nn.BatchNorm2d(out), nn.ReLU())
 
 
 class SparseAutoencoder(nn.Module):
@@ -66,12 +58,8 @@ class SparseAutoencoder(nn.Module):
             encoder += [_conv(previous, narrow, kernel_size=4, stride=2), _conv(narrow, wide)]
             previous = wide
         self.encoder = nn.Sequential(*encoder, nn.Flatten(), nn.Linear(previous * 16, num_features), nn.ReLU())
-        decoder = [
-            nn.Linear(num_features, previous * 16),
-            nn.BatchNorm1d(previous * 16),
-            nn.ReLU(),
-            nn.Unflatten(1, (-1, 4, 4)),
-        ]
+        size = previous * 16
+        decoder = [nn.Linear(num_features, size), nn.BatchNorm1d(size), nn.ReLU(), nn.Unflatten(1, (-1, 4, 4))]
         for narrow in reversed(ins):
             decoder += [_conv(previous, narrow, nn.ConvTranspose2d, kernel_size=4, stride=2), _conv(narrow, narrow)]
             previous = narrow
@@ -84,15 +72,9 @@ class SparseAutoencoder(nn.Module):
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """The training loss for images in [-1, 1] and labels [N] in [0, 1]."""
         features = self(images)
-        return sparse_autoencoder_loss(
-            reconstructions=self.decoder(features),
-            images=images,
-            features=features,
-            predictions=self.predictor(features),
-            labels=labels,
-            sparsity_weight=1e-3,
-            regression_weight=1.0,
-        )
+        found = {"reconstructions": self.decoder(features), "predictions": self.predictor(features)}
+        given = {"images": images, "features": features, "labels": labels}
+        return sparse_autoencoder_loss(**found, **given, sparsity_weight=1e-3, regression_weight=1.0)
 
 
 class WideClassifier(nn.Module):
@@ -107,12 +89,8 @@ class WideClassifier(nn.Module):
         self.backbone = resnet34(num_classes=num_features)
         self.backbone.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
         self.backbone.maxpool = nn.Identity()
-        self.head = nn.Sequential(
-            nn.BatchNorm1d(num_features),
-            nn.ReLU(),
-            nn.Dropout(0.5),
-            _head(num_features, (1024, 256), num_classes, dropout=0.5),
-        )
+        head = _head(num_features, (1024, 256), num_classes, dropout=0.5)
+        self.head = nn.Sequential(nn.BatchNorm1d(num_features), nn.ReLU(), nn.Dropout(0.5), head)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.backbone(images)
@@ -122,9 +100,7 @@ class WideClassifier(nn.Module):
         return F.cross_entropy(self.head(self(images)), labels)
 
 
-def _head(
-    num_features: int, widths: tuple[int, ...], num_outputs: int, *, dropout: float, last: nn.Module | None = None
-):
+def _head(num_features: int, widths: tuple[int, ...], num_outputs: int, dropout: float, last: nn.Module | None = None):
     layers, previous = [], num_features
     for width in widths:
         layers += [nn.Linear(previous, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(dropout)]

@@ -1,7 +1,5 @@
 """A generator's samples with its features of them on disk: what a live set of them (`data.live`) becomes."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

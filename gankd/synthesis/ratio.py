@@ -1,7 +1,5 @@
 """The density ratio as the synthesis uses it: images and labels in, ratios out, whatever features it looks at."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,8 +43,7 @@ def even_frequencies(labels: Tensor, num_groups: int) -> Tensor:
 class RatioModel:
     """r(x|y) of uint8 images: a feature extractor and a ratio network, trained together or read from a file.
 
-    Raises:
-        ValueError: an extractor that does not fit the task.
+    Raises ValueError: an extractor that does not fit the task.
     """
 
     def __init__(
@@ -66,10 +63,8 @@ class RatioModel:
         self.extractor.to(self.device).eval()
         feature_dim = self.features(real.images[torch.arange(1)]).shape[1]
         code_dim = task.num_classes if self.is_classification else self.code(real.labels[:1].to(self.device)).shape[1]
-        num_classes = task.num_classes if self.is_classification else None
-        self.network = DensityRatio(
-            feature_dim, code_dim, config.widths, num_classes=num_classes, dropout=config.dropout
-        ).to(self.device)
+        options = {"num_classes": task.num_classes if self.is_classification else None, "dropout": config.dropout}
+        self.network = DensityRatio(feature_dim, code_dim, config.widths, **options).to(self.device)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -97,9 +92,8 @@ class RatioModel:
                 labels = (labels - self.task.label_min) / (self.task.label_max - self.task.label_min)
             elif self.config.features == "autoencoder":
                 labels = labels / max(1, self.task.num_classes - 1)
-            train_extractor(
-                self.extractor, real.images, labels, steps=config.extractor_steps, device=self.device, log=log
-            )
+            settings = {"steps": config.extractor_steps, "device": self.device, "log": log}
+            train_extractor(self.extractor, real.images, labels, **settings)
         chunks = torch.arange(len(real)).split(512)
         frequencies = None
         if not self.is_classification:
@@ -115,19 +109,16 @@ class RatioModel:
             log=log,
         )
 
+    @property
+    def parts(self) -> nn.ModuleDict:
+        """What is stored."""
+        return nn.ModuleDict({"extractor": self.extractor, "network": self.network})
+
     def save(self, file: Path) -> None:
         """Write extractor and network to one safetensors file."""
-        parts = {"extractor": self.extractor, "network": self.network}
-        write_tensors(
-            file, {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
-        )
+        write_tensors(file, self.parts.state_dict())
 
     def load(self, file: Path) -> None:
         """Read what `save` wrote."""
-        state = read_tensors(file)
-        for name, part in (("extractor", self.extractor), ("network", self.network)):
-            prefix = f"{name}."
-            part.load_state_dict(
-                {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-            )
-            part.eval().requires_grad_(False)
+        parts = self.parts.eval().requires_grad_(False)
+        parts.load_state_dict(read_tensors(file))

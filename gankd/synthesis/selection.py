@@ -4,8 +4,6 @@ Pure functions of scores. Sources: Ding et al., arXiv 2103.11166 (rejection) and
 2023, arXiv 2104.03164 (filtering, number of samples, choice of rho).
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import torch
@@ -26,13 +24,10 @@ def class_error_quantiles(*, errors: Tensor, labels: Tensor, rho: float, num_cla
 
     A class without a sample gets -inf: nothing of it could be kept.
     """
-    thresholds = [
-        error_quantile(errors=errors[labels == label], rho=rho)
-        if (labels == label).any()
-        else errors.new_tensor(-torch.inf)
-        for label in range(num_classes)
-    ]
-    return torch.stack(thresholds)
+    thresholds = errors.new_full((num_classes,), -torch.inf)
+    for label in labels.unique().tolist():
+        thresholds[label] = error_quantile(errors=errors[labels == label], rho=rho)
+    return thresholds
 
 
 def filter_by_teacher_error(*, errors: Tensor, threshold: float | Tensor, labels: Tensor | None = None) -> Tensor:
@@ -78,8 +73,8 @@ class Scores:
 def ratio_bounds(ratios: Tensor, groups: Tensor, num_groups: int, *, quantile: float) -> Tensor:
     """The bound M of every label group, [G]: a quantile (1: the maximum) of the burn-in's ratios [N].
 
-    Raises:
-        ValueError: a label group in which the bound is 0, so that nothing could be accepted; a ratio that is not finite.
+    Raises ValueError: a label group in which the bound is 0, so that nothing could be accepted; a ratio that is not
+    finite.
     """
     if not ratios.isfinite().all():
         raise ValueError("the density ratio is not finite; lower synthesis.subsample.learning_rate.")
@@ -142,8 +137,5 @@ def take(kept: Tensor, labels: Tensor, num_samples: int, *, num_classes: int | N
     if num_classes is None:
         return indices[:num_samples]
     counts = balanced_fake_counts(labels=labels[indices], num_fake=num_samples, num_classes=num_classes)
-    return (
-        torch.cat([indices[labels[indices] == label][:count] for label, count in enumerate(counts.tolist())])
-        .sort()
-        .values
-    )
+    firsts = [indices[labels[indices] == label][:count] for label, count in enumerate(counts.tolist())]
+    return torch.cat(firsts).sort().values

@@ -7,8 +7,6 @@ Everything random is a function of (seed, chunk), and every rule reads the score
 store comes out of any number of processes and after any interruption.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import shutil
 from collections.abc import Callable
@@ -84,17 +82,14 @@ class Synthesis:
         check_teacher(teacher, task, real)
         self.rho = PAPER_RHO[task.kind] if config.rho == "paper" else config.rho
         if config.rho == "validation" and validation_error is None:
-            raise ValueError(
-                "rho: validation trains students, which only a whole experiment does; give a number or None."
-            )
+            raise ValueError("rho: validation trains students, as only a whole experiment does; give a number or None.")
         self.num_classes = getattr(task, "num_classes", None)
         self.labels = Labels.of(task, real.labels, config.subsample.label_bins)
 
     def run(self) -> None:
         """Fill `directory` with a finished store; what an interrupted run left there is used.
 
-        Raises:
-            ValueError: see `check_samples`; too few candidates survive; a density ratio that is of no use.
+        Raises ValueError: see `check_samples`; too few candidates survive; a density ratio that is of no use.
         """
         with preserve_state(self.generator), preserve_state(self.teacher.module):
             self.generator.eval()
@@ -102,15 +97,8 @@ class Synthesis:
 
     def make_store(self) -> None:
         """The steps, in order, with networks that are only asked."""
-        check_samples(
-            self.generator,
-            self.teacher,
-            self.task,
-            self.real,
-            seed=self.seed,
-            force=self.config.force,
-            num_samples=self.config.num_samples,
-        )
+        subjects, config = (self.generator, self.teacher, self.task, self.real), self.config
+        check_samples(*subjects, seed=self.seed, force=config.force, num_samples=config.num_samples)
         ratio = self.ratio_model() if self.config.subsample.enabled else None
         bounds = self.burn_in(ratio) if ratio else None
         candidates = self.stream("candidates", ratio, keep_images=True)
@@ -146,19 +134,8 @@ class Synthesis:
         return ratio_bounds(scores.ratios, scores.groups, self.labels.num_groups, quantile=self.config.subsample.bound)
 
     def stream(self, name: str, ratio: RatioModel | None, *, keep_images: bool) -> Candidates:
-        return Candidates(
-            name,
-            self.directory,
-            self.generator,
-            self.teacher,
-            self.task,
-            self.labels,
-            ratio,
-            chunk_size=self.config.chunk_size,
-            seed=self.seed,
-            accelerator=self.accelerator,
-            keep_images=keep_images,
-        )
+        what = (self.generator, self.teacher, self.task, self.labels, ratio, keep_images)
+        return Candidates(name, self.directory / name, *what, self.config.chunk_size, self.seed, self.accelerator)
 
     def next_num_chunks(self, num_chunks: int) -> int:
         """How many chunks to have after the next wave: as many as no loss at all would need, then half as many again."""
@@ -216,23 +193,13 @@ class Synthesis:
     def write(self, candidates: Candidates, scores: Scores, selection: Selection, bounds: Tensor | None) -> None:
         """Write scores, examples, shards and, last, the manifest."""
         rows = candidates.rows(selection.indices)
-        samples = {
-            "images": rows["images"],
-            "labels": self.final_labels(rows),
-            "generator_labels": rows["labels"],
-            "teacher_outputs": rows["teacher_outputs"],
-            "errors": rows["errors"],
-            "candidates": selection.indices,
-        }
-        table = {
-            "labels": scores.labels,
-            "errors": scores.errors,
-            "accepted": selection.accepted,
-            "kept": selection.kept,
-        }
-        if scores.ratios is not None:
-            samples["ratios"], table["ratios"] = rows["ratios"], scores.ratios
-        write_tensors(self.directory / "scores.safetensors", table)
+        samples = {name: rows[name] for name in ("images", "teacher_outputs", "errors", "ratios") if name in rows}
+        samples |= {"labels": self.final_labels(rows), "generator_labels": rows["labels"]}
+        samples["candidates"] = selection.indices
+        table = {name: getattr(scores, name) for name in ("labels", "errors", "ratios")}
+        table |= {"accepted": selection.accepted, "kept": selection.kept}
+        known = {name: values for name, values in table.items() if values is not None}
+        write_tensors(self.directory / "scores.safetensors", known)
         write_tensors(self.directory / "examples.safetensors", self.examples(candidates, scores, selection))
         everyone = torch.ones_like(selection.kept)
         stages = {"candidates": everyone, "subsampled": selection.accepted, "filtered": selection.kept}

@@ -8,8 +8,6 @@ synthetic/
     manifest.json                   counts, thresholds, acceptance, scores, provenance, SHA-256 of every shard
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path
@@ -32,11 +30,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def read_tensors(path: Path, *, without: str | None = None) -> dict[str, Tensor]:
-    """Read a safetensors file, all of it or all but one tensor.
-
-    Raises:
-        ValueError: the file is missing or cut off.
-    """
+    """Read a safetensors file, all of it or all but one tensor. Raises ValueError: the file is missing or cut off."""
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys() if name != without}  # noqa: SIM118
@@ -54,13 +48,8 @@ def write_store(directory: Path, samples: dict[str, Tensor], *, shard_size: int,
         path = directory / f"shard-{number:05d}.safetensors"
         # a clone, because the bytes of a slice's whole storage would be written otherwise
         write_tensors(path, {name: rows[start : start + shard_size].clone() for name, rows in samples.items()})
-        shards.append(
-            {
-                "file": path.name,
-                "num_samples": min(shard_size, num_samples - start),
-                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-            }
-        )
+        count, digest = min(shard_size, num_samples - start), hashlib.sha256(path.read_bytes()).hexdigest()
+        shards.append({"file": path.name, "num_samples": count, "sha256": digest})
     with replace_whole(directory / MANIFEST) as temporary:
         temporary.write_text(json.dumps({**manifest, "num_samples": num_samples, "shards": shards}, indent=2))
 
@@ -68,8 +57,7 @@ def write_store(directory: Path, samples: dict[str, Tensor], *, shard_size: int,
 def read_manifest(directory: str | Path) -> dict:
     """The manifest of a finished store.
 
-    Raises:
-        ValueError: there is none, it is damaged, or it lists other shards than lie beside it.
+    Raises ValueError: there is none, it is damaged, or it lists other shards than lie beside it.
     """
     directory = Path(directory)
     path = directory / MANIFEST
@@ -91,8 +79,7 @@ def read_manifest(directory: str | Path) -> dict:
 def load_store(directory: str | Path) -> ImageSet:
     """The samples of a store as an `ImageSet`, with the teacher's outputs beside the labels.
 
-    Raises:
-        ValueError: no finished store, or a shard that is missing, cut off, or not the one that was written.
+    Raises ValueError: no finished store, or a shard that is missing, cut off, or not the one that was written.
     """
     directory, manifest = Path(directory), read_manifest(directory)
     shards = []
@@ -106,14 +93,6 @@ def load_store(directory: str | Path) -> ImageSet:
         shards.append(tensors)
     columns = [name for name in ("images", "labels", "teacher_outputs", "generator_features") if name in shards[0]]
     joined = {name: torch.cat([shard[name] for shard in shards]) for name in columns}
-    names = manifest.get("class_names")
-    return ImageSet(
-        joined["images"],
-        joined["labels"],
-        class_names=tuple(names) if names else None,
-        teacher_outputs=joined.get("teacher_outputs"),
-        generator_features=joined.get("generator_features"),
-        feature_widths=tuple(manifest.get("feature_widths", ())),
-        is_synthetic=True,
-        name=str(directory),
-    )
+    names, widths = manifest.get("class_names"), tuple(manifest.get("feature_widths", ()))
+    facts = {"class_names": tuple(names) if names else None, "feature_widths": widths, "name": str(directory)}
+    return ImageSet(**joined, **facts, is_synthetic=True)

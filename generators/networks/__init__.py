@@ -18,45 +18,42 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from generators.registry import Registry
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from generators.config import GeneratorConfig
     from generators.model import GeneratorModel
 
 NETWORKS: Registry[Callable[..., tuple[GeneratorModel, nn.Module]]] = Registry("generator network")
 
-# ours: the two classes, and the fields of GeneratorConfig that shape them
-PAIRS = {
-    "sngan": (
-        ("SNGANGenerator", "SNGANDiscriminator"),
-        ("widths", "discriminator_widths", "latent_dim", "label_dim", "label_input"),
-    ),
-    "sagan": (("SAGANGenerator", "SAGANDiscriminator"), ("channels", "latent_dim", "label_dim", "label_input")),
-    "biggan": (
-        ("BigGANGenerator", "BigGANDiscriminator"),
-        ("channels", "latent_dim", "label_dim", "attention", "shared_embedding", "hierarchical"),
-    ),
-    "biggan_deep": (
-        ("BigGANDeepGenerator", "BigGANDeepDiscriminator"),
-        ("channels", "latent_dim", "label_dim", "attention", "depth"),
-    ),
-    "dcgan": (("DCGANGenerator", "DCGANDiscriminator"), ("channels", "latent_dim", "label_dim", "label_input")),
+# ours: what the names of the two classes begin with, and the fields of GeneratorConfig that shape them
+OURS = {
+    "sngan": ("SNGAN", ("widths", "discriminator_widths", "latent_dim", "label_dim", "label_input")),
+    "sagan": ("SAGAN", ("channels", "latent_dim", "label_dim", "label_input")),
+    "biggan": ("BigGAN", ("channels", "latent_dim", "label_dim", "attention", "shared_embedding", "hierarchical")),
+    "biggan_deep": ("BigGANDeep", ("channels", "latent_dim", "label_dim", "attention", "depth")),
+    "dcgan": ("DCGAN", ("channels", "latent_dim", "label_dim", "label_input")),
 }
-NETWORK_SETTINGS = {name: settings for name, (_, settings) in PAIRS.items()}
+NETWORK_SETTINGS = {name: settings for name, (_, settings) in OURS.items()}
 # where each generator is defined; that of StyleGAN2 is loaded, not trained
-GENERATORS = {classes[0]: name for name, (classes, _) in PAIRS.items()} | {"StyleGAN2Generator": "stylegan2"}
+GENERATORS = {f"{title}Generator": name for name, (title, _) in OURS.items()} | {"StyleGAN2Generator": "stylegan2"}
+
+
+class NetworkChoice(Protocol):
+    """What a configuration says about the networks, see `generators.config.GeneratorConfig`."""
+
+    @property
+    def network(self) -> str: ...
+    def network_settings(self) -> dict[str, Any]: ...
 
 
 def generator_class(class_name: str, module: str | None = None) -> type[GeneratorModel]:
     """The generator class of that name: one of ours, imported on first use, or of a user's `module`, imported before.
 
-    Raises:
-        LookupError: no class of that name is known; what would help, as the end of a sentence.
+    Raises LookupError: no class of that name is known; what would help, as the end of a sentence.
     """
     if class_name in GENERATORS:
         return getattr(importlib.import_module(f"generators.networks.{GENERATORS[class_name]}"), class_name)
@@ -76,33 +73,31 @@ def generator_class(class_name: str, module: str | None = None) -> type[Generato
 
 def network_classes(name: str) -> tuple[type[GeneratorModel], type[nn.Module]]:
     """The classes of our generator called `name` and of its discriminator, imported on first use."""
-    module = importlib.import_module(f"generators.networks.{name}")
-    generator, discriminator = (getattr(module, class_name) for class_name in PAIRS[name][0])
-    return generator, discriminator
+    module, title = importlib.import_module(f"generators.networks.{name}"), OURS[name][0]
+    return getattr(module, f"{title}Generator"), getattr(module, f"{title}Discriminator")
 
 
 def build_networks(
-    config: GeneratorConfig,
+    config: NetworkChoice,
     image_shape: tuple[int, int, int],
     num_classes: int | None,
     label_range: tuple[float, float] | None,
 ) -> tuple[GeneratorModel, nn.Module]:
     """A fresh generator and discriminator for images [C, H, W] and one kind of label.
 
-    Raises:
-        ValueError: images that are not square or of a size the networks cannot take; labels of a kind they do not know; a
-            network of a user's that is no generator for these images.
+    Raises ValueError: images that are not square or of a size the networks cannot take; labels of a kind they do not
+    know; a network of a user's that is no generator for these images.
     """
     channels, height, width = image_shape
     if height != width:
         raise ValueError(f"images are {height}x{width}; the generators need square images: set data.image_size.")
     data = {"resolution": height, "image_channels": channels, "num_classes": num_classes, "label_range": label_range}
     generator, discriminator = NETWORKS.find(config.network)(**data, **config.network_settings())
-    check_generator(generator, config.network, data)
+    check_config(generator, config.network, data)
     return generator, discriminator
 
 
-def check_generator(generator: nn.Module, network: str, data: dict[str, Any]) -> None:
+def check_config(generator: nn.Module, network: str, data: dict[str, Any]) -> None:
     """Raise a ValueError unless what a network's builder returns first is a generator for images and labels of `data`."""
     from generators.model import GeneratorModel
 
@@ -122,11 +117,6 @@ def check_generator(generator: nn.Module, network: str, data: dict[str, Any]) ->
             )
 
 
-def understood(network: type, settings: dict[str, Any]) -> dict[str, Any]:
-    """Those of the settings that the network's constructor names."""
-    return {name: value for name, value in settings.items() if name in inspect.signature(network).parameters}
-
-
 def _ours(name: str) -> Callable[..., tuple[GeneratorModel, nn.Module]]:
     """The builder of one of our networks; its settings are fields of GeneratorConfig."""
 
@@ -135,13 +125,16 @@ def _ours(name: str) -> Callable[..., tuple[GeneratorModel, nn.Module]]:
         settings |= {"num_classes": num_classes, "label_input": label_input}
         generator, discriminator = network_classes(name)
         of_discriminator = settings | {"widths": settings.get("discriminator_widths")}
-        return (
-            generator(**understood(generator, settings)),
-            discriminator(**understood(discriminator, of_discriminator)),
-        )
+        return _call(generator, settings), _call(discriminator, of_discriminator)
 
     return build
 
 
-for _name in PAIRS:
+def _call(network: type, settings: dict[str, Any]):
+    """The network, made of those settings that its constructor names."""
+    names = inspect.signature(network).parameters
+    return network(**{name: value for name, value in settings.items() if name in names})
+
+
+for _name in OURS:
     NETWORKS[_name] = _ours(_name)

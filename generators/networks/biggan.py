@@ -6,8 +6,6 @@ Discriminator: residual blocks, projection of the class onto the summed features
 Source: Brock, Donahue and Simonyan, "Large Scale GAN Training for High Fidelity Natural Image Synthesis", ICLR 2019.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Literal
 
@@ -54,9 +52,7 @@ def check_settings(resolution: int, num_classes: int | None, attention: tuple[in
         raise ValueError("BigGAN networks take class ids; for a scalar label use the network sngan, sagan or dcgan.")
     sizes = [8 * 2**index for index in range(len(GENERATOR_WIDTHS[resolution]) - 1)]
     if unknown := set(attention) - set(sizes):
-        raise ValueError(
-            f"attention at {unknown.pop()} pixels does not fit an image size of {resolution}; use {sizes}."
-        )
+        raise ValueError(f"attention at {unknown.pop()} pixels does not fit images of {resolution}; use {sizes}.")
 
 
 class BigGANGenerator(GeneratorModel):
@@ -89,9 +85,7 @@ class BigGANGenerator(GeneratorModel):
         check_settings(resolution, num_classes, attention)
         widths = [channels * width for width in GENERATOR_WIDTHS[resolution]]
         if hierarchical and latent_dim < len(widths):
-            raise ValueError(
-                f"latent_dim {latent_dim} does not cut into {len(widths)} slices; give at least that many."
-            )
+            raise ValueError(f"latent_dim {latent_dim} does not cut into {len(widths)} slices; give that many or more.")
         self.slice = latent_dim // len(widths) if hierarchical else latent_dim
         convolution, linear = (SNConv2d, SNLinear) if spectral_rule == "biggan" else (torch_sn_conv2d, torch_sn_linear)
         if shared_embedding:

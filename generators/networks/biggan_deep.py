@@ -5,8 +5,6 @@ the last of which doubles the image. Channels are dropped, or joined by new ones
 Source: Brock, Donahue and Simonyan, ICLR 2019, appendix B (BigGAN-deep).
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import torch

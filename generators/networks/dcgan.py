@@ -6,7 +6,7 @@ Sources: Radford et al., ICLR 2016; spectral norm and projection of Miyato et al
 discriminator's batch norm, so that it can be trained on real and fake images in one pass.
 """
 
-from __future__ import annotations
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -41,12 +41,10 @@ class DCGANGenerator(GeneratorModel):
         widths = widths_of(resolution, channels)[::-1]
         self.dense = nn.Linear(latent_dim + code_length(label_input, label_dim), widths[0] * 16, bias=False)
         self.norm = nn.BatchNorm2d(widths[0])
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(narrow), nn.ReLU()
-            )
-            for wide, narrow in zip(widths, widths[1:], strict=False)
-        )
+        self.blocks = nn.ModuleList()
+        for wide, narrow in pairwise(widths):
+            convolution = nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1, bias=False)
+            self.blocks.append(nn.Sequential(convolution, nn.BatchNorm2d(narrow), nn.ReLU()))
         self.to_image = nn.ConvTranspose2d(widths[-1], image_channels, 4, stride=2, padding=1)
         self.feature_names = tuple(f"blocks.{index}" for index in range(len(self.blocks)))
         initialize_normal(self)
@@ -76,7 +74,7 @@ class DCGANDiscriminator(nn.Module):
         super().__init__()
         widths = [image_channels, *widths_of(resolution, channels)]
         layers = []
-        for narrow, wide in zip(widths, widths[1:], strict=False):
+        for narrow, wide in pairwise(widths):
             layers += [SNConv2d(narrow, wide, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         self.layers = nn.Sequential(*layers, nn.Flatten())
         self.linear = SNLinear(widths[-1] * 16, 1)

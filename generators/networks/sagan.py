@@ -6,8 +6,6 @@ everywhere but in the maps from code to batch norm.
 Sources: Zhang et al., "Self-Attention GANs", ICML 2019; in the form of Ding et al., CcGAN, T-PAMI 2023 (scalar labels).
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Literal
 

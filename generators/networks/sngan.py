@@ -5,9 +5,8 @@ Discriminator: spectral norm everywhere, residual blocks down to 4x4, projection
 Sources: Miyato et al. 2018 (spectral normalisation), Miyato and Koyama 2018 (projection), Ding et al. 2023 (scalar labels).
 """
 
-from __future__ import annotations
-
 from functools import partial
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -58,9 +57,7 @@ class SNGANGenerator(GeneratorModel):
         self.encoder = label_encoder(label_input, label_dim, num_classes)
         norm = PlainBatchNorm if label_input == "nli" else partial(ConditionalBatchNorm, dim=label_dim)
         self.dense = nn.Linear(latent_dim, widths[0] * 16)
-        self.blocks = nn.ModuleList(
-            GeneratorBlock(wide, narrow, norm) for wide, narrow in zip(widths, widths[1:], strict=False)
-        )
+        self.blocks = nn.ModuleList(GeneratorBlock(wide, narrow, norm) for wide, narrow in pairwise(widths))
         self.norm = nn.BatchNorm2d(widths[-1])
         self.to_image = nn.Conv2d(widths[-1], image_channels, 3, padding=1)
 
@@ -81,8 +78,7 @@ class SNGANGenerator(GeneratorModel):
 class SNGANDiscriminator(nn.Module):
     """Projection discriminator. `forward(images, y)`: [N, C, H, W] in [-1, 1], y [N] -> logits [N].
 
-    Args:
-        widths: channels after every halving down to 4x4, and of a last block at 4x4; one width means it everywhere.
+    widths: channels after every halving down to 4x4, and of a last block at 4x4; one width means it everywhere.
     """
 
     def __init__(
@@ -105,13 +101,9 @@ class SNGANDiscriminator(nn.Module):
                 f"{len(widths)} discriminator widths do not fit an image size of {resolution}; give 1 or {halvings + 1}."
             )
         self.label_input = label_input
-        channels = (image_channels, *widths)
-        self.blocks = nn.Sequential(
-            *(
-                DiscriminatorBlock(channels[index], channels[index + 1], downsample=index < halvings, first=index == 0)
-                for index in range(halvings + 1)
-            )
-        )
+        channels = enumerate(pairwise((image_channels, *widths)))
+        blocks = [DiscriminatorBlock(*pair, index < halvings, first=index == 0) for index, pair in channels]
+        self.blocks = nn.Sequential(*blocks)
         self.linear = torch_sn_linear(widths[-1], 1)
         if label_input == "embedding":
             self.encoder = nn.Identity()

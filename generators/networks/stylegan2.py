@@ -6,8 +6,6 @@ Sources: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN",
 Networks with Limited Data", NeurIPS 2020. Modules are named as in NVIDIA's files, so that the converter renames nothing.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Literal
 

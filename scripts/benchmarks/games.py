@@ -1,7 +1,5 @@
 """Generators: sampling against the bare forward pass, a step of the adversarial training against its floor."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import itertools
@@ -30,8 +28,7 @@ def measure_generator(
 ) -> Iterator[Measurement]:
     """Sampling, then the training step, of fresh networks on noise [NUM_IMAGES, 3, size, size].
 
-    Raises:
-        ValueError: a size or a kind of label that the networks cannot take.
+    Raises ValueError: a size or a kind of label that the networks cannot take.
     """
     device = accelerator.device
     num_classes, label_range = (None, LABEL_RANGE) if scalars else (NUM_CLASSES, None)

@@ -1,7 +1,5 @@
 """Distillation methods: a training step against its floor, the passes that were seen in one of its steps, repeated."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import itertools
@@ -108,9 +106,8 @@ def measure_distiller(
     name: str, dataset: ImageSet, *, batch_size: int, accelerator: Accelerator, repeats: int, **networks: ModelConfig
 ) -> Measurement:
     """The training step of a method with its default settings; networks: see `fresh_distiller`."""
-    training = TrainingConfig(
-        batch_size=batch_size, augmentation=AugmentationConfig(crop_padding=4, horizontal_flip=True)
-    )
+    augmentation = AugmentationConfig(crop_padding=4, horizontal_flip=True)
+    training = TrainingConfig(batch_size=batch_size, augmentation=augmentation)
     drawn = sampling_of(method_config(name), task_of(dataset).kind)
     source = BatchSource(dataset, batch_size=batch_size, device=accelerator.device, sampling=drawn)
     distiller = fresh_distiller(name, dataset, source, training, **networks)

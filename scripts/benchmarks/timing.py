@@ -4,8 +4,6 @@ They take turns round by round, so that a machine that slows down slows both; wh
 ratios and their quartiles. Seconds depend on the machine, ratios much less.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import platform

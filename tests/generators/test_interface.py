@@ -363,7 +363,9 @@ def test_completion_sees_the_public_names_and_the_type_checker_the_same() -> Non
     assert set(generators.__all__) == set(generators._HOMES) <= set(dir(generators))
     source = Path(generators.__file__).read_text()
     for name, home in generators._HOMES.items():
-        assert f"    from generators.{home} import {name}\n" in source and getattr(generators, name) is not None
+        assert (
+            f"    from generators.{home} import {name} as {name}\n" in source and getattr(generators, name) is not None
+        )
 
 
 def test_the_generators_do_not_speak_of_students_and_teachers() -> None:
