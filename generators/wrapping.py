@@ -26,8 +26,16 @@ class Facts(dict):
 class WrappedGenerator(ConditionalGenerator):
     """A generator around `source(z, y)`; see `wrap`."""
 
-    def __init__(self, *, source: Callable[[Tensor, Tensor], Tensor], feature_names: Sequence[str] = (), **config: Any):
+    def __init__(
+        self,
+        *,
+        source: Callable[[Tensor, Tensor], Tensor],
+        feature_names: Sequence[str] = (),
+        class_names: Sequence[str] | None = None,
+        **config: Any,
+    ):
         super().__init__()
+        self.class_names = tuple(class_names) if class_names else None
         self.source, self.config = source, Facts(config)
         self.feature_names = tuple(f"source.{name}" for name in feature_names)
         self.register_buffer(
@@ -64,6 +72,7 @@ def wrap(
     label_range: tuple[float, float] | None = None,
     image_channels: int = 3,
     feature_names: Sequence[str] = (),
+    class_names: Sequence[str] | None = None,
 ) -> ConditionalGenerator:
     """`source` as a generator, ready to sample. It draws in evaluation mode; otherwise `source` stays as it is.
 
@@ -72,6 +81,7 @@ def wrap(
             [-1, 1]; y are class ids (int64), or scalars scaled to [0, 1].
         num_classes: for class ids; 1 for a source that knows no classes. Exactly one of this and `label_range` is given.
         label_range: (min, max) of a scalar label in the user's units.
+        class_names: what the class ids mean, in their order; compared with the data's where they are known.
         feature_names: submodules of `source` whose outputs `sample_with_features` returns.
 
     Raises:
@@ -91,4 +101,5 @@ def wrap(
         num_classes=num_classes,
         label_range=label_range,
         feature_names=feature_names,
+        class_names=class_names,
     )
