@@ -253,10 +253,12 @@ def probe(
 
     from gankd import evaluation
     from gankd.data.inputs import as_image_set
+    from gankd.data.sets import match_classes
     from gankd.models.inputs import normalization_for
 
     accelerator = accelerator or Accelerator()
     train, test = as_image_set(train, "train"), as_image_set(test, "test")
+    test = match_classes(test, train.class_names, "the training set")
     normalize = normalize or normalization_for(model, train)
     features = [
         evaluation.labelled_features(model, part, normalize=normalize, device=accelerator.device)
@@ -306,11 +308,12 @@ def synthesize(
     from gankd.synthesis.store import load_store
     from gankd.tasks import task_of
     from gankd.training.context import no_log
-    from gankd.training.distillation import as_teacher
+    from gankd.training.distillation import as_teacher, in_task
 
     accelerator = accelerator or Accelerator()
     real, directory = as_image_set(real, "real"), Path(directory)
     task = task or task_of(real)
+    real = in_task(real, task)
     config = (config or SynthesisConfig()).replace(num_samples=num_samples, **settings)
     with contextlib.ExitStack() as lent:
         for module in (generator, teacher):
@@ -358,8 +361,8 @@ def evaluate(
         task: what the outputs mean; None takes what a model trained by gankd carries, else, for classes, what the data says.
 
     Raises:
-        ValueError: a network that does not say how its input is normalised, or in which units it answers; outputs that
-            are not finite.
+        ValueError: a network that does not say how its input is normalised, or in which units it answers; a class that it
+            does not know (classes are matched by name); outputs that are not finite.
     """
     from accelerate import Accelerator
 

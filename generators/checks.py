@@ -1,6 +1,7 @@
 """What a generator draws, looked at before anything is built on it."""
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ def check_generator(
     labels: Tensor,
     *,
     num_classes: int | None = None,
+    class_names: Sequence[str] | None = None,
     real_images: Images | None = None,
     num_samples: int = 64,
     seed: int = 0,
@@ -25,6 +27,7 @@ def check_generator(
     Args:
         labels: [N] in the user's units, those for which images are wanted.
         num_classes: of the data; None for scalar labels.
+        class_names: of the data, in the order of their ids, compared with those of the generator where both have some.
         real_images: uint8 [N, C, H, W], a tensor or what indexes like one. Without them a generator that never draws a
             dark pixel is warned of instead of refused.
 
@@ -39,6 +42,11 @@ def check_generator(
         raise ValueError(
             f"the generator knows {generator.config.num_classes} classes, the data has {num_classes}: the same number may "
             "mean another class; take a generator of these classes."
+        )
+    if (names := compared_names(class_names, generator.class_names)) is not None:
+        raise ValueError(
+            f"the generator knows the classes {', '.join(names[:10])}, the data has {', '.join(class_names[:10])}, in "
+            "another order or of other names: number the data's classes as the generator does, or take one of these classes."
         )
     distinct = labels.unique()
     generator.condition(distinct)
@@ -73,3 +81,13 @@ def check_range(images: Tensor, name: str) -> None:
             f"{name} draws values in [{low:.3g}, {high:.3g}]; the images of a generator lie in [-1, 1]: end it with "
             "tanh, or wrap it in a function that rescales."
         )
+
+
+def compared_names(own: Sequence[str] | None, others: Sequence[str] | None) -> list[str] | None:
+    """The names of the classes of `others` where they must be compared with `own`; None where both are the same, or one of
+    them has none: nothing, or the numbers 0..K-1, unless the other has numbers too."""
+    own, others = ([name.strip() for name in names or ()] for names in (own, others))
+    if not own or not others or own == others:
+        return None
+    unnamed = [names == [str(number) for number in range(len(names))] for names in (own, others)]
+    return None if any(unnamed) and not set(own) & set(others) else others

@@ -29,6 +29,8 @@ class ConditionalGenerator(nn.Module):
 
     config: Any
     feature_names: tuple[str, ...] = ()
+    class_names: tuple[str, ...] | None = None
+    """What the class ids mean, where that is known."""
 
     def label_code(self, y: Tensor) -> Tensor:
         """The code [N, D] by which label y conditions the network: that of its `encoder`, else one-hot, else y itself."""

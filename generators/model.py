@@ -13,7 +13,9 @@ The base class of a network of your own, too:
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
@@ -29,6 +31,14 @@ class GeneratorModel(ConditionalGenerator, ModelMixin, ConfigMixin):
 
     config_name = "config.json"
 
+    @classmethod
+    def from_config(cls, config: Any, **settings: Any) -> Any:
+        """As in diffusers; the names of the classes that `save_pretrained` wrote come with it."""
+        built = super().from_config(config, **settings)
+        if names := config.get("_class_names") if isinstance(config, Mapping) else None:
+            (built[0] if isinstance(built, tuple) else built).class_names = tuple(names)
+        return built
+
     def save_pretrained(self, save_directory: str | Path, **settings) -> None:
         """Write the folder; every file in it is always whole, and the weights come before the configuration.
 
@@ -43,9 +53,11 @@ class GeneratorModel(ConditionalGenerator, ModelMixin, ConfigMixin):
             with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=folder) as temporary:
                 super().save_pretrained(temporary, **settings)
                 config = Path(temporary, self.config_name)
+                facts = {"_class_names": self.class_names} if self.class_names else {}
                 if not type(self).__module__.startswith("generators."):  # the file that must be imported to load it
-                    values = {**json.loads(config.read_text()), "_module": type(self).__module__}
-                    config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+                    facts["_module"] = type(self).__module__
+                values = {**json.loads(config.read_text()), **facts}
+                config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
                 for file in sorted(config.parent.iterdir(), key=lambda file: file == config):
                     with replace_whole(folder / file.name) as place:
                         os.replace(file, place)

@@ -8,7 +8,7 @@ Everything random in a step is a function of (seed, step, process), so that a re
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ def train(
     *,
     num_classes: int | None = None,
     label_range: tuple[float, float] | None = None,
+    class_names: Sequence[str] | None = None,
     config: GeneratorConfig | None = None,
     directory: str | Path | None = None,
     seed: int = 0,
@@ -59,6 +60,8 @@ def train(
         labels: class ids [N] or scalars [N] in the user's units; with a `Dataset` they come from it.
         num_classes: for class ids. Exactly one of this and `label_range` is given.
         label_range: (min, max) of a scalar label in the user's units.
+        class_names: what the class ids mean, which the generator then says; None: what a `Dataset` says (its
+            `class_names` or `classes`).
         config, **settings: the training's settings, and single ones that replace them (steps=2000, widths=(64, 48)).
         directory: where checkpoints, grids and the trained generator go; a run cut off there is continued, if it had the
             same images, labels (by their contents), settings and seed.
@@ -155,6 +158,9 @@ def train(
             monitor.restore_best()
         recalibrate_batch_norm(average, plan.generator_batch, seed=seed)
     average.requires_grad_(False)
+    class_names = class_names or getattr(images, "class_names", None) or getattr(images, "classes", None)
+    if num_classes and isinstance(class_names, Sequence) and len(class_names) == num_classes:
+        average.class_names = tuple(map(str, class_names))
     if directory and is_main:
         average.save_pretrained(directory)
     return average

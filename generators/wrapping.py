@@ -24,8 +24,16 @@ class Facts(dict):
 class WrappedGenerator(ConditionalGenerator):
     """A generator around `source(z, y)`; see `wrap`."""
 
-    def __init__(self, *, source: Callable[[Tensor, Tensor], Tensor], feature_names: Sequence[str] = (), **config: Any):
+    def __init__(
+        self,
+        *,
+        source: Callable[[Tensor, Tensor], Tensor],
+        feature_names: Sequence[str] = (),
+        class_names: Sequence[str] | None = None,
+        **config: Any,
+    ):
         super().__init__()
+        self.class_names = tuple(class_names) if class_names else None
         self.source, self.config = source, Facts(config)
         self.feature_names = tuple(f"source.{name}" for name in feature_names)
         self.register_buffer("place", torch.empty(0), persistent=False)  # the device, where `source` has no parameter
@@ -58,6 +66,7 @@ def wrap(
     label_range: tuple[float, float] | None = None,
     image_channels: int = 3,
     feature_names: Sequence[str] = (),
+    class_names: Sequence[str] | None = None,
 ) -> ConditionalGenerator:
     """`source` as a generator, ready to sample. It draws in evaluation mode; otherwise `source` stays as it is.
 
@@ -66,6 +75,7 @@ def wrap(
             [-1, 1]; y are class ids (int64), or scalars scaled to [0, 1].
         num_classes: for class ids; 1 for a source that knows no classes. Exactly one of this and `label_range` is given.
         label_range: (min, max) of a scalar label in the user's units.
+        class_names: what the class ids mean, in their order; compared with the data's where they are known.
         feature_names: submodules of `source` whose outputs `sample_with_features` returns.
 
     Raises ValueError: both or neither kind of label, a feature name that `source` does not have.
@@ -78,4 +88,4 @@ def wrap(
             raise ValueError(f"feature name '{name}' is no module of what is wrapped{nearest(name, modules)}.")
     images = {"resolution": resolution, "image_channels": image_channels, "latent_dim": latent_dim}
     labels = {"num_classes": num_classes, "label_range": label_range}
-    return WrappedGenerator(source=source, feature_names=feature_names, **images, **labels)
+    return WrappedGenerator(source=source, feature_names=feature_names, class_names=class_names, **images, **labels)

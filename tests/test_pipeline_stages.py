@@ -299,3 +299,16 @@ def test_the_resolved_configuration_names_everything(short, write_config, tmp_pa
     start(write_config(short)).run("generator")
     resolved = yaml.safe_load((tmp_path / "runs/tiny/config.yaml").read_text(encoding="utf-8"))
     assert resolved["name"] == "tiny" and resolved["plugins"] == []
+
+
+def test_f1_f12_a_loaded_teacher_answers_in_the_units_in_which_it_was_trained(short_regression, write_config) -> None:
+    """Its weights remember the labels and the images that it was trained on; those of this experiment are others."""
+    first = start(write_config(short_regression))
+    first.run(until="teacher")
+    short_regression["data"]["labelled"] = 16
+    short_regression["teacher"]["train"] = False
+    checkpoint = f"teacher.model.checkpoint={first.teacher.path / 'model.safetensors'}"
+    second = start(write_config(short_regression | {"name": "second"}), checkpoint)
+    second.run(until="teacher")
+    assert second.teacher_task.mean != second.task.mean
+    assert second.teacher.results["validation"] == first.teacher.results["validation"]

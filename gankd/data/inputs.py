@@ -246,7 +246,16 @@ def _number_or_word(label: Any, where: str) -> int | float | str:
 
 
 def _class_names(dataset: Any, name: str) -> tuple[str, ...] | None:
-    dataset = getattr(dataset, "dataset", dataset) if isinstance(dataset, torch_data.DataLoader) else dataset
+    while isinstance(dataset, torch_data.DataLoader | torch_data.Subset):
+        dataset = dataset.dataset
+    if isinstance(dataset, torch_data.ConcatDataset):
+        names = {_class_names(part, name) for part in dataset.datasets}
+        if len(names) > 1:
+            raise ValueError(
+                f"{name} joins data sets of other classes ({'; '.join(str(', '.join(each or ['none'])) for each in names)}), "
+                "whose ids mean different things: number them alike first."
+            )
+        return names.pop()
     classes = getattr(dataset, "classes", None)
     features = getattr(dataset, "features", None)  # Hugging Face
     if classes is None and isinstance(features, Mapping):

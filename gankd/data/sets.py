@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from generators.checks import compared_names
 from generators.randomness import mix
 from generators.settings import nearest
 
@@ -246,7 +247,8 @@ def sorted_class_names(names: Iterable[str]) -> list[str]:
 
 
 def match_classes(dataset: ImageSet, class_names: Sequence[str] | None, whose: str) -> ImageSet:
-    """`dataset` with its classes numbered as `class_names` numbers them; as it is where either has no names.
+    """`dataset` with its classes numbered as `class_names` numbers them; as it is where either has no names (or no others
+    than the numbers from 0 on, which are given to classes without).
 
     Args:
         whose: the other side, for sentences: "the teacher".
@@ -254,10 +256,10 @@ def match_classes(dataset: ImageSet, class_names: Sequence[str] | None, whose: s
     Raises:
         ValueError: a class of the data that `class_names` lacks, or one that they name twice.
     """
-    own, others = dataset.class_names, tuple(class_names or ())
-    if not own or not others or own == others or dataset.labels.is_floating_point():
+    own = dataset.class_names
+    if dataset.labels.is_floating_point() or (others := compared_names(own, class_names)) is None:
         return dataset
-    own, others = ([name.strip() for name in names] for names in (own, others))
+    own = [name.strip() for name in own]
     numbers = torch.full((len(own),), -1)
     for label in dataset.labels.unique().tolist():
         name = own[label]
@@ -266,6 +268,23 @@ def match_classes(dataset: ImageSet, class_names: Sequence[str] | None, whose: s
             raise ValueError(f"{dataset.name}: class '{name}' is {problem}")
         numbers[label] = others.index(name)
     return dataclasses.replace(dataset, labels=numbers[dataset.labels], class_names=tuple(others))
+
+
+def class_columns(names: Sequence[str], others: Sequence[str], whose: str) -> list[int] | None:
+    """Which of a network's outputs, one for each of `others`, stand for the classes `names`; None: all, in their order.
+
+    Raises:
+        ValueError: a class that `others` lack, or one that they name twice.
+    """
+    if (others := compared_names(names, others)) is None:
+        return None
+    for name in (names := [name.strip() for name in names]):
+        if others.count(name) != 1:
+            raise ValueError(
+                f"class '{name}' of the data is {'named twice by' if name in others else 'not one of'} {whose}, whose "
+                f"classes are {', '.join(others[:10])}{', ...' if len(others) > 10 else ''}{nearest(name, others)}"
+            )
+    return [others.index(name) for name in names]
 
 
 def scalar_labels(values: Tensor, name: str) -> Tensor:

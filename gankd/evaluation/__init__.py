@@ -5,7 +5,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from gankd.data.loader import ordered_batches
-from gankd.data.sets import ImageSet
+from gankd.data.sets import ImageSet, match_classes
 from gankd.evaluation.neighbours import *  # noqa: F403
 from gankd.evaluation.probes import *  # noqa: F403
 from gankd.evaluation.protocols import *  # noqa: F403
@@ -27,12 +27,13 @@ def network_metrics(
 ) -> dict[str, float]:
     """The task's metrics of `model` (eval mode, un-augmented images, float32) on all of `dataset`.
 
-    Every process evaluates its share; the metrics are joined over the processes, the model keeps its mode. R2 is left out
-    where all labels are the same.
-    Raises ValueError: no images, outputs that are not finite.
+    Every process evaluates its share; the metrics are joined over the processes, the model keeps its mode. Classes are
+    matched by their names, where both sides have some. R2 is left out where all labels are the same.
+    Raises ValueError: no images, a class that the network does not know, outputs that are not finite.
     """
     if not len(dataset):
         raise ValueError(f"{dataset.name} has no images to evaluate a network on.")
+    dataset = match_classes(dataset, getattr(task, "class_names", None), "the network")
     metrics, broken = task.metrics().to(accelerator.device), torch.zeros((), device=accelerator.device)
     batches = ordered_batches(
         dataset,

@@ -68,12 +68,13 @@ class TeacherConfig(TrainingConfig):
     train_on: Literal["train", "pool"] = "train"
     """The student's training samples, or all that there are when `data.labelled` leaves the student only some."""
     mean: tuple[float, ...] | None = None
-    """Input normalisation of a loaded teacher, one number a channel of images in [0, 1]. Null: the training data's."""
+    """Input normalisation of a loaded teacher, one number a channel of images in [0, 1]. Null: what its weights or its
+    network (timm) say, else the training data's, with a warning."""
     std: tuple[float, ...] | None = None
     """See `mean`."""
     outputs: Literal["standardized", "raw", "unit"] = "standardized"
-    """Scalars: what a loaded teacher answers in. Standardised by the training labels, as gankd trains; the label's own
-    units; or [0, 1] over the label range."""
+    """Scalars: what a loaded teacher answers in. Standardised by the training labels, as gankd trains (by those that its
+    weights remember); the label's own units; or [0, 1] over the label range."""
     head: Head | None = None
     """Scalars: what the teacher answers with, where it is not `task.head`."""
     features: str | None = None

@@ -16,8 +16,9 @@ from gankd.evaluation import ProbeResult, labelled_features, measure
 from gankd.experiment.artifacts import fingerprint
 from gankd.experiment.config import ExperimentConfig
 from gankd.models import ModelConfig, build_model, load_checkpoint
-from gankd.models.teacher import Normalize
-from gankd.tasks import BINS, Classification, Task, task_of
+from gankd.models.checkpoints import read_card
+from gankd.models.inputs import Normalize, normalization_for, recall
+from gankd.tasks import BINS, Classification, Task, task_from, task_of
 
 DOWNLOADS = frozenset({"pretrained", "weights"})
 """Options of timm and torchvision that fetch weights."""
@@ -51,6 +52,8 @@ class Experiment:
     def task_of_the_teacher(self) -> Task:
         """What the teacher's outputs mean: its own head, and a loaded regressor may answer in other units than gankd's."""
         config, task = self.config.teacher, self.task
+        if not config.train and config.outputs == "standardized" and (card := self.teacher_card.get("output_task")):
+            return task_from(card)  # trained by gankd, perhaps on other labels
         if isinstance(task, Classification):
             return task
         task = self.task_with(config.head or task.head)
@@ -63,11 +66,22 @@ class Experiment:
         return dataclasses.replace(task, mean=task.label_min, std=task.label_max - task.label_min)
 
     @functools.cached_property
+    def teacher_card(self) -> dict[str, Any]:
+        """What the weights of a loaded teacher say of its inputs and outputs."""
+        path = self.config.teacher.model.checkpoint
+        return read_card(path) if path is not None and path.is_file() else {}
+
+    @functools.cached_property
     def teacher_normalize(self) -> Normalize:
         """How the teacher's inputs are normalised: as it says, or as the student's."""
         config = self.config.teacher
-        if config.mean is None:
+        if config.mean is None and config.train:
             return self.normalize
+        if config.mean is None:
+            network = self.network(config.model, self.teacher_task)
+            recall(network, self.teacher_card)
+            known = normalization_for(network, self.normalize, f"teacher.model: {config.model.name}")
+            return known.to(self.accelerator.device)
         return Normalize(torch.tensor(config.mean), torch.tensor(config.std)).to(self.accelerator.device)
 
     @property

@@ -6,7 +6,9 @@ model = load_checkpoint(build_model("resnet32x4"), "resnet32x4_vanilla/ckpt_epoc
 from __future__ import annotations
 
 import argparse
+import json
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> nn.Module:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no file {path}; check the checkpoint's path.")
-    state = _state_dict_in(_read_safetensors(path) if path.suffix == ".safetensors" else _read_pickled(path), path)
+    state = _read(path)
     network = _unwrapped(model)
     own = network.state_dict()
     found = min(_without_wrappers(state, own), key=lambda candidate: _distance(candidate, own))
@@ -45,9 +47,22 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> nn.Module:
         raise ValueError(f"{path} does not fit {getattr(network, 'name', type(network).__name__)}: {misfit}.")
     # a dictionary without versions, so that num_batches_tracked may lack
     network.load_state_dict({key: value for key, value in found.items() if key in own})
-    for entry in getattr(state, "_metadata", {}).values():
-        recall(network, entry.get(CARD, {}))
+    recall(network, _card(state))
     return model
+
+
+def read_card(path: str | Path) -> dict[str, Any]:
+    """What `remember` left in a file of weights: `input_normalization` (means, standard deviations) and `output_task`, see
+    `card_of_task`; {} where it left nothing."""
+    return _card(_read(Path(path)))
+
+
+def _card(state: Mapping[str, Any]) -> dict[str, Any]:
+    return next((entry[CARD] for entry in getattr(state, "_metadata", {}).values() if CARD in entry), {})
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    return _state_dict_in(_read_safetensors(path) if path.suffix == ".safetensors" else _read_pickled(path), path)
 
 
 def _state_dict_in(saved: Any, path: Path) -> Mapping[str, Any]:
@@ -138,11 +153,13 @@ def _misfit(state: Mapping[str, Any], own: Mapping[str, Tensor]) -> str:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return load_file(path)
+        with safe_open(path, "pt") as file:
+            state = OrderedDict((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118 (no mapping)
+            state._metadata = {"": {CARD: json.loads(card)}} if (card := (file.metadata() or {}).get(CARD)) else {}
+            return state
     except (OSError, SafetensorError) as error:
         raise ValueError(
             f"{path} cannot be read, it may be cut off ({error}): fetch it again, or delete {path.parent} if a run "

@@ -14,7 +14,7 @@ from torch import nn
 
 from gankd.models import build_model, load_checkpoint
 from gankd.models.config import ModelConfig
-from gankd.models.inputs import Normalize, card_of, card_of_task, remember
+from gankd.models.inputs import CARD, Normalize, card_of, card_of_task, remember
 from gankd.tasks import Task, task_from
 from generators.checkpoints import read_json, replace_whole
 
@@ -30,8 +30,10 @@ def save_model(
     task: Task | None = None,
 ) -> None:
     """Write model.safetensors and model.json (network, options, outputs, image shape, input mean and std, task)."""
+    told = {"input_normalization": card_of(normalize), "output_task": card_of_task(task) if task else None}
     with replace_whole(directory / "model.safetensors") as temporary:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, temporary)
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        save_file(weights, temporary, metadata={CARD: json.dumps(told)})
     mean, std = card_of(normalize)
     card = {
         "name": config.name,

@@ -8,10 +8,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from gankd.data.sets import class_columns
 from gankd.models.inputs import Normalize, normalization_of
 from gankd.models.outputs import outputs_of
 from gankd.models.taps import INPUT, Taps
-from gankd.tasks import Regression, Task
+from gankd.tasks import Classification, Regression, Task
 from generators.images import to_unit_range
 
 __all__ = ["Normalize", "Teacher"]
@@ -63,14 +64,25 @@ class Teacher:
     def for_task(self, task: Task, device: torch.device | str | None = None) -> Teacher:
         """The same teacher, on `device`, answering as networks of `task` do: with its head and its standardisation.
 
-        One whose own task is not known is taken to answer in the first one that it is asked for, also later on.
+        One whose own task is not known is taken to answer in the first one that it is asked for, also later on. Classes
+        are matched by their names; of those that only the teacher knows nothing is asked.
+
+        Raises:
+            ValueError: a class that the teacher does not know, scalars in another unit.
         """
         asked = copy.copy(self)
         asked.answers_in = own = self.answers_in or task
         asked.device = torch.device(device or self.device)
         asked.module, asked.normalize = self.module.to(asked.device), self.normalize.to(asked.device)
         asked.translate = lambda outputs: outputs
+        if isinstance(task, Classification) and isinstance(own, Classification):
+            if (columns := class_columns(task.class_names, own.class_names, "the teacher")) is not None:
+                asked.translate = lambda outputs: outputs[:, columns]
         if isinstance(task, Regression) and isinstance(own, Regression):
+            if task.unit and own.unit and task.unit != own.unit:
+                raise ValueError(
+                    f"the teacher answers in {own.unit}, the labels are in {task.unit}: give both in one unit, or one name."
+                )
             asked.translate = lambda outputs: task.translate(outputs, own)
         return asked
 

@@ -53,6 +53,7 @@ class GeneratorStage(Stage):
             data.labels,
             num_classes=run.num_classes,
             label_range=run.label_range,
+            class_names=data.class_names,
             config=config,
             directory=self.path,
             seed=run.config.seed,

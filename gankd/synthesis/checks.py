@@ -19,8 +19,8 @@ FEWEST, MOST = 200, 1000  # images by which a generator is judged before it is u
 def check_generator(generator: ConditionalGenerator, task: Task, real: ImageSet) -> None:
     """Raise a ValueError unless a generator makes images like the real ones and takes the labels of their task, see
     `generators.checks`."""
-    num_classes = task.num_classes if task.kind == CLASSIFICATION else None
-    checks.check_generator(generator, real.labels, num_classes=num_classes, real_images=real.images)
+    num_classes, names = (task.num_classes, task.class_names) if task.kind == CLASSIFICATION else (None, None)
+    checks.check_generator(generator, real.labels, num_classes=num_classes, class_names=names, real_images=real.images)
     low, high = (0, 0) if num_classes else generator.config.label_range
     if num_classes is None and task.label_max - task.label_min < 0.1 * (high - low):
         warnings.warn(

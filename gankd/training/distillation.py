@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from gankd.data.augment import Augment
 from gankd.data.inputs import as_image_set, as_unlabelled
 from gankd.data.loader import BatchSource
-from gankd.data.sets import ImageSet
+from gankd.data.sets import ImageSet, match_classes
 from gankd.data.views import Views
 from gankd.experiment.artifacts import fingerprint
 from gankd.methods import (
@@ -82,9 +82,7 @@ def lesson_of(
     if reference is None:
         raise ValueError("distill needs data: give real, synthetic or both.")
     task = task or task_of(reference)
-    for dataset in (real, synthetic):
-        if dataset is not None:
-            task.check(dataset.labels, dataset.name)
+    real, synthetic = (None if part is None else in_task(part, task) for part in (real, synthetic))
     training, config = settings_of(training or TrainingConfig(), method, settings)
     check_views(config, training.views)
     normalize = (normalize or Normalize.of(reference.images)).to(device)
@@ -244,6 +242,13 @@ def as_teacher(teacher: nn.Module | Teacher | None, normalize: Normalize, device
     if teacher is None or task is None:
         return teacher
     return teacher.for_task(task, device)
+
+
+def in_task(dataset: ImageSet, task: Task) -> ImageSet:
+    """`dataset` with its classes numbered as the task numbers them. Raises ValueError for labels that are none of its."""
+    dataset = match_classes(dataset, getattr(task, "class_names", None), "the task")
+    task.check(dataset.labels, dataset.name)
+    return dataset
 
 
 def warn_near_chance(teacher: Teacher, task: Task, real: ImageSet, sample: int = 1000) -> None:

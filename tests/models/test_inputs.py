@@ -14,7 +14,10 @@ from torch import nn
 from torchvision import transforms
 
 from gankd.models import SmallResNet, build_model, load_checkpoint
+from gankd.models.checkpoints import read_card
+from gankd.models.config import ModelConfig
 from gankd.models.inputs import Normalize, card_of, normalization_for, normalization_of, remember
+from gankd.models.store import save_model
 from gankd.models.teacher import Teacher
 from gankd.tasks import Classification, Regression
 
@@ -163,3 +166,14 @@ def test_f13_a_network_that_lost_them_says_so(tmp_path: Path) -> None:
     fresh.load_state_dict(trained(TASKS[0]).state_dict())
     with pytest.warns(UserWarning, match="does not say how its inputs were normalised"):
         normalization_for(fresh, OURS)
+
+
+def test_f1_f12_a_network_of_a_run_says_what_it_is_wherever_its_weights_are_used(tmp_path: Path) -> None:
+    """Weights beside a run's model.json, used in another experiment, do not answer in that one's units."""
+    model = trained(TASKS[1])
+    (tmp_path / "teacher").mkdir()
+    config = ModelConfig(options={"widths": [4, 8]})
+    save_model(tmp_path / "teacher", model, config, OURS, num_outputs=3, image_shape=(3, 8, 8), task=TASKS[1])
+    fresh = load_checkpoint(SmallResNet(3, widths=(4, 8)), tmp_path / "teacher" / "model.safetensors")
+    assert fresh.output_task == TASKS[1] and card_of(normalization_of(fresh)) == (MEAN, STD)
+    assert read_card(tmp_path / "teacher" / "model.safetensors")["output_task"]["mean"] == TASKS[1].mean
