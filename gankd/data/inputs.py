@@ -252,7 +252,7 @@ def _class_names(dataset: Any, name: str) -> tuple[str, ...] | None:
         names = {_class_names(part, name) for part in dataset.datasets}
         if len(names) > 1:
             raise ValueError(
-                f"{name} joins data sets of other classes ({'; '.join(str(', '.join(each or ['none'])) for each in names)}), "
+                f"{name} joins data sets of other classes ({'; '.join(', '.join(each or ['none']) for each in names)}), "
                 "whose ids mean different things: number them alike first."
             )
         return names.pop()
