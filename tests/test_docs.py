@@ -11,6 +11,6 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 
 def test_every_method_has_its_line_and_every_line_a_method() -> None:
-    assert set(re.findall(r"^\| `(\w+)` \|", (DOCS / "methods.md").read_text(), re.MULTILINE)) - {"method"} == set(
-        METHODS
-    )
+    text = (DOCS / "methods.md").read_text()
+    lines = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) - {"method"}
+    assert lines | {"combined"} == set(METHODS) and "name: combined" in text  # a list of others, which no table holds

@@ -47,11 +47,11 @@ def network_metrics(
         for batch in batches:
             outputs = outputs_of(model(normalize(to_unit_range(batch.images)))).float()
             wrong = not_finite(outputs, task)
-            broken += wrong.sum()  # which all processes learn of below, so that none waits for another that has failed
+            broken += wrong.reshape(len(wrong), -1).any(dim=1).sum()  # which all processes learn of below, so that none waits for another that has failed
             metrics.update(task.to_metric(outputs.masked_fill(wrong, 0)), batch.labels)
-    if accelerator.reduce(broken, "sum").item():
+    if num_broken := int(accelerator.reduce(broken, "sum").item()):
         raise ValueError(
-            f"{dataset.name}: the outputs of {type(model).__name__} are not finite: it has diverged, or its input is not "
-            "normalised as it expects."
+            f"{dataset.name}: the outputs of {type(model).__name__} are not finite ({num_broken} of {len(dataset)} images "
+            "with NaN or infinite values): it has diverged, or its input is not normalised as it expects."
         )
     return task.in_units({name: value.item() for name, value in metrics.compute().items()})
