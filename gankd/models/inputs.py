@@ -21,6 +21,7 @@ from gankd.data.sets import ImageSet
 from gankd.tasks import Task, task_from
 from generators.images import channel_statistics
 
+WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 CARD = "gankd"  # the key of a state dict's metadata for what `remember` was told
 
 
@@ -123,6 +124,8 @@ def remember(model: nn.Module, normalize: Normalize | None = None, task: Task | 
     if task is not None:
         model.output_task = task
     carry(model)
+    if inner := getattr(model, "_orig_mod", model.module if isinstance(model, WRAPPERS) else None):
+        remember(inner, normalize, task)
 
 
 def carry(model: nn.Module) -> nn.Module:

@@ -75,6 +75,8 @@ class Teacher:
         asked.device = torch.device(device or self.device)
         asked.module, asked.normalize = self.module.to(asked.device), self.normalize.to(asked.device)
         asked.translate = lambda outputs: outputs
+        if own.kind != task.kind:
+            raise ValueError(f"the teacher was trained for {own.kind}, the task is {task.kind}: give one of this task.")
         if isinstance(task, Classification) and isinstance(own, Classification):
             if (columns := class_columns(task.class_names, own.class_names, "the teacher")) is not None:
                 asked.translate = lambda outputs: outputs[:, columns]
