@@ -368,7 +368,7 @@ def evaluate(
 
     from gankd import evaluation
     from gankd.data.inputs import as_image_set
-    from gankd.models.inputs import normalization_of
+    from gankd.models.inputs import normalization_of, task_known_to
     from gankd.models.state import preserve_state
     from gankd.training.distillation import asked_normalization, asked_task
 
@@ -380,7 +380,7 @@ def evaluate(
             "the network does not say how its input is normalised (a state_dict does not hold it): give normalize, of the "
             "images that it was trained on (Normalize.of(images)), or read the network with gankd.load_model."
         )
-    task = task or getattr(model, "output_task", None)
+    task = task or task_known_to(model)
     if task is None and dataset.labels.dtype.is_floating_point:
         raise ValueError(
             "the network does not say in which units it answers (a state_dict does not hold it): give task, of the labels "

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from gankd.data.sets import ImageSet
-from gankd.tasks import Task, task_from
+from gankd.tasks import Classification, Task, task_from
 from generators.images import channel_statistics
 
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
@@ -103,6 +103,18 @@ def normalization_for(model: nn.Module, otherwise: Normalize | ImageSet, whose: 
         stacklevel=3,
     )
     return assumed
+
+
+def task_known_to(model: nn.Module) -> Task | None:
+    """What a network says that its outputs mean: what `remember` told it, or the names of the classes that a configuration
+    of Hugging Face holds (`id2label`); None where it says nothing."""
+    if (task := getattr(model, "output_task", None)) is not None:
+        return task
+    labels = getattr(getattr(model, "config", None), "id2label", None)
+    if not isinstance(labels, Mapping) or len(labels) < 2:
+        return None
+    names = tuple(str(labels[key]) for key in sorted(labels, key=int))
+    return None if names == tuple(f"LABEL_{index}" for index in range(len(names))) else Classification(names)
 
 
 def card_of(normalize: Normalize) -> tuple[list[float], list[float]]:
