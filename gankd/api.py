@@ -255,11 +255,12 @@ def probe(
     from gankd.data.inputs import as_image_set
     from gankd.data.sets import match_classes
     from gankd.models.inputs import normalization_for
+    from gankd.training.distillation import asked_normalization
 
     accelerator = accelerator or Accelerator()
     train, test = as_image_set(train, "train"), as_image_set(test, "test")
     test = match_classes(test, train.class_names, "the training set")
-    normalize = normalize or normalization_for(model, train)
+    normalize = asked_normalization(normalize) or normalization_for(model, train)
     features = [
         evaluation.labelled_features(model, part, normalize=normalize, device=accelerator.device)
         for part in (train, test)
@@ -306,13 +307,12 @@ def synthesize(
     from gankd.synthesis.config import SynthesisConfig
     from gankd.synthesis.stage import Synthesis
     from gankd.synthesis.store import load_store
-    from gankd.tasks import task_of
     from gankd.training.context import no_log
-    from gankd.training.distillation import as_teacher, in_task
+    from gankd.training.distillation import as_teacher, asked_task, in_task
 
     accelerator = accelerator or Accelerator()
     real, directory = as_image_set(real, "real"), Path(directory)
-    task = task or task_of(real)
+    task = asked_task(task, real)
     real = in_task(real, task)
     config = (config or SynthesisConfig()).replace(num_samples=num_samples, **settings)
     with contextlib.ExitStack() as lent:
@@ -368,25 +368,25 @@ def evaluate(
 
     from gankd import evaluation
     from gankd.data.inputs import as_image_set
-    from gankd.models.inputs import normalization_of
+    from gankd.models.inputs import normalization_of, task_known_to
     from gankd.models.state import preserve_state
-    from gankd.tasks import task_of
+    from gankd.training.distillation import asked_normalization, asked_task
 
     accelerator = accelerator or Accelerator()
     dataset = as_image_set(dataset)
-    normalize = normalize or normalization_of(model)
+    normalize = asked_normalization(normalize) or normalization_of(model)
     if normalize is None:
         raise ValueError(
             "the network does not say how its input is normalised (a state_dict does not hold it): give normalize, of the "
             "images that it was trained on (Normalize.of(images)), or read the network with gankd.load_model."
         )
-    task = task or getattr(model, "output_task", None)
+    task = task or task_known_to(model)
     if task is None and dataset.labels.dtype.is_floating_point:
         raise ValueError(
             "the network does not say in which units it answers (a state_dict does not hold it): give task, of the labels "
             "that it was trained on (gankd.task_of(train)), or read the network with gankd.load_model."
         )
-    task, normalize = task or task_of(dataset), normalize.to(accelerator.device)
+    task, normalize = asked_task(task, dataset), normalize.to(accelerator.device)
     with preserve_state(model):
         return evaluation.network_metrics(
             model.to(accelerator.device), normalize, task, dataset, accelerator=accelerator

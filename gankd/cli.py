@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import signal
 import subprocess
@@ -44,7 +45,7 @@ def main(description: str, *, until: str = "report", default_config: str = "conf
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings that replace the file's: student.epochs=20"
     )
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()  # overrides on both sides of an option
     # one line for the user, not the libraries' notices about hubs and defaults that this command does not use
     warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers|torch|accelerate")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -108,6 +109,10 @@ def _run(args: argparse.Namespace, until: str) -> int:
     config = load_config(args.config, args.overrides)
     if args.dry_run and config.data.own.get("download"):
         config = load_config(args.config, [*args.overrides, "data.download=false"])
+    if config.runtime.tracker and not importlib.util.find_spec(config.runtime.tracker):
+        raise ValueError(
+            f"runtime.tracker: {config.runtime.tracker} is not installed: pip install 'gankd[tensorboard]'."
+        )
     from accelerate import Accelerator
 
     from gankd.pipeline import Run

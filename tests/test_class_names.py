@@ -1,5 +1,6 @@
 """F7: the names of classes travel with data, teachers, generators and students, and are compared wherever two meet."""
 
+import types
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,19 @@ def test_f7_a_teacher_of_other_classes_or_units_is_refused() -> None:
     with pytest.raises(ValueError, match="the teacher answers in degrees, the labels are in radians"):
         known.for_task(Regression(0, 1.5, 1, 1, unit="radians"))
     assert class_columns(("a", "b"), ("0", "1"), "it") is class_columns((), ("a",), "it") is None
+
+
+def test_f7_names_in_a_configuration_of_hugging_face_are_read() -> None:
+    class Named(Brightness):
+        def __init__(self, *names: str):
+            super().__init__()
+            self.output_task = None
+            self.config = types.SimpleNamespace(id2label={str(index): name for index, name in enumerate(names)})
+
+    assert gankd.evaluate(Named("ant", "bee", "cat"), OTHERS["both"]) == {"top1": 100}
+    assert gankd.evaluate(Named("LABEL_0", "LABEL_1", "LABEL_2"), pictures("ant", "bee", "cat")) == {"top1": 100}
+    with pytest.raises(ValueError, match="class 'ant' of the data .* whose classes are Ameise, Biene, Katze.*task="):
+        Teacher(Named("Ameise", "Biene", "Katze")).for_task(Classification(class_names=("ant", "bee", "cat")))
 
 
 def test_f7_a_generator_keeps_the_names_of_its_classes(tmp_path: Path) -> None:

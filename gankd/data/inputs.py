@@ -71,7 +71,9 @@ def as_unlabelled(images: Any, name: str = "data", memory_budget: int = 2 * GIBI
 
 def _read(dataset: Any, name: str, memory_budget: int, *, is_labelled: bool) -> ImageSet:
     if isinstance(dataset, ImageSet):
-        return dataset
+        if dataset.labels.dtype != torch.float64:
+            return dataset
+        return dataclasses.replace(dataset, labels=scalar_labels(dataset.labels, dataset.name))
     with kept_randomness():
         samples = _Samples(_indexable(dataset, name, memory_budget, is_labelled), name, is_labelled)
         if not len(samples.dataset):
@@ -251,9 +253,9 @@ def _class_names(dataset: Any, name: str) -> tuple[str, ...] | None:
     if isinstance(dataset, torch_data.ConcatDataset):
         names = {_class_names(part, name) for part in dataset.datasets}
         if len(names) > 1:
+            found = "; ".join(", ".join(each or ["none"]) for each in sorted(names, key=str))
             raise ValueError(
-                f"{name} joins data sets of other classes ({'; '.join(', '.join(each or ['none']) for each in names)}), "
-                "whose ids mean different things: number them alike first."
+                f"{name} joins data sets of other classes ({found}), whose ids mean different things: number them alike."
             )
         return names.pop()
     classes = getattr(dataset, "classes", None)

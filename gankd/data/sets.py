@@ -282,7 +282,8 @@ def class_columns(names: Sequence[str], others: Sequence[str], whose: str) -> li
         if others.count(name) != 1:
             raise ValueError(
                 f"class '{name}' of the data is {'named twice by' if name in others else 'not one of'} {whose}, whose "
-                f"classes are {', '.join(others[:10])}{', ...' if len(others) > 10 else ''}{nearest(name, others)}"
+                f"classes are {', '.join(others[:10])}{', ...' if len(others) > 10 else ''}{nearest(name, others)} (a teacher that "
+                "means the same by other names: Teacher(network, normalize, task=gankd.task_of(train)))"
             )
     return [others.index(name) for name in names]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -257,4 +258,5 @@ def fingerprint(value: Tensor | ImageSet | Teacher | nn.Module) -> str:
     )
     state = sorted((name, entry) for name, entry in value.state_dict().items() if isinstance(entry, Tensor))
     weights = "".join(name + fingerprint(tensor) for name, tensor in state)
-    return digest((json.dumps(config, sort_keys=True, default=str) + weights).encode())
+    structure = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value)) if not config else ""  # layers without weights
+    return digest((json.dumps(config, sort_keys=True, default=str) + structure + weights).encode())

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from gankd.data.sets import ImageSet
-from gankd.tasks import Task, task_from
+from gankd.tasks import Classification, Task, task_from
 from generators.images import channel_statistics
 
+WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 CARD = "gankd"  # the key of a state dict's metadata for what `remember` was told
 
 
@@ -104,6 +105,18 @@ def normalization_for(model: nn.Module, otherwise: Normalize | ImageSet, whose: 
     return assumed
 
 
+def task_known_to(model: nn.Module) -> Task | None:
+    """What a network says that its outputs mean: what `remember` told it, or the names of the classes that a configuration
+    of Hugging Face holds (`id2label`); None where it says nothing."""
+    if (task := getattr(model, "output_task", None)) is not None:
+        return task
+    labels = getattr(getattr(model, "config", None), "id2label", None)
+    if not isinstance(labels, Mapping) or len(labels) < 2:
+        return None
+    names = tuple(str(labels[key]) for key in sorted(labels, key=int))
+    return None if names == tuple(f"LABEL_{index}" for index in range(len(names))) else Classification(names)
+
+
 def card_of(normalize: Normalize) -> tuple[list[float], list[float]]:
     """Means and standard deviations per channel, as `input_normalization` holds them."""
     return normalize.mean.flatten().tolist(), normalize.std.flatten().tolist()
@@ -123,6 +136,8 @@ def remember(model: nn.Module, normalize: Normalize | None = None, task: Task | 
     if task is not None:
         model.output_task = task
     carry(model)
+    if inner := getattr(model, "_orig_mod", model.module if isinstance(model, WRAPPERS) else None):
+        remember(inner, normalize, task)
 
 
 def carry(model: nn.Module) -> nn.Module:

@@ -32,6 +32,13 @@ def check_trainable(network: nn.Module, images: Tensor, num_outputs: int, whose:
     name = f"{whose} ({getattr(network, 'name', type(network).__name__)})"
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise ValueError(f"{name}: all parameters are frozen; set requires_grad on those that should be trained.")
+    kinds = {parameter.dtype for parameter in network.parameters() if parameter.is_floating_point()}
+    if kinds - {torch.float32}:
+        found = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+        raise ValueError(
+            f"{name} has weights of {found}; train it in float32 (network.float()), with an Accelerator of mixed_precision "
+            "where half precision is wanted."
+        )
     with _as_it_was(network):
         for mode in ("evaluation", "training"):
             try:

@@ -33,7 +33,7 @@ def preserve_state(module: nn.Module) -> Iterator[None]:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
         for part, name, device, dtype, shape, stride in layouts:
-            tensor = part._parameters.get(name, part._buffers.get(name))
+            tensor = {**part._parameters, **part._buffers}.get(name)  # those of a scripted part have no `get`
             if tensor is None or tensor.shape != shape:  # replaced meanwhile, on purpose
                 continue
             if (tensor.device, tensor.dtype, tensor.stride()) != (device, dtype, stride):

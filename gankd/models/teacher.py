@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gankd.data.sets import class_columns
-from gankd.models.inputs import Normalize, normalization_of
+from gankd.models.inputs import Normalize, normalization_of, task_known_to
 from gankd.models.outputs import outputs_of
 from gankd.models.taps import INPUT, Taps
 from gankd.tasks import Classification, Regression, Task
@@ -30,7 +30,7 @@ class Teacher:
         normalize: what its inputs need; None: what the network says itself (see `normalization_of`).
         feature_path: a path as `Taps` takes them; what is there, averaged over space, is the feature. None: the input of the
             last linear layer.
-        task: what its outputs mean; None: what the network says itself (`output_task`), else what they mean to the first
+        task: what its outputs mean; None: what the network says itself (see `task_known_to`), else what they mean to the first
             that it answers (see `for_task`).
 
     Raises:
@@ -57,7 +57,7 @@ class Teacher:
         self.device = torch.device(device)
         self.dtype = next((each.dtype for each in module.parameters() if each.is_floating_point()), torch.float32)
         self.feature_path = feature_path
-        self.task = task or getattr(module, "output_task", None)
+        self.task = task or task_known_to(module)
         self.answers_in = self.task
         self.translate: Callable[[Tensor], Tensor] = lambda outputs: outputs
 
@@ -75,6 +75,8 @@ class Teacher:
         asked.device = torch.device(device or self.device)
         asked.module, asked.normalize = self.module.to(asked.device), self.normalize.to(asked.device)
         asked.translate = lambda outputs: outputs
+        if own.kind != task.kind:
+            raise ValueError(f"the teacher was trained for {own.kind}, the task is {task.kind}: give one of this task.")
         if isinstance(task, Classification) and isinstance(own, Classification):
             if (columns := class_columns(task.class_names, own.class_names, "the teacher")) is not None:
                 asked.translate = lambda outputs: outputs[:, columns]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ class RunContext:
     """Fingerprints of everything that the training reads, which a checkpoint in `directory` must share."""
 
     def __post_init__(self):
-        if not 0 <= self.seed < 2**32:
+        if not isinstance(self.seed, numbers.Integral) or not 0 <= self.seed < 2**32:
             raise ValueError(f"seed {self.seed} is not a whole number from 0 to {2**32 - 1}, as NumPy takes them.")
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from gankd.methods import (
     method_config,
     sampling_of,
 )
-from gankd.models.inputs import normalization_for, remember
+from gankd.models.inputs import normalization_for, normalization_of, remember
 from gankd.models.outputs import outputs_of, plain_outputs
 from gankd.models.rehearsal import check_trainable
 from gankd.models.state import preserve_state
@@ -81,16 +82,17 @@ def lesson_of(
     reference = real if real is not None else synthetic
     if reference is None:
         raise ValueError("distill needs data: give real, synthetic or both.")
-    task = task or task_of(reference)
+    task = asked_task(task, reference)
     real, synthetic = (None if part is None else in_task(part, task) for part in (real, synthetic))
     training, config = settings_of(training or TrainingConfig(), method, settings)
     check_views(config, training.views)
-    normalize = (normalize or Normalize.of(reference.images)).to(device)
+    normalize = (asked_normalization(normalize) or Normalize.of(reference.images)).to(device)
     return Lesson(real, synthetic, synthetic_fraction, task, config, training, normalize)
 
 
 def learn(student: nn.Module, teacher: nn.Module | Teacher | None, lesson: Lesson, context: RunContext) -> nn.Module:
     """See `gankd.distill`."""
+    check_networks(student, teacher)
     with _lent(student, teacher), plain_outputs(student):
         known = _checked(student, teacher, lesson, context)
         distiller, source = build(student, known, lesson, context)
@@ -106,6 +108,7 @@ def prepare(
     """See `gankd.distiller`."""
     if lesson.training.views:
         raise ValueError("views that repeat are gankd.distill's; leave `views` null in a loop of your own.")
+    check_networks(student, teacher)
     known = _checked(student, teacher, lesson, context)
     student.register_forward_hook(lambda _, __, outputs: outputs_of(outputs))
     return build(student, known, lesson, context)
@@ -150,11 +153,12 @@ def learn_without_labels(
         synthetic = synthetic.without_labels(torch.int64 if real is None else real.labels.dtype)
     default = TrainingConfig(augmentation=method_config(method).method.backbone_augmentation)
     training, config = settings_of(training or default, method, settings)
-    normalize = (normalize or Normalize.of(reference.images)).to(device)
+    normalize = (asked_normalization(normalize) or Normalize.of(reference.images)).to(device)
     check_method(config, task.kind, has_teacher=teacher is not None)
     check_views(config, training.views)
     check_two_views(config, training.augmentation, has_real=real is not None)
     teachers = teacher if isinstance(teacher, list) else [] if teacher is None else [teacher]
+    check_networks(student, *teachers)
     with _lent(student, *teachers), plain_outputs(student):
         known = [as_teacher(each, normalize, device, None) for each in teachers] or None
         lesson = Lesson(real, synthetic, synthetic_fraction, task, config, training, normalize)
@@ -244,6 +248,64 @@ def as_teacher(teacher: nn.Module | Teacher | None, normalize: Normalize, device
     return teacher.for_task(task, device)
 
 
+def check_networks(student: nn.Module, *teachers: nn.Module | Teacher | None) -> None:
+    """Raise a ValueError for what is no network, or for a teacher that would change with the student."""
+    if not isinstance(student, nn.Module):
+        raise ValueError(f"student is a {type(student).__name__}; give the network itself, a torch.nn.Module.")
+    if isinstance(student, torch.jit.ScriptModule):
+        raise ValueError(
+            "student is a scripted program, which is trained no further; give the network before scripting."
+        )
+    if any(map(nn.parameter.is_lazy, student.parameters())):
+        raise ValueError("the student's lazy layers do not know their inputs: let it look at a batch of images first.")
+    own = {id(parameter) for parameter in student.parameters()}
+    for teacher in teachers:
+        if isinstance(teacher, list | tuple):
+            raise ValueError(
+                "distill takes one teacher: give a module that averages the answers of several; pretrain with method simreg "
+                "takes a list."
+            )
+        if not isinstance(teacher, nn.Module | Teacher | None):
+            raise ValueError(
+                f"teacher is a {type(teacher).__name__}; give a torch.nn.Module or a Teacher (of a run's directory: "
+                "gankd.load_model(directory)[0])."
+            )
+        module = teacher.module if isinstance(teacher, Teacher) else teacher
+        if module is not None and any(id(parameter) in own for parameter in module.parameters()):
+            raise ValueError(
+                "student and teacher share parameters: what trains the one would change the other; give a copy of one of "
+                "them (copy.deepcopy)."
+            )
+
+
+def asked_task(task: Task | str | None, dataset: ImageSet) -> Task:
+    """The task that a caller names: one, its kind as a word, or None for what the labels of `dataset` say."""
+    if task is not None and not isinstance(task, Task | str):
+        raise ValueError(f"task is a {type(task).__name__}; give gankd.task_of(train), or leave it out.")
+    if isinstance(task, Task):
+        return task
+    found = task_of(dataset)
+    if task not in (None, found.kind):
+        raise ValueError(
+            f"task '{task}': the labels of {dataset.name} are {dataset.labels.dtype}, which pose a {found.kind}: give class "
+            "ids as whole numbers for a classification, scalars as floats for a regression."
+        )
+    return found
+
+
+def asked_normalization(given: Any) -> Normalize | None:
+    """What a caller gives as `normalize`: a `Normalize`, means and standard deviations, or what `normalization_of` reads."""
+    if given is None or isinstance(given, nn.Module):
+        return given
+    if isinstance(given, tuple | list) and len(given) == 2:
+        return normalization_of(SimpleNamespace(input_normalization=given))
+    if (found := normalization_of(given)) is None:
+        raise ValueError(
+            f"normalize is a {type(given).__name__}; give Normalize(mean, std), per channel of images in [0, 1]."
+        )
+    return found
+
+
 def in_task(dataset: ImageSet, task: Task) -> ImageSet:
     """`dataset` with its classes numbered as the task numbers them. Raises ValueError for labels that are none of its."""
     dataset = match_classes(dataset, getattr(task, "class_names", None), "the task")
@@ -256,8 +318,10 @@ def warn_near_chance(teacher: Teacher, task: Task, real: ImageSet, sample: int =
     rows = torch.linspace(0, len(real) - 1, min(sample, len(real))).long()
     if len(rows) < 2:
         return
-    metrics = task.metrics()
-    metrics.update(task.to_metric(teacher.map(real.images[rows], teacher)), real.labels[rows])
+    outputs, metrics = teacher.map(real.images[rows], teacher), task.metrics()
+    if outputs.numel() != len(rows) * task.num_outputs:  # of a teacher whose features alone are asked for
+        return
+    metrics.update(task.to_metric(outputs), real.labels[rows])
     values = task.in_units({name: value.item() for name, value in metrics.compute().items()})
     if sentence := near_chance(values, task, "real"):
         warnings.warn(sentence, stacklevel=4)

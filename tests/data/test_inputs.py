@@ -328,6 +328,14 @@ def test_F31_labels_that_float32_cannot_tell_apart_are_refused(offset) -> None:
         as_image_set(Samples(lambda i: (IMAGE[i], offset + i)), "mine")
 
 
+def test_F31_labels_of_64_bits_become_those_of_32_or_are_refused() -> None:
+    images = pictures(4)
+    found = as_image_set(ImageSet(images, torch.arange(4, dtype=torch.float64), name="mine"))
+    assert found.labels.dtype == torch.float32
+    with pytest.raises(ValueError, match="cannot tell apart"):
+        as_image_set(ImageSet(images, 1e9 + torch.arange(4, dtype=torch.float64), name="mine"))
+
+
 @pytest.mark.parametrize("values", [[20000.0, 20001, 19999], [1e-9, 2e-9], [0.1 + 0.2, 0.3, 5], [1.6e9, 1.7e9], [4, 4]])
 def test_F31_others_are_kept(values) -> None:
     values = torch.tensor(values, dtype=torch.float64)

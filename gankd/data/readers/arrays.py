@@ -73,7 +73,10 @@ def read_hdf5(root: Path, config: DataConfig) -> tuple[ImageSet, ImageSet | None
     Raises:
         ValueError: no HDF5 file, or an array that is missing or has another form.
     """
-    import h5py
+    try:
+        import h5py
+    except ImportError as error:
+        raise ValueError("data.name: hdf5 needs h5py: pip install 'gankd[hdf5]'.") from error
 
     try:
         file = h5py.File(root, "r")

@@ -1,0 +1,85 @@
+"""G, F9, F10, F15: what a caller of the library hands over that is no network, no task or no teacher for it."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import gankd
+from gankd.data.sets import ImageSet
+from gankd.experiment.artifacts import fingerprint
+from gankd.models import build_model
+from gankd.models.inputs import Normalize, card_of
+
+IMAGES = torch.randint(0, 256, (12, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+CLASSES, SCALARS = (ImageSet(IMAGES, labels, name="mine") for labels in (torch.arange(12) % 3, torch.arange(12) / 11))
+SHORT = {"steps": 1, "batch_size": 6}
+
+
+def network(outputs: int = 3) -> nn.Module:
+    return build_model("small_resnet", outputs, 3, widths=[4])
+
+
+def scripted() -> nn.Module:
+    return torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)))
+
+
+SHARED = network()
+REFUSED = {
+    "a list of teachers": (network(), {"teacher": [network(), network()]}, "distill takes one teacher"),
+    "a path": (network(), {"teacher": "runs/digits/teacher"}, "teacher is a str; give .* gankd.load_model"),
+    "a function": (len, {}, "student is a builtin_function_or_method; give the network itself"),
+    "itself": (SHARED, {"teacher": SHARED}, "student and teacher share parameters"),
+    "a part of it": (nn.Sequential(SHARED), {"teacher": SHARED}, "student and teacher share parameters"),
+    "half": (network().half(), {}, "has weights of float16; train it in float32"),
+    "double": (network().double(), {}, "has weights of float64"),
+    "scripted": (scripted(), {}, "student is a scripted program"),
+    "lazy": (nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), {}, "lazy layers do not know their inputs"),
+    "another task": (network(), {"task": "regression"}, "task 'regression': the labels of mine are torch.int64"),
+    "a task of a word": (network(), {"task": 3}, "task is a int; give gankd.task_of"),
+    "statistics of a word": (network(), {"normalize": "imagenet"}, "normalize is a str; give Normalize"),
+    "statistics that cannot be": (network(), {"normalize": ([0.5], [0.0])}, "means .* and standard deviations"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_g_what_has_no_answer_is_one_sentence(case: str) -> None:
+    student, settings, sentence = REFUSED[case]
+    with pytest.raises(ValueError, match=sentence):
+        gankd.distill(
+            student, real=CLASSES, method="kd" if "teacher" in settings else "supervised", **settings, **SHORT
+        )
+
+
+def test_g_a_task_is_named_by_its_kind_and_statistics_by_two_lists() -> None:
+    student, statistics = network(), ([0.5, 0.25, 0.5], [0.25, 0.5, 0.125])
+    gankd.distill(student, real=CLASSES, method="supervised", task="classification", normalize=statistics, **SHORT)
+    assert student.input_normalization == statistics
+    assert gankd.evaluate(student, CLASSES, task="classification", normalize=statistics) == gankd.evaluate(
+        student, CLASSES
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_f15_a_teacher_of_another_kind_of_label_is_refused() -> None:
+    known = gankd.distill(network(), real=CLASSES, method="supervised", **SHORT)
+    with pytest.raises(ValueError, match="the teacher was trained for classification, the task is regression"):
+        gankd.distill(network(1), known, real=SCALARS, method="kd", **SHORT)
+    with pytest.raises(ValueError, match="differ in shape"):
+        gankd.distill(network(1), network(5), real=SCALARS, method="kd", **SHORT)
+    gankd.distill(network(), network(5), real=CLASSES, method="rkd", **SHORT)  # which compares features
+
+
+def test_f13_a_network_in_a_wrapper_remembers_too() -> None:
+    student = network()
+    gankd.distill(nn.DataParallel(student), real=CLASSES, method="supervised", **SHORT)
+    assert student.input_normalization == card_of(Normalize.of(IMAGES)) and student.output_task.num_classes == 3
+
+
+def test_f9_networks_of_equal_weights_and_other_layers_differ() -> None:
+    first = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    second = copy.deepcopy(first)
+    assert fingerprint(first) == fingerprint(second)
+    second[2] = nn.Tanh()
+    assert fingerprint(first) != fingerprint(second)
