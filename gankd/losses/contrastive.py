@@ -106,5 +106,5 @@ def _bank_products(embedding: Tensor, bank: Tensor, contrast_indices: Tensor) ->
 
 def _num_negatives(contrast: Tensor) -> int:
     if contrast.ndim != 2 or contrast.shape[1] < 2:
-        raise ValueError(f"a contrast is a positive and at least one negative a sample, not {list(contrast.shape)}")
+        raise ValueError(f"give a positive and at least one negative a sample, [N, K + 1], not {list(contrast.shape)}")
     return contrast.shape[1] - 1
