@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_same_shape
+from .checks import check_same_shape, shapes
 from .precision import full_precision
 
 NCE_EPS = 1e-7
@@ -63,10 +63,8 @@ def crd_loss(
     """
     check_same_shape(student_embedding, teacher_embedding, "student and teacher embeddings")
     if student_bank.shape != teacher_bank.shape or student_bank.shape[1] != student_embedding.shape[1]:
-        raise ValueError(
-            f"both banks need the shape [n_data, {student_embedding.shape[1]}], "
-            f"not {list(student_bank.shape)} and {list(teacher_bank.shape)}"
-        )
+        width = student_embedding.shape[1]
+        raise ValueError(f"both banks need the shape [n_data, {width}], not {shapes(student_bank, teacher_bank)}")
     if len(contrast_indices) != len(student_embedding):
         raise ValueError(f"{len(contrast_indices)} rows of contrast ids for {len(student_embedding)} embeddings")
     student_side, z_student = _contrast(student_embedding, teacher_bank, contrast_indices, temperature, z_student)
