@@ -16,7 +16,7 @@ from gankd.models.teacher import Teacher
 from gankd.synthesis.checks import check_finite
 from gankd.synthesis.ratio import RatioModel
 from gankd.synthesis.selection import Scores
-from gankd.synthesis.store import chunk_files, read_tensors, write_missing
+from gankd.synthesis.store import read_tensors, write_missing
 from gankd.tasks import Classification, Task
 from generators.checks import check_range
 from generators.images import from_generator_range, to_unit_range
@@ -80,9 +80,12 @@ class Candidates:
     accelerator: Accelerator
     num_chunks: int = 0
 
+    def file(self, chunk: int) -> Path:
+        return self.directory / f"chunk-{chunk:05d}.safetensors"
+
     def draw_until(self, num_chunks: int) -> None:
         """Have `num_chunks` chunks on disk."""
-        write_missing(chunk_files(self.directory, num_chunks), self.draw, self.accelerator, title=self.stream)
+        write_missing([self.file(chunk) for chunk in range(num_chunks)], self.draw, self.accelerator, title=self.stream)
         self.num_chunks = num_chunks
 
     @torch.no_grad()
@@ -122,9 +125,9 @@ class Candidates:
     def rows(self, indices: Tensor, *, images: bool = True) -> dict[str, Tensor]:
         """The stored tensors of the candidates at `indices` (int64, ascending), with or without their images."""
         parts: dict[str, list[Tensor]] = {}
-        for chunk, file in enumerate(chunk_files(self.directory, self.num_chunks)):
+        for chunk in range(self.num_chunks):
             first = chunk * self.chunk_size
             local = indices[(indices >= first) & (indices < first + self.chunk_size)] - first
-            for name, values in read_tensors(file, without=None if images else "images").items():
+            for name, values in read_tensors(self.file(chunk), without=None if images else "images").items():
                 parts.setdefault(name, []).append(values[local])
         return {name: torch.cat(values) for name, values in parts.items()}

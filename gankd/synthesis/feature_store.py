@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from gankd.data.live import BATCH, LiveSamples
-from gankd.synthesis.store import chunk_files, read_tensors, write_missing, write_store
+from gankd.synthesis.store import read_tensors, write_missing, write_store
 
 CHUNK = 1000
 
@@ -16,7 +16,7 @@ CHUNK = 1000
 def write_feature_store(live: LiveSamples, directory: Path, *, accelerator: Accelerator, provenance: dict) -> None:
     """Write all samples to a store, each process its share of the chunks; those that are there already are kept."""
     chunks = torch.arange(len(live)).split(CHUNK)
-    files = chunk_files(directory / "chunks", len(chunks))
+    files = [directory / "chunks" / f"chunk-{number:05d}.safetensors" for number in range(len(chunks))]
 
     def draw(number: int) -> dict[str, Tensor]:
         drawn = [live.draw(indices) for indices in chunks[number].split(BATCH)]

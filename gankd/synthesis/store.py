@@ -43,10 +43,6 @@ def read_tensors(path: Path, *, without: str | None = None) -> dict[str, Tensor]
         ) from error
 
 
-def chunk_files(directory: Path, count: int) -> list[Path]:
-    return [directory / f"chunk-{number:05d}.safetensors" for number in range(count)]
-
-
 def write_missing(
     files: list[Path], make: Callable[[int], dict[str, Tensor]], accelerator: Accelerator, *, title: str
 ) -> None:
