@@ -26,9 +26,9 @@ from torch import Tensor
 
 from .checks import shapes
 from .classes import CLASSES, Equations, softened_divergence
+from .contrastive import vicinal_positives
 from .online import divergences_to, stack_members
 from .precision import full_precision
-from .vicinal import vicinal_positives
 
 MutualTerms = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # total, VCL, softVCL, ICL, softICL
 
