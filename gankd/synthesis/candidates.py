@@ -3,8 +3,6 @@
 Everything random in a chunk is a function of (seed, stream, chunk), so that any process may draw any chunk at any time.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 
@@ -39,7 +37,7 @@ class Labels:
     num_bins: int = 1
 
     @classmethod
-    def of(cls, task: Task, labels: Tensor, num_bins: int) -> Labels:
+    def of(cls, task: Task, labels: Tensor, num_bins: int) -> "Labels":
         """All classes of the task, or the range that the real labels span."""
         if isinstance(task, Classification):
             return cls(task.num_classes)
