@@ -131,14 +131,7 @@ def load_pipeline(path: Path, *, num_steps: int = 50, guidance: float = 1.0) -> 
         num_classes = config.num_class_embeds or 1
     size, decoder = config.sample_size, parts.get("vae") or parts.get("vqvae")
     factor = 1 if decoder is None else 2 ** (len(decoder.config.block_out_channels) - 1)
-    return DiffusionGenerator(
-        denoiser=denoiser,
-        scheduler=DDIMScheduler.from_config(scheduler.config),
-        decoder=decoder,
-        resolution=size * factor,
-        image_channels=config.out_channels if decoder is None else decoder.config.out_channels,
-        latent_dim=config.in_channels * size**2,
-        num_classes=num_classes,
-        num_steps=num_steps,
-        guidance=guidance,
-    )
+    parts = {"denoiser": denoiser, "scheduler": DDIMScheduler.from_config(scheduler.config), "decoder": decoder}
+    channels = (denoiser if decoder is None else decoder).config.out_channels
+    shape = {"resolution": size * factor, "image_channels": channels, "latent_dim": config.in_channels * size**2}
+    return DiffusionGenerator(**parts, **shape, num_classes=num_classes, num_steps=num_steps, guidance=guidance)

@@ -156,11 +156,7 @@ def of_studiogan_sngan(settings: dict[str, Any]) -> dict[str, Any]:
     return settings | {"widths": (4 * settings.pop("channels"),) * 4, "label_dim": settings["num_classes"]}
 
 
-STUDIOGAN_BLOCK = [
-    (r"\.norm(\d)\.", r".bn\1."),
-    (r"\.conv(\d)\.", r".conv2d\1."),
-    (r"\.shortcut\.", ".conv2d0."),
-]
+STUDIOGAN_BLOCK = [(r"\.norm(\d)\.", r".bn\1."), (r"\.conv(\d)\.", r".conv2d\1."), (r"\.shortcut\.", ".conv2d0.")]
 STUDIOGAN_BIGGAN = [
     *TORCH_SPECTRAL_NORM,
     *STUDIOGAN_BLOCK,

@@ -4,19 +4,14 @@ For class ids every sample counts alike. For scalars, real images near a target 
 Ding et al., CcGAN, T-PAMI 2023 (rules and sizes in `vicinity`).
 """
 
-from __future__ import annotations
-
 import math
 import warnings
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from generators.config import GeneratorConfig
 from generators.vicinity import LabelIndex, kappa_rule_of_thumb, normalize_labels, sample_vicinity, sigma_rule_of_thumb
-
-if TYPE_CHECKING:
-    from generators.config import GeneratorConfig
 
 NUM_TRIES = 50  # noise draws for a target label before the nearest real label is taken
 KAPPA_GAPS = 5.0  # the paper's m_kappa

@@ -1,7 +1,9 @@
 """Adversarial losses and their regularisers: pure functions of logits, images and weights.
 
 Every loss is computed in float32 (float64 inputs stay float64), also inside autocast, and returns 0-d tensors.
-`loss="vanilla"` is the logistic loss with sigmoid probabilities p = sigmoid(D), taken in log space from the logits D.
+Logits are [N] or [N, 1]; real and fake ones may differ in number, as each source has its own mean.
+`loss="vanilla"` is the logistic loss with sigmoid probabilities p = sigmoid(D), taken in log space from the logits D; an
+unknown loss raises a ValueError.
 """
 
 import torch
@@ -10,44 +12,28 @@ from torch import Tensor
 
 
 def hinge_discriminator_loss(*, real_logits: Tensor, fake_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Hinge loss of the discriminator.
+    """mean relu(1 - D(real)) + mean relu(1 + D(fake)). Returns (total, real term, fake term).
 
-    total = mean relu(1 - D(real)) + mean relu(1 + D(fake))
-
-    real_logits: [N] or [N, 1]; fake_logits: [M] or [M, 1] (each source has its own mean, so M may differ from N).
-    Returns (total, real term, fake term).
     Source: Lim & Ye, "Geometric GAN", arXiv 1705.02894, 2017; Miyato et al., ICLR 2018, eq. 16.
     """
-    real_term, fake_term = (terms.mean() for terms in _discriminator_terms(real_logits, fake_logits, "hinge"))
-    return real_term + fake_term, real_term, fake_term
+    return _discriminator_loss(real_logits, fake_logits, "hinge")
 
 
 def hinge_generator_loss(*, fake_logits: Tensor) -> Tensor:
-    """Hinge loss of the generator: -mean D(fake).
-
-    fake_logits: [N] or [N, 1]. Returns a scalar. Source: Miyato et al., ICLR 2018, eq. 17.
-    """
+    """-mean D(fake). Source: Miyato et al., ICLR 2018, eq. 17."""
     return _generator_terms(fake_logits, "hinge").mean()
 
 
 def nonsaturating_discriminator_loss(*, real_logits: Tensor, fake_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Logistic loss of the discriminator.
+    """The logistic loss -mean ln p(real) - mean ln(1 - p(fake)). Returns (total, real term, fake term).
 
-    total = mean softplus(-D(real)) + mean softplus(D(fake)) = -mean ln p(real) - mean ln(1 - p(fake))
-
-    real_logits: [N] or [N, 1]; fake_logits: [M] or [M, 1].
-    Returns (total, real term, fake term).
     Source: Goodfellow et al., "Generative Adversarial Nets", NeurIPS 2014.
     """
-    real_term, fake_term = (terms.mean() for terms in _discriminator_terms(real_logits, fake_logits, "vanilla"))
-    return real_term + fake_term, real_term, fake_term
+    return _discriminator_loss(real_logits, fake_logits, "vanilla")
 
 
 def nonsaturating_generator_loss(*, fake_logits: Tensor) -> Tensor:
-    """Non-saturating loss of the generator: mean softplus(-D(fake)) = -mean ln p(fake).
-
-    fake_logits: [N] or [N, 1]. Returns a scalar. Source: Goodfellow et al., NeurIPS 2014, section 3.
-    """
+    """-mean ln p(fake), which does not saturate. Source: Goodfellow et al., NeurIPS 2014, section 3."""
     return _generator_terms(fake_logits, "vanilla").mean()
 
 
@@ -58,13 +44,10 @@ def hard_vicinal_discriminator_loss(*, real_logits: Tensor, fake_logits: Tensor,
       hinge:    l_real = relu(1 - D), l_fake = relu(1 + D)
       vanilla:  l_real = -ln p,       l_fake = -ln(1 - p)
 
-    real_logits, fake_logits: [N] or [N, 1], both conditioned on the TARGET labels; the samples come from
-    `vicinity.sample_vicinity(vicinity="hard")`, whose sampling stands for the paper's per-target counts.
-    Returns a scalar. Raises ValueError for an unknown loss.
-    Source: Ding et al., "CcGAN", ICLR 2021 (arXiv 2011.07466).
+    Logits are conditioned on the TARGET labels; the samples come from `vicinity.sample_vicinity(vicinity="hard")`, whose
+    sampling stands for the paper's per-target counts. Source: Ding et al., "CcGAN", ICLR 2021 (arXiv 2011.07466).
     """
-    real_terms, fake_terms = _discriminator_terms(real_logits, fake_logits, loss)
-    return real_terms.mean() + fake_terms.mean()
+    return _discriminator_loss(real_logits, fake_logits, loss)[0]
 
 
 def soft_vicinal_discriminator_loss(
@@ -83,8 +66,7 @@ def soft_vicinal_discriminator_loss(
 
     with l as in the hard loss. The weights are not normalised: sampling inside the window replaces the paper's
     per-target normalisers. They carry no gradient of their own unless the labels do.
-    Returns a scalar. Raises ValueError for an unknown loss or when logits and labels differ in number.
-    Source: Ding et al., "CcGAN", ICLR 2021 (arXiv 2011.07466).
+    Raises ValueError when logits and labels differ in number. Source: as the hard loss.
     """
     real_terms, fake_terms = _discriminator_terms(real_logits, fake_logits, loss)
     targets = _full_precision(target_labels).reshape(-1)
@@ -104,9 +86,7 @@ def soft_vicinal_discriminator_loss(
 def vicinal_generator_loss(*, fake_logits: Tensor, loss: str = "hinge") -> Tensor:
     """Generator loss beside either vicinal loss, unweighted: -mean D (hinge) or -mean ln p (vanilla).
 
-    fake_logits: [N] or [N, 1], of fakes that are generated AND judged at the noisy target labels.
-    Returns a scalar. Raises ValueError for an unknown loss.
-    Source: Ding et al., "CcGAN", ICLR 2021 (arXiv 2011.07466).
+    The fakes are generated AND judged at the noisy target labels. Source: as the vicinal losses.
     """
     return _generator_terms(fake_logits, loss).mean()
 
@@ -114,10 +94,9 @@ def vicinal_generator_loss(*, fake_logits: Tensor, loss: str = "hinge") -> Tenso
 def r1_penalty(*, real_logits: Tensor, real_images: Tensor) -> Tensor:
     """Gradient penalty on real images: mean over samples of |grad_x D(x)|^2. The caller multiplies by gamma / 2.
 
-    real_logits: [N] or [N, 1], computed from real_images [N, C, H, W], which must require a gradient
-    (`real_images.requires_grad_()` before the forward). The result keeps its graph, for the backward through it.
-    A discriminator with batch norm mixes its samples: its per-sample gradients are then not what the paper means.
-    Returns a scalar. Raises ValueError when real_images does not require a gradient.
+    The logits come from real_images [N, C, H, W], which must require a gradient (`real_images.requires_grad_()` before the
+    forward; else a ValueError). The result keeps its graph, for the backward through it. A discriminator with batch norm
+    mixes its samples: its per-sample gradients are then not what the paper means.
     Source: Mescheder, Geiger, Nowozin, "Which Training Methods for GANs do actually Converge?", ICML 2018, eq. 9.
     """
     if not real_images.requires_grad:
@@ -139,7 +118,6 @@ def mode_seeking_loss(
     L = mean_n 1 / ( mean|x1_n - x2_n| / mean|z1_n - z2_n| + eps ), the inner means over the entries of pair n
 
     so a pair of equal images costs 1 / eps. A pair of equal latents costs 0: it says nothing about modes.
-    Returns a scalar.
     Source: Mao et al., "Mode Seeking Generative Adversarial Networks for Diverse Image Synthesis", CVPR 2019,
     arXiv 1903.05628 (which maximises the ratio; its inverse is what the authors minimise in training).
     """
@@ -166,6 +144,12 @@ def orthogonal_regularisation_gradient(*, weight: Tensor, strength: float) -> Te
         gram = matrix @ matrix.T
         gradient = 2 * strength * (gram - torch.diag(gram.diagonal())) @ matrix
     return gradient.view_as(weight).to(weight.dtype)
+
+
+def _discriminator_loss(real_logits: Tensor, fake_logits: Tensor, loss: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Total, real term and fake term."""
+    real_term, fake_term = (terms.mean() for terms in _discriminator_terms(real_logits, fake_logits, loss))
+    return real_term + fake_term, real_term, fake_term
 
 
 def _discriminator_terms(real_logits: Tensor, fake_logits: Tensor, loss: str) -> tuple[Tensor, Tensor]:

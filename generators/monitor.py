@@ -100,8 +100,7 @@ class Monitor:
         return {name: getattr(self, name) for name in ("best_step", "best_score", "best_weights")}
 
     def load_state_dict(self, state: dict) -> None:
-        self.best_step, self.best_score = state["best_step"], state["best_score"]
-        self.best_weights = state["best_weights"]
+        self.best_step, self.best_score, self.best_weights = (state[name] for name in self.state_dict())
 
 
 def check_health(values: dict[str, float], step: int) -> None:

@@ -5,8 +5,6 @@ with Progress(range(steps), title="generator", every=50) as progress:
         progress.note(loss=0.3)
 """
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
@@ -79,7 +77,7 @@ class Progress(Generic[T]):
         if self.bar is not None:
             self.bar.close()
 
-    def __enter__(self) -> Progress[T]:
+    def __enter__(self) -> "Progress[T]":
         return self
 
     def __exit__(self, *_) -> None:

@@ -8,7 +8,6 @@ from gankd.data.loader import ordered_batches
 from gankd.data.sets import ImageSet, match_classes
 from gankd.evaluation.neighbours import *  # noqa: F403
 from gankd.evaluation.probes import *  # noqa: F403
-from gankd.evaluation.protocols import *  # noqa: F403
 from gankd.models.outputs import outputs_of
 from gankd.models.state import preserve_state
 from gankd.tasks import Task, not_finite

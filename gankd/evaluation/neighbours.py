@@ -1,5 +1,7 @@
 """What the nearest neighbours of a feature say about it: classification and regression without any training.
 
+Queries are features [B, D], the bank features [N, D] with labels [N]; all is computed in float32 (float64 stays).
+
 Weighted votes: Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR 2018, arXiv
 1805.01978. Majority votes and `standardize_features`: Navaneet et al., "SimReg", BMVC 2021, arXiv 2201.05131.
 """
@@ -18,14 +20,8 @@ CHUNK = 1 << 24
 def nearest_neighbours(*, query_features: Tensor, bank_features: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k vectors of the bank that point most nearly where each query points (k at most the size of the bank).
 
-    Neighbours by cosine and by Euclidean distance of normalised features are the same. Computed in float32 (float64
-    stays), in chunks of queries.
-
-    query_features: [B, D]; bank_features: [N, D].
-
-    Returns:
-        Cosines [B, k], the largest first, and the neighbours' indices [B, k].
-
+    Neighbours by cosine and by Euclidean distance of normalised features are the same. Computed in chunks of queries.
+    Returns cosines [B, k], the largest first, and the neighbours' indices [B, k].
     Raises ValueError: an empty bank, widths that differ, features that are not finite, or k below 1.
     """
     if k < 1:
@@ -55,12 +51,8 @@ def knn_predict(
     A neighbour's vote counts exp(cos / temperature), or 1 where the temperature is None. Of classes with equal scores
     the one with the nearest neighbour wins.
 
-    query_features: [B, D]; bank_features: [N, D]; bank_labels: class ids [N].
-
-    Returns:
-        Scores [B, num_classes], 0 for a class without a vote, and the predicted class ids [B]. Below a temperature of
-        about 0.012 float32 scores overflow to infinity; the predictions stay right.
-
+    Returns scores [B, num_classes], 0 for a class without a vote, and the predicted class ids [B]. Below a temperature of
+    about 0.012 float32 scores overflow to infinity; the predictions stay right.
     Raises ValueError: as `nearest_neighbours`; labels that are not one class id for each vector of the bank, or a
     temperature that is not positive.
     """
@@ -100,18 +92,11 @@ def knn_accuracy(
 
 
 def knn_regress(
-    *,
-    query_features: Tensor,
-    bank_features: Tensor,
-    bank_labels: Tensor,
-    k: int = 20,
-    temperature: float | None = 0.1,
+    *, query_features: Tensor, bank_features: Tensor, bank_labels: Tensor, k: int = 20, temperature: float | None = 0.1
 ) -> Tensor:
     """The mean label of the k nearest neighbours of each query, float64 [B], in the units of the labels.
 
     Neighbours weigh exp(cos / temperature), or the same where the temperature is None.
-
-    query_features: [B, D]; bank_features: [N, D]; bank_labels: scalars [N].
     Raises ValueError: as `nearest_neighbours`; labels that are not one for each vector of the bank, or a temperature
     that is not positive.
     """
@@ -127,11 +112,7 @@ def standardize_features(*, features: Tensor, bank_features: Tensor, eps: float 
 
     (f/|f| - mean_bank) / sqrt(Var_bank + eps), a dimension at a time
 
-    features: [N, D]; bank_features: [M, D], normalised in the same way.
-
-    Returns:
-        [N, D], float32 (float64 stays).
-
+    features: [N, D]; bank_features: [M, D], normalised in the same way. Returns [N, D].
     Raises ValueError: a bank of fewer than two vectors, widths that differ, or features that are not finite.
     """
     _check_features(features, bank_features)

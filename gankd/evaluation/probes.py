@@ -1,7 +1,7 @@
 """How much a frozen network's features know of a label: protocols that fit something small on them and test it once.
 
-    features = [extract_features(model, images, normalize=normalize) for images in (train.images, test.images)]
-    print(linear_probe(features[0], train.labels, features[1], test.labels))
+    train, test = (labelled_features(model, part, normalize=normalize) for part in (data.train, data.test))
+    for name, result in measure(train, test).items(): print(name, result)
 
 Every choice (a strength of regularisation) is made on a part of the training samples; test labels are read for the
 metric alone. A protocol computes where the features are: move them to a GPU for large sets.
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gankd.data.sets import ImageSet
 from gankd.data.splits import stratified_indices
 from gankd.evaluation.neighbours import knn_accuracy, knn_regress, standardize_features
 from gankd.losses.precision import full_precision
@@ -23,6 +24,11 @@ VALIDATION_SHARE = 0.2
 LOGISTIC_STRENGTHS = tuple(10.0**exponent for exponent in range(0, -7, -1))
 RIDGE_STRENGTHS = tuple(10.0 ** (exponent / 2) for exponent in range(6, -13, -1))
 ITERATIONS = 200
+PROBES = {
+    **{"linear": "linear", "knn_200": "200-NN, weighted", "knn_1": "1-NN"},
+    **{"ridge": "ridge", "knn_20": "20-NN, weighted"},
+}
+"""Names of the protocols in tables; those of classes, and of scalars."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +204,49 @@ def knn_regression_probe(
     predictions = knn_regress(query_features=test_features, **bank, k=k, temperature=temperature)
     error = (predictions - test_labels).abs().mean().item()
     return ProbeResult("mae", error, _knn_protocol("mean label", len(train_features), k, temperature))
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledFeatures:
+    """N images as a network sees them."""
+
+    features: Tensor
+    """float32 [N, D]."""
+    labels: Tensor
+    """Class ids int64 [N] or scalars float32 [N]."""
+    groups: Tensor | None = None
+    """int64 [N]: samples of one group stay together where a part is held out."""
+
+
+def labelled_features(
+    model: nn.Module, data: ImageSet, *, normalize: nn.Module, device: torch.device | str | None = None
+) -> LabelledFeatures:
+    """The pooled features of a set's images; see `extract_features`."""
+    features = extract_features(model, data.images, normalize=normalize, device=device)
+    return LabelledFeatures(features, data.labels, data.groups)
+
+
+def check_probes(train: ImageSet, *, seed: int = 0) -> None:
+    """Raise a ValueError for too few labelled images to fit probes to, before a network is trained for them."""
+    if len(train) < 2:
+        raise ValueError(f"{train.name}: {len(train)} labelled images are too few to fit probes to; give at least two.")
+    split_for_choice(train.labels, train.groups, seed)
+
+
+def measure(train: LabelledFeatures, test: LabelledFeatures, *, seed: int = 0) -> dict[str, ProbeResult]:
+    """All protocols for the kind of label: of classes `linear`, `knn_200` (weighted, as in Squeeze and Span) and `knn_1`
+    (as in SimReg); of scalars `ridge` and `knn_20`. Everything is fitted to `train`, `test` is only measured.
+
+    Raises ValueError: as the protocols.
+    """
+    pair = (train.features, train.labels, test.features, test.labels)
+    if train.labels.dtype.is_floating_point:
+        return {"ridge": ridge_probe(*pair, groups=train.groups, seed=seed), "knn_20": knn_regression_probe(*pair)}
+    return {
+        "linear": linear_probe(*pair, groups=train.groups, seed=seed),
+        "knn_200": knn_probe(*pair),
+        "knn_1": knn_probe(*pair, k=1, temperature=None),
+    }
 
 
 def _device(module: nn.Module) -> torch.device:

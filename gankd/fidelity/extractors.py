@@ -1,6 +1,5 @@
 """Networks in whose features images are compared, as torch-fidelity takes them: a teacher, or Inception from a file."""
 
-import hashlib
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,9 +11,9 @@ from torch_fidelity import FeatureExtractorBase, FeatureExtractorInceptionV3, re
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from gankd.data.sets import LazyImages
-from gankd.experiment.artifacts import digest, fingerprint
+from gankd.experiment.artifacts import digest, file_hash, fingerprint
 from gankd.models.teacher import Teacher
-from generators.checkpoints import replace_whole
+from generators import checkpoints
 from generators.images import to_unit_range
 
 
@@ -81,7 +80,7 @@ def inception_extractor(path: str | Path, *, device: torch.device | str = "cpu")
             f"{path} is not a file of tensors only ({type(error).__name__}) and is not unpickled: give the original "
             "Inception weights of torch-fidelity."
         ) from error
-    name = f"inception-{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
+    name = f"inception-{file_hash(path)}"
     try:
         network = InceptionExtractor(name, ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path))
     except RuntimeError as error:
@@ -100,7 +99,7 @@ def embed(
     """
     file = None
     if cache is not None:
-        file = Path(cache) / f"{content_hash(images)}-{extractor.get_name()}.safetensors"
+        file = Path(cache) / f"{checkpoints.fingerprint(images)}-{extractor.get_name()}.safetensors"
         if file.exists():
             try:
                 kept = load_file(file)
@@ -110,14 +109,6 @@ def embed(
     parts = [extractor(images[chunk]) for chunk in torch.arange(len(images)).split(batch_size)]
     features, logits = (torch.cat([part.cpu() for part in each]) for each in zip(*parts, strict=True))
     if file is not None:
-        with replace_whole(file) as temporary:
+        with checkpoints.replace_whole(file) as temporary:
             save_file({"features": features, "logits": logits}, temporary)
     return features, logits
-
-
-def content_hash(images: Tensor | LazyImages) -> str:
-    """Sixteen hexadecimal digits of SHA-256 over the shape and the pixels of uint8 images [N, C, H, W]."""
-    found = hashlib.sha256(str(tuple(images.shape)).encode())
-    for chunk in torch.arange(len(images)).split(1000):
-        found.update(images[chunk].cpu().contiguous().numpy())
-    return found.hexdigest()[:16]

@@ -25,7 +25,6 @@ from .similarity import *
 from .simreg import *
 from .smoothing import *
 from .squeeze import *
-from .vicinal import *
 from .zipf import *
 
 __all__ = [name for name, thing in vars().items() if getattr(thing, "__module__", "").startswith(f"{__name__}.")]

@@ -1,8 +1,12 @@
-"""Contrastive representation distillation: the loss of embeddings against memory banks.
+"""Contrast: of embeddings against memory banks, and among samples of nearby scalar labels.
 
 nce_loss, crd_loss: Tian, Krishnan, Isola, "Contrastive Representation Distillation", ICLR 2020, arXiv 1910.10699
+vicinal_positives: the hard vicinity of Ding et al., "CcGAN: Continuous Conditional Generative Adversarial Networks for
+    Image Generation", ICLR 2021, arXiv 2011.07466
+vicinal_contrastive_loss: Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, arXiv 2004.11362, with the
+    vicinity, samples with nearby labels, in place of its classes
 
-One step: embed both features, draw the contrast, take the loss against the banks as they are, then update the banks, as
+A step of CRD: embed both features, draw the contrast, take the loss against the banks as they are, then update them, as
 `gankd.methods.memory_bank` does. Samples that have no place in a bank (a live generator's) are contrasted inside their
 batch or against a queue: the banks are then the detached embeddings of the batch, followed by those of earlier batches, and
 the ids are places in them.
@@ -14,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_same_shape
+from .checks import check_same_batch, check_same_shape, shapes
 from .precision import full_precision
 
 NCE_EPS = 1e-7
@@ -63,15 +67,62 @@ def crd_loss(
     """
     check_same_shape(student_embedding, teacher_embedding, "student and teacher embeddings")
     if student_bank.shape != teacher_bank.shape or student_bank.shape[1] != student_embedding.shape[1]:
-        raise ValueError(
-            f"both banks need the shape [n_data, {student_embedding.shape[1]}], "
-            f"not {list(student_bank.shape)} and {list(teacher_bank.shape)}"
-        )
+        width = student_embedding.shape[1]
+        raise ValueError(f"both banks need the shape [n_data, {width}], not {shapes(student_bank, teacher_bank)}")
     if len(contrast_indices) != len(student_embedding):
         raise ValueError(f"{len(contrast_indices)} rows of contrast ids for {len(student_embedding)} embeddings")
     student_side, z_student = _contrast(student_embedding, teacher_bank, contrast_indices, temperature, z_student)
     teacher_side, z_teacher = _contrast(teacher_embedding, student_bank, contrast_indices, temperature, z_teacher)
     return student_side + teacher_side, z_student, z_teacher
+
+
+def vicinal_positives(
+    *,
+    labels: Tensor,  # [N]
+    kappa: float,  # half-width of the vicinity, in the labels' units
+) -> Tensor:
+    """Which pairs of samples count as alike: pos_ij = |y_i - y_j| <= kappa.
+
+    Not transitive, unlike "same class". Returns bool [N, N] with a true diagonal.
+    Raises ValueError when the labels are not [N] or kappa is negative.
+    """
+    if labels.ndim != 1:
+        raise ValueError(f"a vicinity needs one label per sample, [N], got {list(labels.shape)}")
+    if kappa < 0:
+        raise ValueError(f"the half-width kappa of a vicinity cannot be negative, got {kappa}")
+    labels = full_precision(labels.detach())
+    return (labels[:, None] - labels).abs() <= kappa
+
+
+def vicinal_contrastive_loss(
+    *,
+    embeddings: Tensor,  # [N, D], rows of length 1
+    labels: Tensor,  # [N]
+    kappa: float,  # half-width of the vicinity, in the labels' units
+    contrastive_temperature: float = 0.1,
+) -> Tensor:
+    """Samples with nearby labels are drawn together, all others pushed apart.
+
+    l_ij = e_i . e_j / contrastive_temperature;  lp_i = log-softmax of l_i over j != i
+    L = mean over the rows i with a positive j != i of -(mean of lp_ij over those j)
+
+    A batch in which no row has a positive costs 0 and keeps its graph. Raises ValueError when embeddings and labels
+    differ in number, the labels are not [N], kappa is negative or the temperature is not positive.
+    """
+    check_same_batch(embeddings, labels, "embeddings and labels")
+    if contrastive_temperature <= 0:
+        raise ValueError(f"the contrastive temperature must be positive, got {contrastive_temperature}")
+    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    positives = vicinal_positives(labels=labels, kappa=kappa) & ~itself
+    with torch.autocast(embeddings.device.type, enabled=False):
+        embeddings = full_precision(embeddings)
+        similarities = embeddings @ embeddings.T / contrastive_temperature  # [N, N]
+    # the lowest finite number: -infinity would send NaN through the gradient of a batch of one
+    similarities = similarities.masked_fill(itself, torch.finfo(similarities.dtype).min)
+    log_probabilities = F.log_softmax(similarities, dim=1)
+    num_positives = positives.sum(1)  # [N]
+    row_losses = -torch.where(positives, log_probabilities, 0).sum(1) / num_positives.clamp(min=1)  # [N]
+    return row_losses.sum() / (num_positives > 0).sum().clamp(min=1)
 
 
 def _contrast(
@@ -106,5 +157,5 @@ def _bank_products(embedding: Tensor, bank: Tensor, contrast_indices: Tensor) ->
 
 def _num_negatives(contrast: Tensor) -> int:
     if contrast.ndim != 2 or contrast.shape[1] < 2:
-        raise ValueError(f"a contrast is a positive and at least one negative a sample, not {list(contrast.shape)}")
+        raise ValueError(f"give a positive and at least one negative a sample, [N, K + 1], not {list(contrast.shape)}")
     return contrast.shape[1] - 1

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_same_shape
+from .checks import check_same_shape, shapes
 from .precision import full_precision
 from .residuals import residuals
 
@@ -124,9 +124,7 @@ def _log_label_distribution(labels: Tensor, bins: Tensor, sigma: float) -> Tenso
     if sigma <= 0:
         raise ValueError(f"the width sigma of a label distribution must be positive, got {sigma}")
     if labels.ndim != 1 or bins.ndim != 1:
-        raise ValueError(
-            f"a label distribution needs labels [N] and bins [B], got {list(labels.shape)} and {list(bins.shape)}"
-        )
+        raise ValueError(f"a label distribution needs labels [N] and bins [B], got {shapes(labels, bins)}")
     distances = full_precision(labels)[:, None] - full_precision(bins)  # [N, B]
     return F.log_softmax(-(distances / sigma).square() / 2, dim=1)
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_same_shape
+from .checks import check_same_shape, shapes
 from .precision import full_precision
 
 
@@ -142,17 +142,13 @@ def map_pairs(student_features: Sequence[Tensor], teacher_features: Sequence[Ten
     Raises ValueError when there are none, their numbers or batches differ or one is not [N, C, H, W].
     """
     if len(student_features) != len(teacher_features) or len(student_features) == 0:
-        raise ValueError(
-            f"the student gives {len(student_features)} feature maps and the teacher {len(teacher_features)}; "
-            f"give one of each for every stage to compare"
-        )
+        found = f"the student gives {len(student_features)} feature maps and the teacher {len(teacher_features)}"
+        raise ValueError(f"{found}; give one of each for every stage to compare")
     pairs = list(zip(student_features, teacher_features, strict=True))
     for student, teacher in pairs:
         if student.dim() != 4 or teacher.dim() != 4 or len(student) != len(teacher):
-            raise ValueError(
-                f"feature maps are [N, C, H, W] of one batch, but a student's is {list(student.shape)} "
-                f"and its teacher's {list(teacher.shape)}"
-            )
+            found = shapes(student, teacher)
+            raise ValueError(f"feature maps are [N, C, H, W] of one batch, not {found} of student and teacher")
     return [(full_precision(student), full_precision(teacher.detach())) for student, teacher in pairs]
 
 

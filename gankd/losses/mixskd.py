@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import shapes
 from .classes import CLASSES, Equations
 from .mixing import mixup_batch
 from .precision import full_precision
@@ -88,14 +89,12 @@ def mixskd_discriminator_loss(
     flow into both arguments.
     """
     if not interpolated_scores or len(interpolated_scores) != len(mixup_scores):
-        raise ValueError(
-            f"every stage has both kinds of scores: {len(interpolated_scores)} interpolated and "
-            f"{len(mixup_scores)} mixup ones were given"
-        )
+        found = f"{len(interpolated_scores)} interpolated and {len(mixup_scores)} mixup ones were given"
+        raise ValueError(f"every stage has both kinds of scores: {found}")
     losses = []
     for interpolated, mixup in zip(interpolated_scores, mixup_scores, strict=True):
         if interpolated.shape != mixup.shape or interpolated.shape[1:] != (2,):
-            raise ValueError(f"scores {list(interpolated.shape)} and {list(mixup.shape)} must both be [N, 2]")
+            raise ValueError(f"scores {shapes(interpolated, mixup)} must both be [N, 2]")
         scores = full_precision(torch.cat([interpolated, mixup]))  # [2 N, 2]
         targets = torch.eye(2, dtype=scores.dtype, device=scores.device).repeat_interleave(len(mixup), dim=0)
         losses.append(F.binary_cross_entropy_with_logits(scores, targets))

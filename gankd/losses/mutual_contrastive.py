@@ -24,10 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import shapes
 from .classes import CLASSES, Equations, softened_divergence
+from .contrastive import vicinal_positives
 from .online import divergences_to, stack_members
 from .precision import full_precision
-from .vicinal import vicinal_positives
 
 MutualTerms = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # total, VCL, softVCL, ICL, softICL
 
@@ -171,7 +172,7 @@ def mcl_queue_loss(
     if positives.shape != members.shape or negatives.shape[:2] != (len(members), members.shape[2]):
         raise ValueError(
             f"keys should be {list(members.shape)} and queues {[len(members), members.shape[2]]} + [length], "
-            f"found {list(positives.shape)} and {list(negatives.shape)}"
+            f"found {shapes(positives, negatives)}"
         )
     with torch.autocast(members.device.type, enabled=False):
         positive = torch.einsum("ind,jnd->ijn", members, positives)[..., None]

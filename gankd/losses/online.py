@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .checks import shapes
 from .classes import CLASSES, Equations
 from .precision import full_precision
 from .regression_without_teacher import regression_ensemble_weights
@@ -139,9 +140,7 @@ def okddip_loss(
     """
     fitting = (len(leader_logits), len(peer_logits))
     if queries.shape != keys.shape or queries.shape[:2] != fitting:
-        raise ValueError(
-            f"queries and keys should both be {list(fitting)} + [D], found {list(queries.shape)} and {list(keys.shape)}"
-        )
+        raise ValueError(f"queries and keys should both be {list(fitting)} + [D], found {shapes(queries, keys)}")
     outputs = {"peer_logits": peer_logits, "leader_logits": leader_logits}
     attention = okddip_attention(queries=queries, keys=keys)
     weighted = kd_weight * okddip_divergence(**outputs, attention=attention, temperature=temperature, task=task)

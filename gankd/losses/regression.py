@@ -14,7 +14,7 @@ s, t, y: the student's and the teacher's predictions and the labels, all in the 
 import torch
 from torch import Tensor
 
-from .checks import check_same_shape
+from .checks import check_same_shape, shapes
 from .precision import full_precision
 from .residuals import mean_loss, residuals, squared_norms
 
@@ -136,10 +136,8 @@ def attentive_hint_loss(
     """
     differences = residuals(student_feature, teacher_feature, "student and teacher features")
     if confidences.shape != student_feature.shape[:1]:  # [N, 1] would broadcast to [N, N]
-        raise ValueError(
-            f"attentive hints need one confidence per sample: {list(confidences.shape)} for features "
-            f"{list(student_feature.shape)}"
-        )
+        found = shapes(confidences, student_feature)
+        raise ValueError(f"attentive hints need one confidence per sample, not confidences and features {found}")
     distances = differences.square().reshape(len(differences), -1).mean(1)  # [N]
     return (full_precision(confidences.detach()) * distances).mean()
 

@@ -72,10 +72,8 @@ def hsakd_student_loss(
     _same_stages(student_auxiliary_logits, teacher_auxiliary_logits)
     task = F.cross_entropy(full_precision(student_logits)[::num_transforms], labels)
     kd = kd_loss(student_logits=student_logits, teacher_logits=teacher_logits, temperature=temperature)
-    auxiliary = sum(
-        kd_loss(student_logits=student, teacher_logits=teacher, temperature=temperature)
-        for student, teacher in zip(student_auxiliary_logits, teacher_auxiliary_logits, strict=True)
-    )
+    stages = zip(student_auxiliary_logits, teacher_auxiliary_logits, strict=True)
+    auxiliary = sum(kd_loss(student_logits=s, teacher_logits=t, temperature=temperature) for s, t in stages)
     return task + kd + auxiliary, task, kd, auxiliary
 
 
@@ -95,16 +93,11 @@ def hsakd_mutual_loss(
     if len(logits) != 2 or len(auxiliary_logits) != 2:
         raise ValueError(f"it takes two peers, not {len(logits)} of class and {len(auxiliary_logits)} of joint logits")
     _same_stages(*auxiliary_logits)
-    cross_entropy = sum(
-        hsakd_teacher_loss(logits=logits[peer], auxiliary_logits=auxiliary_logits[peer], labels=labels)[0]
-        for peer in range(2)
-    )
-    first, second = ([logits[peer], *auxiliary_logits[peer]] for peer in range(2))
-    divergence = sum(
-        kd_loss(student_logits=a, teacher_logits=b, temperature=temperature)
-        + kd_loss(student_logits=b, teacher_logits=a, temperature=temperature)
-        for a, b in zip(first, second, strict=True)
-    )
+    peers = list(zip(logits, auxiliary_logits, strict=True))
+    cross_entropy = sum(hsakd_teacher_loss(logits=p, auxiliary_logits=q, labels=labels)[0] for p, q in peers)
+    first, second = ([p, *q] for p, q in peers)
+    pairs = [pair for both in zip(first, second, strict=True) for pair in (both, both[::-1])]
+    divergence = sum(kd_loss(student_logits=a, teacher_logits=b, temperature=temperature) for a, b in pairs)
     return cross_entropy + divergence, cross_entropy, divergence
 
 

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_same_batch, check_same_shape
+from .checks import check_same_batch, check_same_shape, shapes
 from .classes import CLASSES, Equations
 from .features import attention_transfer_loss
 from .precision import full_precision
@@ -220,10 +220,8 @@ def self_attention_loss(
     paper sums over the pairs of stages).
     """
     if student_feature.ndim != 4 or teacher_feature.ndim != 4 or len(student_feature) != len(teacher_feature):
-        raise ValueError(
-            f"feature maps {list(student_feature.shape)} and {list(teacher_feature.shape)} must be [N, C, H, W] "
-            "of the same N"
-        )
+        found = shapes(student_feature, teacher_feature)
+        raise ValueError(f"feature maps {found} must be [N, C, H, W] of the same N")
     with torch.autocast(student_feature.device.type, enabled=False):
         deeper = full_precision(teacher_feature.detach())
         deeper = F.interpolate(deeper, size=student_feature.shape[2:], mode="bilinear", align_corners=False)

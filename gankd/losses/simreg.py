@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import shapes
 from .precision import full_precision
 
 
@@ -26,9 +27,9 @@ def simreg_loss(
     gets a gradient of the order of 1e12: clip gradients.
     """
     if student_feature.shape != teacher_feature.shape or student_feature.ndim != 2:
+        found = shapes(student_feature, teacher_feature)
         raise ValueError(
-            f"student and teacher features must share a shape [N, D], not {list(student_feature.shape)} and "
-            f"{list(teacher_feature.shape)}; end the student's head in the teacher's width"
+            f"features must share a shape [N, D], not {found}; end the student's head in the teacher's width"
         )
     student = F.normalize(full_precision(student_feature), dim=1, eps=1e-12)
     teacher = F.normalize(full_precision(teacher_feature.detach()), dim=1, eps=1e-12)

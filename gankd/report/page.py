@@ -34,14 +34,8 @@ def write_report(directory: Path, data: Splits, metrics: dict) -> Path:
     return path
 
 
-@SECTIONS.register("students")
-def students(run: FinishedRun) -> str:
-    return result_section(run.metrics) if run.metrics["arms"] else ""
-
-
-@SECTIONS.register("backbones")
-def backbones(run: FinishedRun) -> str:
-    return backbones_section(run.metrics) if run.metrics["representation"] else ""
+SECTIONS["students"] = lambda run: result_section(run.metrics) if run.metrics["arms"] else ""
+SECTIONS["backbones"] = lambda run: backbones_section(run.metrics) if run.metrics["representation"] else ""
 
 
 @SECTIONS.register("notes")
@@ -57,9 +51,7 @@ def images(run: FinishedRun) -> str:
     return images_section(sources, label_rows(train), run.metrics["task"]["unit"])
 
 
-@SECTIONS.register("generator")
-def generator(run: FinishedRun) -> str:
-    return generator_section(run.metrics["generator"]) if run.metrics["generator"] else ""
+SECTIONS["generator"] = lambda run: generator_section(run.metrics["generator"]) if run.metrics["generator"] else ""
 
 
 @SECTIONS.register("selection")
@@ -72,9 +64,7 @@ def selection(run: FinishedRun) -> str:
     return selection_section(synthesis, run.metrics["task"], scores, examples, label_rows(run.data.train), run.log)
 
 
-@SECTIONS.register("training")
-def training(run: FinishedRun) -> str:
-    return training_section(run.metrics, run.log)
+SECTIONS["training"] = lambda run: training_section(run.metrics, run.log)
 
 
 @SECTIONS.register("again")

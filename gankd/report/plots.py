@@ -28,21 +28,14 @@ MARK = (0, (4, 3))  # dashes of a line that marks a value
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
 STYLE = {
     "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.labelsize": 9,
-    "axes.labelcolor": BLACK,
-    "text.color": BLACK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": MIDDLE,
+    **dict.fromkeys(("font.size", "axes.labelsize"), 9),
+    **dict.fromkeys(("axes.labelcolor", "text.color"), BLACK),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), MIDDLE),
+    **dict.fromkeys(("xtick.labelcolor", "ytick.labelcolor"), DARK),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
     "axes.linewidth": 0.8,
-    "xtick.color": MIDDLE,
-    "ytick.color": MIDDLE,
-    "xtick.labelcolor": DARK,
-    "ytick.labelcolor": DARK,
     "axes.axisbelow": True,
     "lines.linewidth": 1.6,
-    "axes.unicode_minus": True,
     "svg.fonttype": "none",
 }
 NARROW, HALF, WIDE = 3.6, 4.8, 7.2  # widths in inches: a telephone, two charts beside each other, one chart

@@ -3,21 +3,18 @@
 Everything random in a chunk is a function of (seed, stream, chunk), so that any process may draw any chunk at any time.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm import tqdm
 
 from gankd.models.teacher import Teacher
 from gankd.synthesis.checks import check_finite
 from gankd.synthesis.ratio import RatioModel
 from gankd.synthesis.selection import Scores
-from gankd.synthesis.store import read_tensors, write_tensors
+from gankd.synthesis.store import read_tensors, write_missing
 from gankd.tasks import Classification, Task
 from generators.checks import check_range
 from generators.images import from_generator_range, to_unit_range
@@ -40,7 +37,7 @@ class Labels:
     num_bins: int = 1
 
     @classmethod
-    def of(cls, task: Task, labels: Tensor, num_bins: int) -> Labels:
+    def of(cls, task: Task, labels: Tensor, num_bins: int) -> "Labels":
         """All classes of the task, or the range that the real labels span."""
         if isinstance(task, Classification):
             return cls(task.num_classes)
@@ -85,14 +82,9 @@ class Candidates:
         return self.directory / f"chunk-{chunk:05d}.safetensors"
 
     def draw_until(self, num_chunks: int) -> None:
-        """Have `num_chunks` chunks on disk: those that are missing are drawn, each process its share of them."""
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        missing = [chunk for chunk in range(rank, num_chunks, world) if not self.file(chunk).exists()]
-        hidden = not self.accelerator.is_main_process
-        for chunk in tqdm(missing, desc=self.stream, unit="chunk", disable=hidden, dynamic_ncols=True):
-            write_tensors(self.file(chunk), self.draw(chunk))
+        """Have `num_chunks` chunks on disk."""
+        write_missing([self.file(chunk) for chunk in range(num_chunks)], self.draw, self.accelerator, title=self.stream)
         self.num_chunks = num_chunks
-        self.accelerator.wait_for_everyone()
 
     @torch.no_grad()
     def draw(self, chunk: int) -> dict[str, Tensor]:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from tqdm import tqdm
+from torch import Tensor
 
 from gankd.data.live import BATCH, LiveSamples
-from gankd.synthesis.store import read_tensors, write_store, write_tensors
+from gankd.synthesis.store import read_tensors, write_missing, write_store
 
 CHUNK = 1000
 
@@ -17,16 +17,13 @@ def write_feature_store(live: LiveSamples, directory: Path, *, accelerator: Acce
     """Write all samples to a store, each process its share of the chunks; those that are there already are kept."""
     chunks = torch.arange(len(live)).split(CHUNK)
     files = [directory / "chunks" / f"chunk-{number:05d}.safetensors" for number in range(len(chunks))]
-    files[0].parent.mkdir(parents=True, exist_ok=True)
-    mine = range(accelerator.process_index, len(chunks), accelerator.num_processes)
-    missing = [number for number in mine if not files[number].exists()]
-    hidden = not accelerator.is_main_process
-    for number in tqdm(missing, desc="generated samples", unit="chunk", disable=hidden, dynamic_ncols=True):
+
+    def draw(number: int) -> dict[str, Tensor]:
         drawn = [live.draw(indices) for indices in chunks[number].split(BATCH)]
         images, features = (torch.cat(parts).cpu() for parts in zip(*drawn, strict=True))
-        rows = {"images": images, "labels": live.labels[chunks[number]], "generator_features": features}
-        write_tensors(files[number], rows)
-    accelerator.wait_for_everyone()
+        return {"images": images, "labels": live.labels[chunks[number]], "generator_features": features}
+
+    write_missing(files, draw, accelerator, title="generated samples")
     if accelerator.is_main_process:
         parts = [read_tensors(file) for file in files]
         joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -10,15 +10,18 @@ synthetic/
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from gankd.data.sets import ImageSet
 from generators.checkpoints import read_json, replace_whole
+from generators.progress import Progress
 
 MANIFEST = "manifest.json"
 
@@ -38,6 +41,17 @@ def read_tensors(path: Path, *, without: str | None = None) -> dict[str, Tensor]
         raise ValueError(
             f"{path} is missing or cut off; delete {path.parent} and run the same command again."
         ) from error
+
+
+def write_missing(
+    files: list[Path], make: Callable[[int], dict[str, Tensor]], accelerator: Accelerator, *, title: str
+) -> None:
+    """Have all the files: those that are missing are made by their number, each process its share of them."""
+    mine = range(accelerator.process_index, len(files), accelerator.num_processes)
+    missing = [number for number in mine if not files[number].exists()]
+    for number in Progress(missing, title=title, unit="chunk", every=10, shown=accelerator.is_main_process):
+        write_tensors(files[number], make(number))
+    accelerator.wait_for_everyone()
 
 
 def write_store(directory: Path, samples: dict[str, Tensor], *, shard_size: int, manifest: dict) -> None:

@@ -58,13 +58,9 @@ def check_settings(resolution: int, num_classes: int | None, attention: tuple[in
 class BigGANGenerator(GeneratorModel):
     """`forward(z, y)`: z [N, latent_dim], y int64 [N] -> image [N, C, H, W] in [-1, 1].
 
-    Args:
-        channels: the unit of the widths (the paper's ch; 64 for CIFAR, 96 for ImageNet).
-        attention: image sizes after whose block self-attention follows.
-        shared_embedding: one class code of `label_dim` feeds all batch norms; otherwise each has a table of gains and one
-            of biases.
-        hierarchical: the latents are cut into equal slices, the first for the 4x4 image, then one for each block.
-        spectral_rule: `biggan`, or `torch` for weights trained under torch's own rule (see `layers`).
+    Args as the fields of `GeneratorConfig`; the papers' `channels`: 64 for CIFAR, 96 for ImageNet. Hierarchical latents are
+    cut into equal slices, the first for the 4x4 image, then one for each block.
+    spectral_rule: `biggan`, or `torch` for weights trained under torch's own rule (see `layers`).
     """
 
     @register_to_config

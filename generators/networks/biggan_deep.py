@@ -45,11 +45,7 @@ class BottleneckUp(nn.Module):
 class BigGANDeepGenerator(GeneratorModel):
     """`forward(z, y)`: z [N, latent_dim], y int64 [N] -> image [N, C, H, W] in [-1, 1].
 
-    Args:
-        channels: the unit of the widths (the paper's ch; 128 for ImageNet).
-        label_dim: length of the class code, which all batch norms share.
-        attention: image sizes after whose stage self-attention follows (the paper: 64).
-        depth: blocks a stage.
+    Args as the fields of `GeneratorConfig`; the paper's `channels`: 128 for ImageNet. All batch norms share the class code.
     """
 
     @register_to_config

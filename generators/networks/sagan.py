@@ -40,10 +40,7 @@ def convolution(*args, **kwargs) -> nn.Module:
 class SAGANGenerator(GeneratorModel):
     """`forward(z, y)`: z [N, latent_dim], y [N] -> image [N, C, H, W] in [-1, 1].
 
-    Args:
-        channels: the unit of the widths (CcGAN: 64).
-        label_input: `embedding` for classes; `fourier`, `ili` or `nli` for scalars (see `conditioning`); `code` when y is
-            the code itself, [N, label_dim].
+    Args as the fields of `GeneratorConfig`; the `label_input` may be `code` too: y is then the code itself, [N, label_dim].
     """
 
     @register_to_config

@@ -32,11 +32,8 @@ def check_resolution(resolution: int, num_blocks: int) -> None:
 class SNGANGenerator(GeneratorModel):
     """Generator of residual blocks. `forward(z, y)`: z [N, latent_dim], y [N] -> image [N, C, H, W] in [-1, 1].
 
-    Args:
-        widths: channels at 4x4 and after every doubling. With fewer doublings than the resolution needs, the image is made
-            small and enlarged bilinearly: a strong, cheap prior for data that is smooth at the pixel level.
-        label_input: `embedding` for classes; `fourier`, `ili` or `nli` for scalars (see `conditioning`); `code` when y is
-            the code itself, [N, label_dim].
+    Args as the fields of `GeneratorConfig`; the `label_input` may be `code` too: y is then the code itself, [N, label_dim].
+    An image made small and enlarged, by few `widths`, is a strong, cheap prior for data that is smooth at the pixel level.
     """
 
     @register_to_config

@@ -1,8 +1,4 @@
-"""Two alternatives, timed in turn.
-
-They take turns round by round, so that a machine that slows down slows both; what counts is the median of the rounds'
-ratios and their quartiles. Seconds depend on the machine, ratios much less.
-"""
+"""Two alternatives, timed in turn; see scripts/benchmark.py for why."""
 
 import dataclasses
 import math
