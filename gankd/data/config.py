@@ -1,7 +1,5 @@
 """What the user says about the data."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Annotated, Any, Literal

@@ -4,8 +4,6 @@
 generator's training and the synthesis see no difference between data in memory and data on disk.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools
@@ -58,7 +56,7 @@ class LazyImages:
         """What a training step looks at; `key` names the step where reading is random (`RandomImages`)."""
         return self[indices]
 
-    def subset(self, indices: Tensor) -> LazyImages:
+    def subset(self, indices: Tensor) -> "LazyImages":
         """The images at `indices` (int64 [M]), in that order."""
         shape = (len(indices), *self.shape[1:])
         return type(self)(_Renumbered(self.read, indices.tolist()), shape, threads=self.threads)
@@ -204,7 +202,7 @@ class ImageSet(Dataset):
                 found.update(values.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
         return found.hexdigest()[:12]
 
-    def subset(self, indices: Tensor) -> ImageSet:
+    def subset(self, indices: Tensor) -> "ImageSet":
         """The samples at `indices` (int64 [M]), in that order."""
         images = self.images[indices] if isinstance(self.images, Tensor) else self.images.subset(indices)
         pick = lambda values: None if values is None else values[indices]  # noqa: E731
@@ -218,11 +216,11 @@ class ImageSet(Dataset):
             contents=pick(self.contents),
         )
 
-    def without_labels(self, dtype: torch.dtype = torch.int64) -> ImageSet:
+    def without_labels(self, dtype: torch.dtype = torch.int64) -> "ImageSet":
         """The same images, all labelled 0, as nothing that trains on them reads labels."""
         return dataclasses.replace(self, labels=torch.zeros(len(self), dtype=dtype), class_names=None)
 
-    def in_memory(self) -> ImageSet:
+    def in_memory(self) -> "ImageSet":
         """The same set with all images read."""
         if isinstance(self.images, Tensor):
             return self
@@ -253,8 +251,7 @@ def match_classes(dataset: ImageSet, class_names: Sequence[str] | None, whose: s
     Args:
         whose: the other side, for sentences: "the teacher".
 
-    Raises:
-        ValueError: a class of the data that `class_names` lacks, or one that they name twice.
+    Raises ValueError: a class of the data that `class_names` lacks, or one that they name twice.
     """
     own = dataset.class_names
     if dataset.labels.is_floating_point() or (others := compared_names(own, class_names)) is None:
@@ -273,8 +270,7 @@ def match_classes(dataset: ImageSet, class_names: Sequence[str] | None, whose: s
 def class_columns(names: Sequence[str], others: Sequence[str], whose: str) -> list[int] | None:
     """Which of a network's outputs, one for each of `others`, stand for the classes `names`; None: all, in their order.
 
-    Raises:
-        ValueError: a class that `others` lack, or one that they name twice.
+    Raises ValueError: a class that `others` lack, or one that they name twice.
     """
     if (others := compared_names(names, others)) is None:
         return None
@@ -290,8 +286,7 @@ def class_columns(names: Sequence[str], others: Sequence[str], whose: str) -> li
 def scalar_labels(values: Tensor, name: str) -> Tensor:
     """Scalar labels of any type as float32.
 
-    Raises:
-        ValueError: one that is not finite, or labels that float32 cannot tell apart.
+    Raises ValueError: one that is not finite, or labels that float32 cannot tell apart.
     """
     scalars = values.float()
     if not scalars.isfinite().all():

@@ -3,8 +3,6 @@
 A method is defined by its class alone (see `base`); importing this package defines ours.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -125,8 +123,7 @@ def build_distiller(
 ) -> Distiller:
     """The distiller of a method. Its heads and banks are a function of `seed`; the other arguments are those of `Setup`.
 
-    Raises:
-        ValueError: a task that the method is not defined for, no teacher where it needs one, features it cannot use.
+    Raises ValueError: a task that the method is not defined for, no teacher where it needs one, features it cannot use.
     """
     check_method(config, task.kind, has_teacher=teacher is not None, head=getattr(task, "head", "scalar"))
     kind = Distillation if issubclass(config.method, Term) else config.method

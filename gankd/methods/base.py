@@ -4,8 +4,6 @@ A class with a `Config` is a method from the moment it is defined, in this packa
 find it by the `name` of its settings.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, SerializeAsAny
@@ -20,18 +18,18 @@ from generators.registry import Registry
 from generators.settings import Settings
 
 EVERY_TASK = frozenset({CLASSIFICATION, REGRESSION})
-METHODS: Registry[type[Method]] = Registry("method")
+METHODS: Registry["type[Method]"] = Registry("method")
 """By name, ours and those of users' own files."""
 
 
 class MethodConfig(Settings):
     """The base of the methods' settings: a `name: Literal[...]` and the paper's defaults."""
 
-    method: ClassVar[type[Method]]
+    method: ClassVar["type[Method]"]
     """The class that these are the settings of."""
 
     @property
-    def parts(self) -> tuple[MethodConfig, ...]:
+    def parts(self) -> tuple["MethodConfig", ...]:
         """The methods that these settings name: this one, or the terms that are combined."""
         return (self,)
 
@@ -144,7 +142,7 @@ class Distiller(Method, nn.Module):
 
     # --- hooks: the loop calls them, most methods leave them as they are ----------------------------------------------
 
-    def first_stage(self, training: Settings) -> tuple[Distiller, Settings] | None:
+    def first_stage(self, training: Settings) -> "tuple[Distiller, Settings] | None":
         """What is trained before this, and how (a `TrainingConfig`): it leaves its result in modules that both share."""
         return None
 
@@ -166,8 +164,7 @@ class Distiller(Method, nn.Module):
 def configured(method: Any) -> MethodConfig:
     """A method's settings from its name, from a dictionary with `name`, or from settings.
 
-    Raises:
-        ValueError: an unknown method, a setting that it does not have or cannot take.
+    Raises ValueError: an unknown method, a setting that it does not have or cannot take.
     """
     if isinstance(method, MethodConfig):
         return method

@@ -1,7 +1,5 @@
 """What the methods on feature maps share: which maps they read, and a convolution that fits one map to another."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from torch import Tensor, nn
@@ -30,8 +28,7 @@ def map_taps(
     Args:
         smallest: pixels that one pair of maps must have at least, once both are of the smaller one's size.
 
-    Raises:
-        ValueError: a tap that gives no map, maps that are too small; as `Setup.taps`.
+    Raises ValueError: a tap that gives no map, maps that are too small; as `Setup.taps`.
     """
     student_taps, teacher_taps = setup.taps(config, choose, preact=preact)
     student_shapes, teacher_shapes = setup.shapes(student_taps, teacher_taps)
@@ -61,8 +58,7 @@ def relation_taps(
 ) -> tuple[list[str], list[str], list[Shape], list[Shape]]:
     """Taps of the student and of the teacher for a method that compares relations between samples, and their shapes.
 
-    Raises:
-        ValueError: features of one number, whose cosines are signs and whose angles are all alike; as `Setup.taps`.
+    Raises ValueError: features of one number, whose cosines are signs and whose angles are all alike; as `Setup.taps`.
     """
     student_taps, teacher_taps = setup.taps(config, choose)
     student_shapes, teacher_shapes = setup.shapes(student_taps, teacher_taps)
@@ -83,8 +79,7 @@ class ConvRegressor(nn.Module):
     FitNets do (Romero et al., ICLR 2015, arXiv 1412.6550); a shorter one grows by a transposed convolution (half the
     teacher's: kernel 4, stride 2).
 
-    Raises:
-        ValueError: a map that is taller than the teacher's and narrower, or the other way round.
+    Raises ValueError: a map that is taller than the teacher's and narrower, or the other way round.
     """
 
     def __init__(self, student_shape: Shape, teacher_shape: Shape, *, relu: bool = True):

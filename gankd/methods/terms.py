@@ -5,8 +5,6 @@
 `Distillation` makes one pass through either network for all of its terms, which read outputs and tapped features from it.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar, Literal
 
 import torch

@@ -1,7 +1,5 @@
 """What the user says about a network."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -4,8 +4,6 @@ with preserve_state(network):
     network.to("cuda", memory_format=torch.channels_last).eval().requires_grad_(False)
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 

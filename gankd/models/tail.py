@@ -5,8 +5,6 @@ logits, (trunk,) = Taps(model, ["layer2"])(images)
 logits_again = tail(trunk, images)
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 
@@ -28,8 +26,7 @@ class NetworkTail(nn.Module):
         path: a module whose output everything behind it depends on alone.
         image_shape: (C, H, W).
 
-    Raises:
-        ValueError: a path that the network does not have; a network that cannot be cut there.
+    Raises ValueError: a path that the network does not have; a network that cannot be cut there.
     """
 
     def __init__(self, model: nn.Module, path: str, image_shape: tuple[int, int, int]):
@@ -126,8 +123,7 @@ def extra_stage(model: nn.Module, image_shape: tuple[int, int, int]) -> nn.Modul
     Args:
         image_shape: (C, H, W) of the images, to watch a foreign network at work.
 
-    Raises:
-        ValueError: a network that does not take such images, or whose last stage gives no map.
+    Raises ValueError: a network that does not take such images, or whose last stage gives no map.
     """
     if hasattr(model, "extra_stage"):
         return model.extra_stage()

@@ -6,8 +6,6 @@
 A path names a module's output, and with `:input` behind it what goes into the module first.
 """
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 from collections.abc import Iterator, Sequence
@@ -32,8 +30,7 @@ class Taps:
         model: the network.
         paths: modules as in `model.named_modules()`, with `:input` for what goes in instead of what comes out.
 
-    Raises:
-        ValueError: a path that the network does not have.
+    Raises ValueError: a path that the network does not have.
     """
 
     def __init__(self, model: nn.Module, paths: Sequence[str]):
@@ -52,8 +49,7 @@ class Taps:
 
         Inside of a compiled step the network that is read runs eagerly.
 
-        Raises:
-            ValueError: a path whose module takes no part in the forward, or does not pass one tensor.
+        Raises ValueError: a path whose module takes no part in the forward, or does not pass one tensor.
         """
         caught: dict[str, Tensor] = {}
 
@@ -112,8 +108,7 @@ def default_taps(
             computes them anyway, so that no batch norm sees its input twice. Stem and pooled vector stay.
         image_shape: (C, H, W) of the images, to watch a foreign network at work; 224 pixels by default.
 
-    Raises:
-        ValueError: `preact` of a foreign network; one that does not take such images or has no linear layer.
+    Raises ValueError: `preact` of a foreign network; one that does not take such images or has no linear layer.
     """
     if hasattr(model, "feature_taps"):
         return model.feature_taps(preact)
@@ -130,8 +125,7 @@ def default_taps(
 def batch_norms_before_relu(model: nn.Module) -> list[nn.BatchNorm2d]:
     """The last batch norm of each stage, whose statistics give the margins of Heo et al., ICCV 2019, arXiv 1904.01866.
 
-    Raises:
-        ValueError: a network of which they are not known, or that has none, like a shuffled network.
+    Raises ValueError: a network of which they are not known, or that has none, like a shuffled network.
     """
     if not hasattr(model, "norms_before_relu"):
         raise ValueError(
@@ -147,8 +141,7 @@ def feature_shapes(model: nn.Module, image_shape: tuple[int, int, int], paths: S
     One forward of an empty image in evaluation mode. The network's modes, weights and statistics and the random number
     generators are afterwards as they were.
 
-    Raises:
-        ValueError: as `Taps`; a network that does not take such images.
+    Raises ValueError: as `Taps`; a network that does not take such images.
     """
     _, features = _dry_forward(Taps(model, paths), model, image_shape)
     return [tuple(feature.shape[1:]) for feature in features]
@@ -159,8 +152,8 @@ def check_map_size(
 ) -> tuple[int, int]:
     """(height, width) of the map at `path`.
 
-    Raises:
-        ValueError: as `feature_shapes`; no map there, or one of fewer than `smallest` pixels, which `whose` method needs.
+    Raises ValueError: as `feature_shapes`; no map there, or one of fewer than `smallest` pixels, which `whose` method
+    needs.
     """
     (shape,) = feature_shapes(model, image_shape, [path])
     size = shape[1:] if len(shape) == 3 else (1, 1)

@@ -3,8 +3,6 @@
 E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI machine learning repository, 1998.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """From the labels of a source to class ids or scalars, as the task asks."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy
@@ -27,9 +25,8 @@ def encode_labels(
     Returns:
         Labels of every part, int64 [N] or float32 [N]; the class names, None for scalars.
 
-    Raises:
-        ValueError: labels of another shape, fractions as classes, words or class ids as scalars, an id out of
-            `classes`, a missing value, or scalars that are not finite or that float32 cannot tell apart.
+    Raises ValueError: labels of another shape, fractions as classes, words or class ids as scalars, an id out of
+    `classes`, a missing value, or scalars that are not finite or that float32 cannot tell apart.
     """
     parts = [_one_an_image(part, config) for part in parts]
     if kind == "regression":

@@ -9,8 +9,6 @@ The keyword-only parameters are its own settings, beside the common ones in a YA
 class will do as well: its constructor takes the same arguments, and what it makes is a `Dataset` to train on.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,8 +24,7 @@ Kind = Literal["classification", "regression"]
 def require_kind(config: DataConfig, kind: Kind, only: Kind) -> None:
     """Refuse a source whose labels are not what the task learns.
 
-    Raises:
-        ValueError: `kind` is not `only`.
+    Raises ValueError: `kind` is not `only`.
     """
     if kind != only:
         labels = "class ids" if only == "classification" else "scalars"
@@ -37,8 +34,7 @@ def require_kind(config: DataConfig, kind: Kind, only: Kind) -> None:
 def require_root(config: DataConfig) -> Path:
     """The folder or file that holds the data.
 
-    Raises:
-        ValueError: `root` is not set or does not exist.
+    Raises ValueError: `root` is not set or does not exist.
     """
     if config.root is None:
         raise ValueError(f"data.root: {config.name} is read from disk; set data.root to its folder or file.")

@@ -4,8 +4,6 @@ Zhang et al., "Be Your Own Teacher: Improve the Performance of Convolutional Neu
 ICCV 2019, arXiv 1905.08094.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import Tensor, nn

@@ -3,8 +3,6 @@
 Sun, Yao, Zhou, Zhao, "Deeply-supervised Knowledge Synergy", CVPR 2019.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import Tensor, nn

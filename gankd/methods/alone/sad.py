@@ -4,8 +4,6 @@ Hou, Ma, Liu, Loy, "Learning Lightweight Lane Detection CNNs by Self Attention D
 arXiv 1908.00821.
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
 from typing import Literal
 

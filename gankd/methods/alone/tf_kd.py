@@ -4,8 +4,6 @@ Yuan, Tay, Li, Wang, Feng, "Revisiting Knowledge Distillation via Label Smoothin
 arXiv 1909.11723.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field

@@ -4,8 +4,6 @@ Navaneet, Koohpayegani, Tejankar, Pirsiavash, "SimReg: Regression as a Simple Ye
 Knowledge Distillation", BMVC 2021, arXiv 2201.05131.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch
@@ -141,8 +139,7 @@ class SimReg(LabelFree):
 def load_teacher(model: TeacherModel, num_outputs: int, in_channels: int) -> nn.Module:
     """A network that `teachers` names, with its weights; it has `num_outputs` unless it says another number.
 
-    Raises:
-        ValueError: no checkpoint, or one that is missing or does not fit the network.
+    Raises ValueError: no checkpoint, or one that is missing or does not fit the network.
     """
     if model.checkpoint is None:
         raise ValueError(f"simreg: teacher {model.name} of `teachers` has no checkpoint; name its weights.")

@@ -4,8 +4,6 @@ What the online methods have in common: building the peers, passing a view throu
 their losses, and which of them is deployed. The first peer is always the user's student.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import dataclasses

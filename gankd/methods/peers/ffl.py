@@ -3,8 +3,6 @@
 Kim, Hyun, Chung, Kwak, "Feature Fusion for Online Mutual Knowledge Distillation", ICPR 2020, arXiv 1904.09058.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

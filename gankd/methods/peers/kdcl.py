@@ -3,8 +3,6 @@
 Guo et al., "Online Knowledge Distillation via Collaborative Learning", CVPR 2020.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 import torch

@@ -4,8 +4,6 @@ Yang, An, Zhou, Zhuang, Xu, Zhang, "Online Knowledge Distillation via Mutual Con
 TPAMI 2023, arXiv 2207.11518.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar, Literal
 
 import torch

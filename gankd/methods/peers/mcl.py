@@ -3,8 +3,6 @@
 Yang, An, Cai, Xu, "Mutual Contrastive Learning for Visual Representation Learning", AAAI 2022, arXiv 2104.12565.
 """
 
-from __future__ import annotations
-
 import copy
 from typing import Annotated, Literal
 
@@ -15,12 +13,7 @@ from torch import Tensor, nn
 
 from gankd.data.loader import Batch
 from gankd.distributed.processes import gather, gather_with_gradient, own_rows
-from gankd.losses import (
-    ensemble_logit_loss,
-    mcl_loss,
-    mcl_memory_loss,
-    mcl_queue_loss,
-)
+from gankd.losses import ensemble_logit_loss, mcl_loss, mcl_memory_loss, mcl_queue_loss
 from gankd.losses.precision import full_precision
 from gankd.methods.memory_bank import MemoryBank, PositiveSets
 from gankd.methods.peers.base import Online, PeersConfig

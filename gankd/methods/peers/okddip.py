@@ -3,8 +3,6 @@
 Chen, Mei, Wang, Feng, Chen, "Online Knowledge Distillation with Diverse Peers", AAAI 2020, arXiv 1912.00350.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 import torch
@@ -71,11 +69,7 @@ class OKDDip(Online):
         features = torch.stack(answers.pooled[1:], dim=1)  # [N, m - 1, D]
         attention = okddip_attention(queries=self.query(features), keys=self.key(features))  # [N, m - 1, m - 1]
         weighted = weight * okddip_divergence(
-            peer_logits=peers,
-            leader_logits=leader,
-            attention=attention,
-            temperature=config.temperature,
-            task=self.task,
+            peer_logits=peers, leader_logits=leader, attention=attention, temperature=config.temperature, task=self.task
         )
         labels = self.label_loss(answers.outputs, batch.labels)
         log = {

@@ -1,7 +1,5 @@
 """Networks that answer at every stage, as lmcl has them: a branch, an embedding and a share of the aggregate for each."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

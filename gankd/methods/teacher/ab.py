@@ -4,8 +4,6 @@ Heo et al., "Knowledge Transfer via Distillation of Activation Boundaries Formed
 arXiv 1811.03233.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import Tensor, nn

@@ -3,8 +3,6 @@
 Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017, arXiv 1612.03928.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import Tensor

@@ -4,8 +4,6 @@ Saputra, de Gusmao, Almalioglu, Markham, Trigoni, "Distilling Knowledge From a D
 arXiv 1908.00858.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import Tensor

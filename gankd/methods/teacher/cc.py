@@ -3,8 +3,6 @@
 Peng et al., "Correlation Congruence for Knowledge Distillation", ICCV 2019, arXiv 1904.01802.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Literal
 

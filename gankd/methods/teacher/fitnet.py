@@ -3,8 +3,6 @@
 Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv 1412.6550.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import Tensor, nn

@@ -3,8 +3,6 @@
 Yim et al., "A Gift from Knowledge Distillation: Fast Optimization, Network Minimization and Transfer Learning", CVPR 2017.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import Tensor
@@ -33,8 +31,7 @@ class FSP(Term):
     """G[c, d] = mean over positions of a_c b_d for consecutive maps a, b (the stem's included); mean (G_s - G_t)^2, summed
     over the pairs. No heads: the student has the teacher's widths.
 
-    Raises:
-        ValueError: maps of unlike widths, or fewer than two of them.
+    Raises ValueError: maps of unlike widths, or fewer than two of them.
 
     >>> from copy import deepcopy  # a student of the teacher's widths
     >>> student = gankd.distill(deepcopy(teacher), teacher, real=train, method="fsp")

@@ -4,8 +4,6 @@ Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, arXiv 1503.
 Li et al., "Curriculum Temperature for Knowledge Distillation", AAAI 2023, arXiv 2211.16231.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import Tensor

@@ -3,8 +3,6 @@
 Huang and Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer", 2017, arXiv 1707.01219.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import Tensor

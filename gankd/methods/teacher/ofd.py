@@ -3,8 +3,6 @@
 Heo et al., "A Comprehensive Overhaul of Feature Distillation", ICCV 2019, arXiv 1904.01866.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Literal
 
@@ -49,8 +47,7 @@ class OFD(Term):
     """t' = max(t, margin); sum over channels and positions of (s - t')^2, zero where t <= 0 and s <= t'; mean over samples;
     halved from stage to stage upwards. The margin is the mean of a channel's negative values, by its batch norm.
 
-    Raises:
-        ValueError: a teacher whose batch norms before the ReLU are not known.
+    Raises ValueError: a teacher whose batch norms before the ReLU are not known.
 
     >>> student = gankd.distill(student, teacher, real=train, method="ofd")
 
@@ -78,8 +75,7 @@ class OFD(Term):
 def norms_of(setup: Setup, paths: tuple[str, ...] | None) -> dict[str, nn.BatchNorm2d]:
     """The batch norms that give the margins, by the tap whose channels they have.
 
-    Raises:
-        ValueError: one that is not known.
+    Raises ValueError: one that is not known.
     """
     teacher = setup.teacher.module
     norms: dict[str, nn.BatchNorm2d] = {}

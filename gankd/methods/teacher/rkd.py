@@ -3,8 +3,6 @@
 Park et al., "Relational Knowledge Distillation", CVPR 2019, arXiv 1904.05068.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import Tensor

@@ -11,8 +11,6 @@ s, t, y: the student's and the teacher's predictions and the labels, all standar
 images by heart has no errors there: these methods say most on held-out or synthetic samples.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

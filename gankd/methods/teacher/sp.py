@@ -3,8 +3,6 @@
 Tung and Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019, arXiv 1907.09682.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import Tensor

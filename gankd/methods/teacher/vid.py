@@ -3,8 +3,6 @@
 Ahn et al., "Variational Information Distillation for Knowledge Transfer", CVPR 2019, arXiv 1904.05835.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Annotated, Literal
 
