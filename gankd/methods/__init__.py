@@ -3,6 +3,8 @@
 A method is defined by its class alone (see `base`); importing this package defines ours.
 """
 
+import importlib
+import pkgutil
 from typing import Any
 
 import torch
@@ -10,53 +12,19 @@ from torch import nn
 
 from gankd.data.augment import AugmentationConfig
 from gankd.data.loader import SAMPLINGS, BatchSource
-from gankd.methods.alone import (  # noqa: F401
-    bake,
-    byot,
-    cs_kd,
-    ddgsd,
-    dks,
-    frskd,
-    mixing,
-    mixskd,
-    ps_kd,
-    sad,
-    smoothing,
-    supervised,
-    tf_kd,
-    zipf_ls,
-)
+from gankd.methods import alone, label_free, peers, teacher
 from gankd.methods.base import METHODS, AnyMethodConfig, Distiller, Method, MethodConfig
+from gankd.methods.combined import CombinedConfig, Distillation
 from gankd.methods.function import method, method_config, method_of
-from gankd.methods.label_free import simreg, squeeze_and_span, two_views  # noqa: F401
-from gankd.methods.peers import afd, dml, ffl, kdcl, lmcl, mcl, mfef, okddip, one  # noqa: F401
 from gankd.methods.setup import Outputs, Setup
-from gankd.methods.teacher import (  # noqa: F401
-    ab,
-    at,
-    attentive_hint,
-    cc,
-    crd,
-    dist,
-    dkd,
-    fitnet,
-    fsp,
-    ft,
-    hsakd,
-    kd,
-    nst,
-    ofd,
-    pkt,
-    reviewkd,
-    rkd,
-    scalar_regression,
-    sp,
-    vid,
-)
-from gankd.methods.terms import CombinedConfig, Distillation, FeatureTermConfig, Term, TermConfig
+from gankd.methods.terms import FeatureTermConfig, Term, TermConfig
 from gankd.models.teacher import Teacher
 from gankd.tasks import CLASSIFICATION, Task
 from generators.randomness import mix
+
+for _group in (alone, label_free, peers, teacher):
+    for _file in pkgutil.iter_modules(_group.__path__, f"{_group.__name__}."):
+        importlib.import_module(_file.name)
 
 __all__ = [
     "METHODS",

@@ -7,13 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from gankd.data.sets import class_columns
-from gankd.models.inputs import Normalize, normalization_of
+from gankd.models.inputs import normalization_of
 from gankd.models.outputs import outputs_of
 from gankd.models.taps import INPUT, Taps
 from gankd.tasks import Classification, Regression, Task
 from generators.images import to_unit_range
-
-__all__ = ["Normalize", "Teacher"]
 
 HALF = (torch.float16, torch.bfloat16)
 

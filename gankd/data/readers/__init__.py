@@ -5,11 +5,10 @@ from pathlib import Path
 
 import torch
 
-from gankd.data.config import DataConfig
+from gankd.data.config import READERS, DataConfig, Kind
 from gankd.data.inputs import as_image_set
 from gankd.data.readers import arrays, embedded, folders, tables, torchvision_sets  # noqa: F401  they register themselves
 from gankd.data.readers.images import encoded_images, find_images, resized
-from gankd.data.readers.source import READERS, Kind
 from gankd.data.sets import ImageSet, match_classes, scalar_labels
 from gankd.data.splits import Splits, check_classes, few_shot, hold_out
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from gankd.data.config import DataConfig
+from gankd.data.config import READERS, DataConfig, Kind
 from gankd.data.readers.arrays import BLOCK, read_hdf5
 from gankd.data.readers.images import encoded_images, find_images, image_suffixes
-from gankd.data.readers.source import READERS, Kind, require_kind, require_root
+from gankd.data.readers.source import require_kind, require_root
 from gankd.data.readers.tables import read_text
 from gankd.data.sets import ImageSet, sorted_class_names
 from generators.settings import nearest

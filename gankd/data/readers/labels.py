@@ -6,8 +6,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from gankd.data.config import DataConfig
-from gankd.data.readers.source import Kind
+from gankd.data.config import DataConfig, Kind
 from gankd.data.sets import scalar_labels, sorted_class_names
 
 

@@ -1,6 +1,6 @@
 """What a source of data is: a function by its name, and what it may ask of the settings before it reads anything.
 
-    @READERS.register("my_set")
+    @READERS.register("my_set")          # of gankd.data.config
     def read_my_set(config: DataConfig, kind: Kind, *, year: int = 2020):
         root = require_root(config)
         return train, test      # each an `ImageSet` or what `as_image_set` takes; test None: it is cut from train
@@ -10,15 +10,8 @@ class will do as well: its constructor takes the same arguments, and what it mak
 """
 
 from pathlib import Path
-from typing import Any, Literal
 
-from gankd.data.config import DataConfig
-from generators.registry import Registry
-
-READERS: Registry[Any] = Registry("data set")
-
-Kind = Literal["classification", "regression"]
-"""What the task makes of a label: a class id, or a scalar in the user's units."""
+from gankd.data.config import DataConfig, Kind
 
 
 def require_kind(config: DataConfig, kind: Kind, only: Kind) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy
 import torch
 
-from gankd.data.config import DataConfig
+from gankd.data.config import READERS, DataConfig, Kind
 from gankd.data.readers.images import encoded_images
 from gankd.data.readers.labels import encode_labels
-from gankd.data.readers.source import READERS, Kind, require_root
+from gankd.data.readers.source import require_root
 from gankd.data.sets import ImageSet
 from generators.settings import nearest
 

@@ -2,9 +2,9 @@
 
 import torch
 
-from gankd.data.config import DataConfig
+from gankd.data.config import READERS, DataConfig, Kind
 from gankd.data.readers.images import array_images
-from gankd.data.readers.source import READERS, Kind, require_kind
+from gankd.data.readers.source import require_kind
 from gankd.data.sets import ImageSet
 
 

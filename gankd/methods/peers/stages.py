@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from gankd.losses.precision import full_precision
-from gankd.methods.peers.mcl import EmbeddingHead
+from gankd.methods.peers.contrast import EmbeddingHead
 from gankd.models.tail import NetworkTail, reinitialize
 from gankd.models.taps import Taps, default_taps, feature_shapes
 
