@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gankd.data.augment import SELF_SUPERVISED, AugmentationConfig
 from gankd.data.loader import Batch, BatchSource
 from gankd.methods.setup import Setup
-from gankd.models import ModelConfig, build_model, load_checkpoint
+from gankd.models import ModelConfig
 from gankd.tasks import CLASSIFICATION, HEADS, REGRESSION
 from generators.registry import Registry
 from generators.settings import Settings
@@ -41,9 +41,7 @@ class MethodConfig(Settings):
     def check_networks(self, num_outputs: int, in_channels: int) -> None:
         """Raise a ValueError when one of `networks` cannot be built, or its checkpoint not be loaded."""
         for model in self.networks:
-            network = build_model(model.name, num_outputs, in_channels, **model.options)
-            if model.checkpoint is not None:
-                load_checkpoint(network, model.checkpoint)
+            model.build(num_outputs, in_channels)
 
     def check_task(self, task_kind: str, head: str = "scalar") -> None:
         """Raise a ValueError when these settings are not defined for a task or head that the method itself does."""

@@ -24,6 +24,20 @@ class TermConfig(MethodConfig):
     """Weight of the labels' loss."""
 
 
+class BlendedConfig(MethodConfig):
+    """(1 - alpha) task loss + alpha distillation term, alpha a setting of the method."""
+
+    @property
+    def weight(self) -> float:
+        """Weight of the term."""
+        return self.alpha
+
+    @property
+    def task_weight(self) -> float:
+        """Weight of the labels' loss."""
+        return 1 - self.alpha
+
+
 class FeatureTermConfig(TermConfig):
     """A term on features."""
 

@@ -40,6 +40,18 @@ def preserve_state(module: nn.Module) -> Iterator[None]:
                 tensor.data = empty.to(device, dtype, memory_format=torch.preserve_format).copy_(tensor.detach())
 
 
+@contextlib.contextmanager
+def in_evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Afterwards every submodule is in its own mode again: some may be frozen in evaluation mode."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
 def frozen_parts(network: nn.Module) -> list[nn.Module]:
     """The modules that their owner keeps out of training: those in evaluation mode although the network as a whole is in
     training mode, and normalisations whose weights are all frozen. Training must leave them in evaluation mode, or their

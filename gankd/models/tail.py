@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gankd.models.outputs import outputs_of
+from gankd.models.state import in_evaluation_mode
 from gankd.models.taps import INPUT, Taps, default_taps, feature_shapes
 
 
@@ -41,14 +42,11 @@ class NetworkTail(nn.Module):
             replaced = {id(model.get_submodule(name)): _Skipped() for name in before}
             replaced[id(model.get_submodule(path))] = _Source()
             self.network = copy.deepcopy(model, replaced)
-            modes = [(module, module.training) for module in self.network.modules()]
-            self.network.eval()
             try:
-                same = torch.allclose(self(feature, image), outputs, rtol=1e-3, atol=1e-5)
+                with in_evaluation_mode(self.network):
+                    same = torch.allclose(self(feature, image), outputs, rtol=1e-3, atol=1e-5)
             except (RuntimeError, TypeError, ValueError, IndexError):
                 same = False
-            for module, mode in modes:
-                module.training = mode
         if not same:
             raise ValueError(
                 f"{type(model).__name__} cannot be cut behind '{path}': what follows does not depend on that module's "

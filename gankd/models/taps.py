@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gankd.models.outputs import outputs_of
+from gankd.models.state import in_evaluation_mode
 
 INPUT = ":input"
 Size = tuple[int, int]  # height, width of a map [N, C, H, W]
@@ -147,48 +148,17 @@ def feature_shapes(model: nn.Module, image_shape: tuple[int, int, int], paths: S
     return [tuple(feature.shape[1:]) for feature in features]
 
 
-def check_map_size(
-    model: nn.Module, image_shape: tuple[int, int, int], path: str, smallest: int, whose: str
-) -> tuple[int, int]:
-    """(height, width) of the map at `path`.
-
-    Raises ValueError: as `feature_shapes`; no map there, or one of fewer than `smallest` pixels, which `whose` method
-    needs.
-    """
-    (shape,) = feature_shapes(model, image_shape, [path])
-    size = shape[1:] if len(shape) == 3 else (1, 1)
-    if size[0] * size[1] < smallest:
-        raise ValueError(
-            f"{whose} needs a map of {smallest} pixels or more, and '{path}' of {type(model).__name__} has {size[0]} x "
-            f"{size[1]} for images of {image_shape[1]} x {image_shape[2]}: take larger images, an earlier layer, or a "
-            "network that halves them less often."
-        )
-    return size
-
-
 def _dry_forward(call, model: nn.Module, image_shape: tuple[int, int, int]):
     weight = next((weight for weight in model.parameters() if weight.is_floating_point()), torch.empty(0))
     try:
-        with _at_rest(model, weight.device):
+        rng = torch.random.fork_rng([weight.device] if weight.is_cuda else [])  # random numbers that do not count
+        with rng, torch.no_grad(), in_evaluation_mode(model):
             return call(torch.zeros(1, *image_shape, dtype=weight.dtype, device=weight.device))
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"{type(model).__name__} does not take images of shape {list(image_shape)}; give their shape "
             f"(image_shape). It says: {str(error)[:200]}"
         ) from error
-
-
-@contextlib.contextmanager
-def _at_rest(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Evaluation mode, no gradient, and random numbers that do not count."""
-    training = {module: module.training for module in model.modules()}
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
-        model.eval()
-        try:
-            yield
-        finally:
-            for module, mode in training.items():  # one by one: some may be frozen in evaluation mode
-                module.training = mode
 
 
 def _watched_taps(model: nn.Module, image_shape: tuple[int, int, int]) -> list[str]:

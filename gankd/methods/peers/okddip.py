@@ -11,24 +11,18 @@ from torch import Tensor, nn
 
 from gankd.data.loader import Batch
 from gankd.losses.online import okddip_attention, okddip_divergence
-from gankd.methods.peers.base import RAMP, BranchesConfig, Online, disagreement
+from gankd.methods.peers.base import Online, RampedConfig, disagreement
 from gankd.methods.setup import Setup
-from generators.settings import Count, Positive, Share, Weight
+from generators.settings import Count
 
 
-class OKDDipConfig(BranchesConfig):
+class OKDDipConfig(RampedConfig):
     """sum over peers and leader of the task's loss + weight * w(step) * how far each is from its own target."""
 
     name: Literal["okddip"] = "okddip"
     """The method."""
     peers: Annotated[int, Field(ge=3)] = 4
     """Students, the leader among them."""
-    weight: Weight = 1.0
-    """Weight of what the students learn from one another."""
-    temperature: Positive = 3.0
-    """Temperature that softens both distributions of classes."""
-    ramp: Share = RAMP
-    """Share of the run in which that weight rises to `weight` (80 of 300 epochs)."""
     reduction: Count = 8
     """How many times narrower queries and keys are than the pooled feature."""
 
