@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from gankd.data.sets import ImageSet
     from gankd.methods import method
     from gankd.models import build_model
+    from gankd.models.inputs import Normalize
     from gankd.models.store import load_model
-    from gankd.models.teacher import Normalize, Teacher
+    from gankd.models.teacher import Teacher
     from gankd.plugins import load_plugins, register
     from gankd.synthesis.store import load_store
     from gankd.tasks import task_of
@@ -50,7 +51,7 @@ __all__ = [
 __version__ = "0.1.0"
 _HOMES = {
     "ImageSet": "data.sets",
-    "Normalize": "models.teacher",
+    "Normalize": "models.inputs",
     "Teacher": "models.teacher",
     "build_model": "models",
     "distill": "api",

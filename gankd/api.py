@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from gankd.data.splits import Splits
     from gankd.evaluation import ProbeResult
     from gankd.methods import Distiller, MethodConfig
-    from gankd.models.teacher import Normalize, Teacher
+    from gankd.models.inputs import Normalize
+    from gankd.models.teacher import Teacher
     from gankd.synthesis.config import SynthesisConfig
     from gankd.tasks import Task
     from gankd.training import TrainingConfig
@@ -302,8 +303,8 @@ def synthesize(
 
     from gankd.data.inputs import as_image_set
     from gankd.experiment.artifacts import StageDirectory, fingerprint
+    from gankd.models.inputs import Normalize
     from gankd.models.state import preserve_state
-    from gankd.models.teacher import Normalize
     from gankd.synthesis.config import SynthesisConfig
     from gankd.synthesis.stage import Synthesis
     from gankd.synthesis.store import load_store

@@ -9,7 +9,8 @@ from torch import nn
 
 import gankd
 import generators
-from gankd.data.sets import ImageSet, class_columns
+from gankd.class_names import class_columns
+from gankd.data.sets import ImageSet
 from gankd.models import build_model
 from gankd.models.inputs import Normalize, remember
 from gankd.models.teacher import Teacher

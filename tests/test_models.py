@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from gankd.models import NETWORKS, ModelConfig, SmallResNet, build_model, load_checkpoint
+from gankd.models.inputs import Normalize
 from gankd.models.store import load_model, save_model
-from gankd.models.teacher import Normalize
 from gankd.tasks import Classification, Regression
 
 

@@ -19,8 +19,9 @@ from gankd.data.sets import ImageSet
 from gankd.experiment.config import ExperimentConfig, TeacherConfig
 from gankd.models import build_model
 from gankd.models.config import ModelConfig
+from gankd.models.inputs import Normalize
 from gankd.models.store import save_model
-from gankd.models.teacher import Normalize, Teacher
+from gankd.models.teacher import Teacher
 from gankd.tasks import (
     HEADS,
     Classification,

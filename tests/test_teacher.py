@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from gankd.data.sets import LazyImages
 from gankd.models import SmallResNet, build_model
-from gankd.models.inputs import remember
-from gankd.models.teacher import Normalize, Teacher
+from gankd.models.inputs import Normalize, remember
+from gankd.models.teacher import Teacher
 from gankd.tasks import Regression
 
 

@@ -19,7 +19,8 @@ from gankd.data.augment import Augment, AugmentationConfig
 from gankd.data.loader import BatchSource
 from gankd.data.sets import ImageSet, LazyImages
 from gankd.methods import build_distiller, method_config
-from gankd.models.teacher import Normalize, Teacher
+from gankd.models.inputs import Normalize
+from gankd.models.teacher import Teacher
 from gankd.tasks import task_of
 from gankd.training import RunContext, TrainingConfig, build_optimizer, fit, rate_factor
 

@@ -18,8 +18,6 @@ A function of the user's joins by a name or as it is, behind ours:
     gankd.distill(..., augmentation={"own": [solarize]})                                # in the library
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 import math
@@ -150,13 +148,7 @@ class AugmentationConfig(Settings):
 CROPPED = AugmentationConfig(resized_crop=(0.2, 1))
 """The weak augmentation of methods without labels that ask a teacher, as SimReg has it, but for the flip."""
 SELF_SUPERVISED = AugmentationConfig(
-    resized_crop=(0.2, 1),
-    brightness=0.4,
-    contrast=0.4,
-    saturation=0.4,
-    hue=0.1,
-    jitter_probability=0.8,
-    greyscale=0.2,
+    resized_crop=(0.2, 1), brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, jitter_probability=0.8, greyscale=0.2
 )
 """What methods without labels compare, as VICReg and Squeeze and Span do, but for the flip, which not all images bear."""
 

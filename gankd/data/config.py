@@ -1,24 +1,26 @@
 """What the user says about the data."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from generators.registry import Registry
+from generators.registry import NameIn, Registry
 from generators.settings import Count, Positive, Settings, Weight, nearest
+
+Kind = Literal["classification", "regression"]
+"""What the task makes of a label: a class id, or a scalar in the user's units."""
+READERS: Registry[Any] = Registry("data set")
+"""The sources by name; see `readers`."""
 
 
 def _add_own_settings(schema: dict[str, Any]) -> None:
-    """Into the JSON schema: the sources by name, and the settings that single ones add."""
-    readers, fields = _readers(), schema["properties"]
-    fields["name"]["enum"] = list(readers)
-    for reader in readers:
-        for key, field in readers.options(reader).model_json_schema().get("properties", {}).items():
-            takers = [name for name in readers if key in readers.options(name).model_fields]
+    """Into the JSON schema: the settings that single sources add."""
+    fields = schema["properties"]
+    for reader in READERS:
+        for key, field in READERS.options(reader).model_json_schema().get("properties", {}).items():
+            takers = [name for name in READERS if key in READERS.options(name).model_fields]
             fields[key] = {**field, "description": f"A setting of {', '.join(takers)} alone."}
     schema["additionalProperties"] = False
 
@@ -31,7 +33,7 @@ class DataConfig(Settings):
 
     model_config = ConfigDict(extra="allow", json_schema_extra=_add_own_settings)
 
-    name: str
+    name: Annotated[str, NameIn(READERS)]
     """The source: digits, rotated_digits, cifar10, cifar100, image_folder, imagenet100, utkface, steering_angle, csv, npz,
     image_pack, or one that a plugin registers."""
     root: Path | None = None
@@ -62,24 +64,17 @@ class DataConfig(Settings):
     @model_validator(mode="before")
     @classmethod
     def _name_the_nearest_key(cls, values: Any) -> Any:
-        readers = _readers()
-        if not isinstance(values, dict) or values.get("name") not in readers:
+        if not isinstance(values, dict) or values.get("name") not in READERS:
             return values  # `name` is refused below
-        name, options = values["name"], readers.options(values["name"])
+        name, options = values["name"], READERS.options(values["name"])
         own = {key: value for key, value in values.items() if key not in cls.model_fields}
         for key in own:
             if key not in options.model_fields:
-                others = [other for other in readers if key in readers.options(other).model_fields]
+                others = [other for other in READERS if key in READERS.options(other).model_fields]
                 if others:
                     raise ValueError(f"{name} has no setting '{key}' ({', '.join(others)} have): remove it")
                 raise ValueError(f"unknown key '{key}'{nearest(key, [*cls.model_fields, *options.model_fields])}")
         return values | options.of(own).model_dump(exclude_unset=True)
-
-    @field_validator("name")
-    @classmethod
-    def _is_known(cls, name):
-        _readers().find(name)
-        return name
 
     @field_validator("label_range")
     @classmethod
@@ -87,9 +82,3 @@ class DataConfig(Settings):
         if ends is not None and (any(map(math.isnan, ends)) or ends[0] > ends[1]):
             raise ValueError(f"the smallest label comes first: [min, max], got {list(ends)}")
         return ends
-
-
-def _readers() -> Registry:
-    from gankd.data.readers import READERS  # they import this file
-
-    return READERS

@@ -7,8 +7,6 @@ Random transforms are noticed (two readings differ, or a default random stream m
 memory: every training step draws afresh, as a function of (seed, step, sample).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import random
@@ -20,14 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils import data as torch_data
 
-from gankd.data.sets import (
-    ImageSet,
-    LazyImages,
-    RandomImages,
-    kept_randomness,
-    scalar_labels,
-    sorted_class_names,
-)
+from gankd.class_names import sorted_class_names
+from gankd.data.sets import ImageSet, LazyImages, RandomImages, kept_randomness, scalar_labels
 from generators.images import as_uint8
 
 IMAGE_KEYS = ("image", "img", "pixel_values", "images")
@@ -52,9 +44,8 @@ def as_image_set(dataset: Any, name: str = "data", memory_budget: int = 2 * GIBI
         name: of the set, for sentences.
         memory_budget: bytes of uint8 images that are kept in memory.
 
-    Raises:
-        ValueError: an empty set, images of several sizes or of another form, labels that are not one number or word each,
-            random transforms that cannot be repeated; with the number of the sample.
+    Raises ValueError: an empty set, images of several sizes or of another form, labels that are not one number or word
+    each, random transforms that cannot be repeated; with the number of the sample.
     """
     return _read(dataset, name, memory_budget, is_labelled=True)
 
@@ -63,8 +54,7 @@ def as_unlabelled(images: Any, name: str = "data", memory_budget: int = 2 * GIBI
     """Images without labels as an `ImageSet` whose labels are 0: what `as_image_set` takes, the labels unread, or an array
     of images, or a data set of images or of tuples that begin with one.
 
-    Raises:
-        ValueError: an empty set, or images as `as_image_set` refuses them.
+    Raises ValueError: an empty set, or images as `as_image_set` refuses them.
     """
     return _read(images, name, memory_budget, is_labelled=False)
 
@@ -292,8 +282,7 @@ def _encoded(labels: list, names: tuple[str, ...] | None, name: str) -> tuple[Te
 def _draws_at_random(samples: _Samples) -> bool:
     """Whether reading an image twice gives two images, or moves a default random stream on.
 
-    Raises:
-        ValueError: what is drawn does not follow from these streams, so that no run could be repeated.
+    Raises ValueError: what is drawn does not follow from these streams, so that no run could be repeated.
     """
     size = len(samples.dataset)
     tried = sorted({index * (size - 1) // NUM_TRIED for index in range(NUM_TRIED + 1)})

@@ -4,8 +4,6 @@ Sample i depends on (seed, i) alone, whichever samples are drawn with it. So a l
 the same samples, up to the rounding of a generator whose arithmetic depends on the batch.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 
@@ -27,8 +25,7 @@ class LiveSamples:
     Classes come in turn, scalar labels are uniform in the generator's range. A generator that adds fresh noise in every
     layer gives the same samples only for the same indices asked together.
 
-    Raises:
-        ValueError: no samples, or a generator whose features are not known.
+    Raises ValueError: no samples, or a generator whose features are not known.
     """
 
     def __init__(self, generator: ConditionalGenerator, num_samples: int, *, seed: int = 0):

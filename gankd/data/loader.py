@@ -7,8 +7,6 @@ one is read by the workers of an ordinary `DataLoader` in the same order.
     for batch in source.stream(0, 10 * source.steps_per_epoch): ...
 """
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 from collections.abc import Callable, Iterator
@@ -70,10 +68,9 @@ class BatchSource:
 
     A synthetic set of a live generator (`data.live`) is drawn on the generator's device, batch by batch.
 
-    Raises:
-        ValueError: no set, an empty one, two that do not fit together, a fraction out of range or that leaves one of
-            the two kinds out by rounding, a batch size that the processes cannot share, pairs of scalar targets or
-            where every class has but one sample; a live generator whose share of a batch is not fixed.
+    Raises ValueError: no set, an empty one, two that do not fit together, a fraction out of range or that leaves one of
+    the two kinds out by rounding, a batch size that the processes cannot share, pairs of scalar targets or where every
+    class has but one sample; a live generator whose share of a batch is not fixed.
     """
 
     def __init__(
@@ -280,12 +277,7 @@ class BatchSource:
 
 
 def ordered_batches(
-    dataset: ImageSet,
-    *,
-    batch_size: int,
-    device: torch.device | str | None = None,
-    rank: int = 0,
-    world_size: int = 1,
+    dataset: ImageSet, *, batch_size: int, device: torch.device | str | None = None, rank: int = 0, world_size: int = 1
 ) -> Iterator[Batch]:
     """For evaluation: each sample once, in order; the last batch is smaller.
 

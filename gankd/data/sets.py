@@ -4,13 +4,10 @@
 generator's training and the synthesis see no difference between data in memory and data on disk.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools
 import hashlib
-import math
 import multiprocessing
 import pickle
 import random
@@ -58,7 +55,7 @@ class LazyImages:
         """What a training step looks at; `key` names the step where reading is random (`RandomImages`)."""
         return self[indices]
 
-    def subset(self, indices: Tensor) -> LazyImages:
+    def subset(self, indices: Tensor) -> "LazyImages":
         """The images at `indices` (int64 [M]), in that order."""
         shape = (len(indices), *self.shape[1:])
         return type(self)(_Renumbered(self.read, indices.tolist()), shape, threads=self.threads)
@@ -204,7 +201,7 @@ class ImageSet(Dataset):
                 found.update(values.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
         return found.hexdigest()[:12]
 
-    def subset(self, indices: Tensor) -> ImageSet:
+    def subset(self, indices: Tensor) -> "ImageSet":
         """The samples at `indices` (int64 [M]), in that order."""
         images = self.images[indices] if isinstance(self.images, Tensor) else self.images.subset(indices)
         pick = lambda values: None if values is None else values[indices]  # noqa: E731
@@ -218,11 +215,11 @@ class ImageSet(Dataset):
             contents=pick(self.contents),
         )
 
-    def without_labels(self, dtype: torch.dtype = torch.int64) -> ImageSet:
+    def without_labels(self, dtype: torch.dtype = torch.int64) -> "ImageSet":
         """The same images, all labelled 0, as nothing that trains on them reads labels."""
         return dataclasses.replace(self, labels=torch.zeros(len(self), dtype=dtype), class_names=None)
 
-    def in_memory(self) -> ImageSet:
+    def in_memory(self) -> "ImageSet":
         """The same set with all images read."""
         if isinstance(self.images, Tensor):
             return self
@@ -235,17 +232,6 @@ def content_hashes(contents: Iterable[bytes | memoryview]) -> Tensor:
     return torch.tensor(hashes, dtype=torch.int64)
 
 
-def sorted_class_names(names: Iterable[str]) -> list[str]:
-    """In the order in which classes are numbered: as numbers where all of them are, else alphabetically; each once, without
-    spaces around it."""
-    names = sorted({str(name).strip() for name in names})
-    try:
-        numbers = {name: float(name) for name in names}
-    except ValueError:
-        return names
-    return sorted(names, key=numbers.get) if all(map(math.isfinite, numbers.values())) else names
-
-
 def match_classes(dataset: ImageSet, class_names: Sequence[str] | None, whose: str) -> ImageSet:
     """`dataset` with its classes numbered as `class_names` numbers them; as it is where either has no names (or no others
     than the numbers from 0 on, which are given to classes without).
@@ -253,8 +239,7 @@ def match_classes(dataset: ImageSet, class_names: Sequence[str] | None, whose: s
     Args:
         whose: the other side, for sentences: "the teacher".
 
-    Raises:
-        ValueError: a class of the data that `class_names` lacks, or one that they name twice.
+    Raises ValueError: a class of the data that `class_names` lacks, or one that they name twice.
     """
     own = dataset.class_names
     if dataset.labels.is_floating_point() or (others := compared_names(own, class_names)) is None:
@@ -270,29 +255,10 @@ def match_classes(dataset: ImageSet, class_names: Sequence[str] | None, whose: s
     return dataclasses.replace(dataset, labels=numbers[dataset.labels], class_names=tuple(others))
 
 
-def class_columns(names: Sequence[str], others: Sequence[str], whose: str) -> list[int] | None:
-    """Which of a network's outputs, one for each of `others`, stand for the classes `names`; None: all, in their order.
-
-    Raises:
-        ValueError: a class that `others` lack, or one that they name twice.
-    """
-    if (others := compared_names(names, others)) is None:
-        return None
-    for name in (names := [name.strip() for name in names]):
-        if others.count(name) != 1:
-            raise ValueError(
-                f"class '{name}' of the data is {'named twice by' if name in others else 'not one of'} {whose}, whose "
-                f"classes are {', '.join(others[:10])}{', ...' if len(others) > 10 else ''}{nearest(name, others)} (a teacher that "
-                "means the same by other names: Teacher(network, normalize, task=gankd.task_of(train)))"
-            )
-    return [others.index(name) for name in names]
-
-
 def scalar_labels(values: Tensor, name: str) -> Tensor:
     """Scalar labels of any type as float32.
 
-    Raises:
-        ValueError: one that is not finite, or labels that float32 cannot tell apart.
+    Raises ValueError: one that is not finite, or labels that float32 cannot tell apart.
     """
     scalars = values.float()
     if not scalars.isfinite().all():

@@ -1,7 +1,5 @@
 """Train, validation and test: which sample goes where is a function of the labels, the groups and a seed alone."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import torch
@@ -42,8 +40,7 @@ def stratified_indices(
     Returns:
         Indices int64 of the rest and of the held-out part, each ascending.
 
-    Raises:
-        ValueError: a size that is not positive or leaves nothing in the rest, or fewer than two groups.
+    Raises ValueError: a size that is not positive or leaves nothing in the rest, or fewer than two groups.
     """
     count = _number_of_samples(size, len(labels), key)
     generator = torch.Generator().manual_seed(seed)
@@ -61,8 +58,7 @@ def stratified_indices(
 def hold_out(dataset: ImageSet, size: float, *, seed: int, key: str = "size") -> tuple[ImageSet, ImageSet]:
     """Divide a data set into (rest, held out) as `stratified_indices` does, by its labels and its groups.
 
-    Raises:
-        ValueError: as `stratified_indices`, or a class of `class_names` that has no sample in the rest.
+    Raises ValueError: as `stratified_indices`, or a class of `class_names` that has no sample in the rest.
     """
     indices = stratified_indices(dataset.labels, size, seed=seed, groups=dataset.groups, key=key)
     rest, held_out = (dataset.subset(part) for part in indices)
@@ -86,8 +82,7 @@ def few_shot(dataset: ImageSet, num_labelled: int, *, seed: int) -> ImageSet:
 
     Classification draws are nested: with one seed, 100 labelled samples are among the 200.
 
-    Raises:
-        ValueError: more than there is, a number that the classes do not divide, or a class with too few samples.
+    Raises ValueError: more than there is, a number that the classes do not divide, or a class with too few samples.
     """
     if num_labelled > len(dataset):
         raise ValueError(f"data.labelled: {num_labelled} samples asked, {dataset.name} has {len(dataset)} to train on.")

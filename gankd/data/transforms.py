@@ -1,7 +1,5 @@
 """Changes of a batch of images, one parameter a sample: pure functions, without randomness and host synchronisation."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -150,9 +148,7 @@ def adjust_hue(images: Tensor, shifts: Tensor) -> Tensor:
     value = images.amax(dim=1, keepdim=True)  # [N, 1, H, W]
     chroma = value - images.amin(dim=1, keepdim=True)
     sixths = torch.where(
-        value == red,
-        green - blue,
-        torch.where(value == green, blue - red + 2 * chroma, red - green + 4 * chroma),
+        value == red, green - blue, torch.where(value == green, blue - red + 2 * chroma, red - green + 4 * chroma)
     )
     # of a grey pixel the hue is 0 / 0 and without influence: the smallest normal number makes it 0
     hue = sixths / (6 * chroma).clamp(min=torch.finfo(images.dtype).tiny) + shifts[:, None, None, None]

@@ -7,20 +7,14 @@ student still see the same view, which matters (Beyer et al., "Knowledge distill
 consistent", CVPR 2022, arXiv 2106.05237).
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
 from gankd.data.augment import Augment
 from gankd.data.loader import Batch, BatchSource
 from gankd.losses.precision import full_precision
+from gankd.models.teacher import Teacher
 from generators.randomness import seeded
-
-if TYPE_CHECKING:
-    from gankd.models.teacher import Teacher
 
 
 class Views(nn.Module):
@@ -33,8 +27,7 @@ class Views(nn.Module):
     Args:
         teacher: None where nobody asks for `answers`.
 
-    Raises:
-        ValueError: images with random transforms of their own, whose views cannot repeat.
+    Raises ValueError: images with random transforms of their own, whose views cannot repeat.
 
     Attributes:
         step: the number of the current batch; the training loop sets it before each batch.

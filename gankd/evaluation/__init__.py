@@ -46,7 +46,9 @@ def network_metrics(
         for batch in batches:
             outputs = outputs_of(model(normalize(to_unit_range(batch.images)))).float()
             wrong = not_finite(outputs, task)
-            broken += wrong.reshape(len(wrong), -1).any(dim=1).sum()  # which all processes learn of below, so that none waits for another that has failed
+            broken += (
+                wrong.reshape(len(wrong), -1).any(dim=1).sum()
+            )  # which all processes learn of below, so that none waits for another that has failed
             metrics.update(task.to_metric(outputs.masked_fill(wrong, 0)), batch.labels)
     if num_broken := int(accelerator.reduce(broken, "sum").item()):
         raise ValueError(

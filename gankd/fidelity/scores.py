@@ -23,7 +23,8 @@ from gankd.evaluation import network_metrics
 from gankd.fidelity.extractors import embed, teacher_extractor
 from gankd.fidelity.measures import class_scores, fidelity_scores, scalar_scores
 from gankd.methods.alone.supervised import Supervised
-from gankd.models.teacher import Normalize, Teacher
+from gankd.models.inputs import Normalize
+from gankd.models.teacher import Teacher
 from gankd.synthesis.checks import check_finite
 from gankd.tasks import Classification, Regression, Task
 from gankd.training import TrainingConfig

@@ -3,8 +3,8 @@
 A method is defined by its class alone (see `base`); importing this package defines ours.
 """
 
-from __future__ import annotations
-
+import importlib
+import pkgutil
 from typing import Any
 
 import torch
@@ -12,53 +12,19 @@ from torch import nn
 
 from gankd.data.augment import AugmentationConfig
 from gankd.data.loader import SAMPLINGS, BatchSource
-from gankd.methods.alone import (  # noqa: F401
-    bake,
-    byot,
-    cs_kd,
-    ddgsd,
-    dks,
-    frskd,
-    mixing,
-    mixskd,
-    ps_kd,
-    sad,
-    smoothing,
-    supervised,
-    tf_kd,
-    zipf_ls,
-)
+from gankd.methods import alone, label_free, peers, teacher
 from gankd.methods.base import METHODS, AnyMethodConfig, Distiller, Method, MethodConfig
+from gankd.methods.combined import CombinedConfig, Distillation
 from gankd.methods.function import method, method_config, method_of
-from gankd.methods.label_free import simreg, squeeze_and_span, two_views  # noqa: F401
-from gankd.methods.peers import afd, dml, ffl, kdcl, lmcl, mcl, mfef, okddip, one  # noqa: F401
 from gankd.methods.setup import Outputs, Setup
-from gankd.methods.teacher import (  # noqa: F401
-    ab,
-    at,
-    attentive_hint,
-    cc,
-    crd,
-    dist,
-    dkd,
-    fitnet,
-    fsp,
-    ft,
-    hsakd,
-    kd,
-    nst,
-    ofd,
-    pkt,
-    reviewkd,
-    rkd,
-    scalar_regression,
-    sp,
-    vid,
-)
-from gankd.methods.terms import CombinedConfig, Distillation, FeatureTermConfig, Term, TermConfig
+from gankd.methods.terms import FeatureTermConfig, Term, TermConfig
 from gankd.models.teacher import Teacher
 from gankd.tasks import CLASSIFICATION, Task
 from generators.randomness import mix
+
+for _group in (alone, label_free, peers, teacher):
+    for _file in pkgutil.iter_modules(_group.__path__, f"{_group.__name__}."):
+        importlib.import_module(_file.name)
 
 __all__ = [
     "METHODS",
@@ -125,8 +91,7 @@ def build_distiller(
 ) -> Distiller:
     """The distiller of a method. Its heads and banks are a function of `seed`; the other arguments are those of `Setup`.
 
-    Raises:
-        ValueError: a task that the method is not defined for, no teacher where it needs one, features it cannot use.
+    Raises ValueError: a task that the method is not defined for, no teacher where it needs one, features it cannot use.
     """
     check_method(config, task.kind, has_teacher=teacher is not None, head=getattr(task, "head", "scalar"))
     kind = Distillation if issubclass(config.method, Term) else config.method

@@ -4,8 +4,6 @@ A class with a `Config` is a method from the moment it is defined, in this packa
 find it by the `name` of its settings.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, SerializeAsAny
@@ -14,24 +12,24 @@ from torch import Tensor, nn
 from gankd.data.augment import SELF_SUPERVISED, AugmentationConfig
 from gankd.data.loader import Batch, BatchSource
 from gankd.methods.setup import Setup
-from gankd.models import ModelConfig, build_model, load_checkpoint
+from gankd.models import ModelConfig
 from gankd.tasks import CLASSIFICATION, HEADS, REGRESSION
 from generators.registry import Registry
 from generators.settings import Settings
 
 EVERY_TASK = frozenset({CLASSIFICATION, REGRESSION})
-METHODS: Registry[type[Method]] = Registry("method")
+METHODS: Registry["type[Method]"] = Registry("method")
 """By name, ours and those of users' own files."""
 
 
 class MethodConfig(Settings):
     """The base of the methods' settings: a `name: Literal[...]` and the paper's defaults."""
 
-    method: ClassVar[type[Method]]
+    method: ClassVar["type[Method]"]
     """The class that these are the settings of."""
 
     @property
-    def parts(self) -> tuple[MethodConfig, ...]:
+    def parts(self) -> tuple["MethodConfig", ...]:
         """The methods that these settings name: this one, or the terms that are combined."""
         return (self,)
 
@@ -43,9 +41,7 @@ class MethodConfig(Settings):
     def check_networks(self, num_outputs: int, in_channels: int) -> None:
         """Raise a ValueError when one of `networks` cannot be built, or its checkpoint not be loaded."""
         for model in self.networks:
-            network = build_model(model.name, num_outputs, in_channels, **model.options)
-            if model.checkpoint is not None:
-                load_checkpoint(network, model.checkpoint)
+            model.build(num_outputs, in_channels)
 
     def check_task(self, task_kind: str, head: str = "scalar") -> None:
         """Raise a ValueError when these settings are not defined for a task or head that the method itself does."""
@@ -144,7 +140,7 @@ class Distiller(Method, nn.Module):
 
     # --- hooks: the loop calls them, most methods leave them as they are ----------------------------------------------
 
-    def first_stage(self, training: Settings) -> tuple[Distiller, Settings] | None:
+    def first_stage(self, training: Settings) -> "tuple[Distiller, Settings] | None":
         """What is trained before this, and how (a `TrainingConfig`): it leaves its result in modules that both share."""
         return None
 
@@ -166,8 +162,7 @@ class Distiller(Method, nn.Module):
 def configured(method: Any) -> MethodConfig:
     """A method's settings from its name, from a dictionary with `name`, or from settings.
 
-    Raises:
-        ValueError: an unknown method, a setting that it does not have or cannot take.
+    Raises ValueError: an unknown method, a setting that it does not have or cannot take.
     """
     if isinstance(method, MethodConfig):
         return method

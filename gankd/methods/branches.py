@@ -3,8 +3,6 @@
 Everything here hangs on features that are read by module path, so that any network can have it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -31,8 +29,7 @@ def stage_taps(
 
     A network with fewer than `at_least` stages lends its stem as the first.
 
-    Raises:
-        ValueError: fewer than `at_least` maps even so, or a path that gives no map.
+    Raises ValueError: fewer than `at_least` maps even so, or a path that gives no map.
     """
     taps = list(paths or [])
     if not taps:
@@ -56,8 +53,7 @@ def stage_taps(
 def output_layer(setup: Setup, name: str) -> tuple[str, nn.Linear]:
     """Path of the input of the student's last linear layer, and the layer.
 
-    Raises:
-        ValueError: a network whose outputs do not come from a linear layer, as far as its width tells.
+    Raises ValueError: a network whose outputs do not come from a linear layer, as far as its width tells.
     """
     path = default_taps(setup.student, image_shape=setup.data.image_shape)[-1]
     layer = setup.student.get_submodule(path.removesuffix(INPUT))

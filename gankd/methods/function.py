@@ -7,8 +7,6 @@ def margin_kd(outputs, *, margin: Positive = 1.0):
 student = gankd.distill(student, teacher, real=train, method={"name": "margin_kd", "margin": 2})
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
@@ -60,8 +58,7 @@ def method(name: str, *, needs_teacher: bool = True) -> Callable[[Loss], Loss]:
     Args:
         needs_teacher: whether it reads `outputs.teacher` or `outputs.teacher_features`.
 
-    Raises:
-        ValueError: another method is called so.
+    Raises ValueError: another method is called so.
     """
 
     def register(function: Loss) -> Loss:
@@ -95,8 +92,7 @@ def method_config(method: Any) -> MethodConfig:
     """A method's settings from its name, from a dictionary with `name`, from settings, from a `Method`'s class, or from a
     function of `Outputs`.
 
-    Raises:
-        ValueError: an unknown method, a setting that it does not have or cannot take.
+    Raises ValueError: an unknown method, a setting that it does not have or cannot take.
     """
     if isinstance(method, type) and issubclass(method, Method):
         return method.Config()

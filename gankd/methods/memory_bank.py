@@ -5,8 +5,6 @@ Memory banks after Wu, Xiong, Yu, Lin, "Unsupervised Feature Learning via Non-Pa
 ICLR 2020, arXiv 1910.10699.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -37,7 +35,7 @@ class MemoryBank(nn.Module):
         self.register_buffer("rows", rows)
 
     @classmethod
-    def of_directions(cls, count: int, width: int, momentum: float = 0.0) -> MemoryBank:
+    def of_directions(cls, count: int, width: int, momentum: float = 0.0) -> "MemoryBank":
         """Rows [count, width] to be written as unit vectors; at first uniform in (-a, a) with E |row|^2 = 1."""
         limit = math.sqrt(3 / width)
         return cls(torch.empty(count, width).uniform_(-limit, limit), momentum=momentum, normalize=True)
@@ -51,8 +49,7 @@ class MemoryBank(nn.Module):
         Args:
             gathered: whether the arguments are those of all processes already.
 
-        Raises:
-            ValueError: values of another shape than the rows.
+        Raises ValueError: values of another shape than the rows.
         """
         if values.shape != (len(indices), *self.rows.shape[1:]):
             raise ValueError(

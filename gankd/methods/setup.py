@@ -1,7 +1,5 @@
 """What a method is built from, and what it is given of a step."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 
@@ -45,8 +43,7 @@ class Setup:
         Args:
             config: a `FeatureTermConfig`.
 
-        Raises:
-            ValueError: unlike numbers of taps; a network whose default taps are not known, or none of them fits.
+        Raises ValueError: unlike numbers of taps; a network whose default taps are not known, or none of them fits.
         """
         image_shape = self.data.image_shape
         pairs = []

@@ -1,13 +1,12 @@
 """What the methods on feature maps share: which maps they read, and a convolution that fits one map to another."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
+from typing import ClassVar
 
 from torch import Tensor, nn
 
-from gankd.methods.setup import Setup
-from gankd.methods.terms import FeatureTermConfig
+from gankd.methods.setup import Outputs, Setup
+from gankd.methods.terms import FeatureTermConfig, Term
 
 Shape = tuple[int, ...]  # of a feature without the batch dimension: (C, H, W) or (D,)
 
@@ -17,62 +16,66 @@ def stages(taps: list[str]) -> list[str]:
     return taps[1:-1] or taps[:-1]
 
 
-def map_taps(
-    setup: Setup,
-    config: FeatureTermConfig,
-    choose: Callable[[list[str]], list[str]] = stages,
-    *,
-    preact: bool = False,
-    smallest: int = 1,
-) -> tuple[list[str], list[str], list[Shape], list[Shape]]:
-    """Taps of the student and of the teacher, and the shapes (C, H, W) of what they give; arguments as `Setup.taps`.
+class MapTerm(Term):
+    """A term on pairs of maps. `shapes` are the student's and the teacher's, (C, H, W) each.
 
-    Args:
-        smallest: pixels that one pair of maps must have at least, once both are of the smaller one's size.
-
-    Raises:
-        ValueError: a tap that gives no map, maps that are too small; as `Setup.taps`.
+    Raises ValueError: a tap that gives no map, maps that are too small; as `Setup.taps`.
     """
-    student_taps, teacher_taps = setup.taps(config, choose, preact=preact)
-    student_shapes, teacher_shapes = setup.shapes(student_taps, teacher_taps)
-    for key, paths, shapes in (
-        ("student_taps", student_taps, student_shapes),
-        ("teacher_taps", teacher_taps, teacher_shapes),
-    ):
-        for path, shape in zip(paths, shapes, strict=True):
-            if len(shape) != 3:
-                raise ValueError(
-                    f"{config.name} compares maps [C, H, W], but '{path}' of {key} gives features of shape "
-                    f"{list(shape)}; name a module before the pooling."
-                )
-    pairs = zip(student_shapes, teacher_shapes, strict=True)
-    if all(min(s[1], t[1]) * min(s[2], t[2]) < smallest for s, t in pairs):
-        raise ValueError(
-            f"{config.name} compares how a map differs from position to position, and its maps '{student_taps[-1]}' and "
-            f"'{teacher_taps[-1]}' share fewer than {smallest} of them for images of "
-            f"{' x '.join(map(str, setup.data.image_shape[1:]))}: take larger images, or name earlier layers in "
-            "student_taps and teacher_taps."
-        )
-    return student_taps, teacher_taps, student_shapes, teacher_shapes
 
+    choose: ClassVar[Callable[[list[str]], list[str]]] = staticmethod(stages)
+    """Which of [f0, f1, ..., fL, pooled] it reads where the user names none."""
+    preact: ClassVar[bool] = False
+    """Whether it reads stages before their ReLU."""
+    smallest: ClassVar[int] = 1
+    """Pixels that one pair of maps must have at least, once both are of the smaller one's size."""
 
-def relation_taps(
-    setup: Setup, config: FeatureTermConfig, choose: Callable[[list[str]], list[str]]
-) -> tuple[list[str], list[str], list[Shape], list[Shape]]:
-    """Taps of the student and of the teacher for a method that compares relations between samples, and their shapes.
-
-    Raises:
-        ValueError: features of one number, whose cosines are signs and whose angles are all alike; as `Setup.taps`.
-    """
-    student_taps, teacher_taps = setup.taps(config, choose)
-    student_shapes, teacher_shapes = setup.shapes(student_taps, teacher_taps)
-    for path, shape in zip((*student_taps, *teacher_taps), (*student_shapes, *teacher_shapes), strict=True):
-        if shape in ((), (1,)):
+    def __init__(self, config: FeatureTermConfig, setup: Setup):
+        super().__init__(config, setup)
+        self.student_taps, self.teacher_taps = setup.taps(config, self.choose, preact=self.preact)
+        self.shapes = setup.shapes(self.student_taps, self.teacher_taps)
+        for key, shapes in zip(("student_taps", "teacher_taps"), self.shapes, strict=True):
+            for path, shape in zip(getattr(self, key), shapes, strict=True):
+                if len(shape) != 3:
+                    raise ValueError(
+                        f"{config.name} compares maps [C, H, W], but '{path}' of {key} gives features of shape "
+                        f"{list(shape)}; name a module before the pooling."
+                    )
+        if all(min(s[1], t[1]) * min(s[2], t[2]) < self.smallest for s, t in zip(*self.shapes, strict=True)):
             raise ValueError(
-                f"{config.name} needs features of at least 2 dimensions, but '{path}' gives one number; name another "
-                "module in student_taps and teacher_taps."
+                f"{config.name} compares how a map differs from position to position, and its maps "
+                f"'{self.student_taps[-1]}' and '{self.teacher_taps[-1]}' share fewer than {self.smallest} of them for "
+                f"images of {' x '.join(map(str, setup.data.image_shape[1:]))}: take larger images, or name earlier layers "
+                "in student_taps and teacher_taps."
             )
-    return student_taps, teacher_taps, student_shapes, teacher_shapes
+
+
+class RelationTerm(Term):
+    """The sum over tapped pairs of a loss on relations between the samples of all processes.
+
+    Raises ValueError: features of one number, whose cosines are signs and whose angles are all alike; as `Setup.taps`.
+    """
+
+    place: ClassVar[slice] = slice(-1, None)
+    """Which of [f0, f1, ..., fL, pooled] it reads where the user names none: the pooled features."""
+
+    def __init__(self, config: FeatureTermConfig, setup: Setup):
+        super().__init__(config, setup)
+        self.student_taps, self.teacher_taps = setup.taps(config, lambda taps: taps[self.place])
+        self.shapes = setup.shapes(self.student_taps, self.teacher_taps)
+        for path, shape in zip((*self.student_taps, *self.teacher_taps), sum(self.shapes, []), strict=True):
+            if shape in ((), (1,)):
+                raise ValueError(
+                    f"{config.name} needs features of at least 2 dimensions, but '{path}' gives one number; name another "
+                    "module in student_taps and teacher_taps."
+                )
+
+    def forward(self, outputs: Outputs) -> Tensor:
+        pairs = zip(*self.gathered_features(outputs), strict=True)
+        return sum(self.compare(student, teacher) for student, teacher in pairs)
+
+    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The loss of one pair of features, [N, ...] each."""
+        raise NotImplementedError
 
 
 class ConvRegressor(nn.Module):
@@ -83,8 +86,7 @@ class ConvRegressor(nn.Module):
     FitNets do (Romero et al., ICLR 2015, arXiv 1412.6550); a shorter one grows by a transposed convolution (half the
     teacher's: kernel 4, stride 2).
 
-    Raises:
-        ValueError: a map that is taller than the teacher's and narrower, or the other way round.
+    Raises ValueError: a map that is taller than the teacher's and narrower, or the other way round.
     """
 
     def __init__(self, student_shape: Shape, teacher_shape: Shape, *, relu: bool = True):

@@ -6,8 +6,6 @@ arXiv 2211.16231.
 method: {name: dkd, temperature: {learn: global, min: 1, range: 20}}
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 import torch
@@ -91,10 +89,7 @@ class Temperature(nn.Module):
             with torch.autocast(outputs.device.type, enabled=False):
                 theta = self.network(outputs).clamp(-BOUND, BOUND)  # [N, 1]
         temperature = ctkd_temperature(
-            parameter=theta,
-            strength=1.0,
-            temperature_min=self.setting.min,
-            temperature_range=self.setting.range,
+            parameter=theta, strength=1.0, temperature_min=self.setting.min, temperature_range=self.setting.range
         )
         self.mean = temperature.detach().mean()
         return temperature

@@ -6,8 +6,6 @@ model = load_checkpoint(build_model("resnet32x4"), "resnet32x4_vanilla/ckpt_epoc
 logits, features = forward_with_features(model, images)
 """
 
-from __future__ import annotations
-
 from gankd.models import mobilenet, resnet, shufflenet, vgg, wrn  # noqa: F401  they enter their networks into NETWORKS
 from gankd.models.checkpoints import load_checkpoint
 from gankd.models.config import ModelConfig

@@ -3,8 +3,6 @@
 model = load_checkpoint(build_model("resnet32x4"), "resnet32x4_vanilla/ckpt_epoch_240.pth")
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import warnings
@@ -32,8 +30,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> nn.Module:
     (`module.`, `_orig_mod.`, `net.`, `model.`, `backbone.`, a distiller's `student.`); a last layer of another name; any
     floating precision. What `remember` left in the file the model then says too.
 
-    Raises:
-        ValueError: the file cannot be read, or its keys or shapes are not those of `model`.
+    Raises ValueError: the file cannot be read, or its keys or shapes are not those of `model`.
     """
     path = Path(path)
     if not path.is_file():

@@ -1,13 +1,13 @@
 """What the user says about a network."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
 from pydantic import GetJsonSchemaHandler, ValidationInfo, field_validator
+from torch import nn
 
-from gankd.models.networks import NETWORKS, check_name, checked_options
+from gankd.models.checkpoints import load_checkpoint
+from gankd.models.networks import NETWORKS, build_model, check_name, checked_options
 from generators.settings import Settings
 
 DEFAULT = "small_resnet"
@@ -25,6 +25,11 @@ class ModelConfig(Settings):
     checkpoint: Path | None = None
     """Weights to start from: a .safetensors file, or a .pt/.pth file (read without unpickling) with a state dict or in
     one of the forms of RepDistiller, mdistiller, CRD, timm and Lightning."""
+
+    def build(self, num_outputs: int, in_channels: int) -> nn.Module:
+        """The network with its checkpoint's weights, or fresh ones; raises as `build_model` and `load_checkpoint`."""
+        network = build_model(self.name, num_outputs, in_channels, **self.options)
+        return load_checkpoint(network, self.checkpoint) if self.checkpoint else network
 
     @field_validator("name")
     @classmethod

@@ -5,8 +5,6 @@ normalization_of(torchvision.models.ResNet18_Weights.DEFAULT)
 normalization_of(AutoImageProcessor.from_pretrained(...))
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import warnings
@@ -17,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gankd.data.sets import ImageSet
 from gankd.tasks import Classification, Task, task_from
 from generators.images import channel_statistics
 
@@ -35,11 +32,7 @@ class Normalize(nn.Module):
     """
 
     def __init__(
-        self,
-        mean: Tensor,
-        std: Tensor,
-        source: str = "the statistics given",
-        image_size: tuple[int, int] | None = None,
+        self, mean: Tensor, std: Tensor, source: str = "the statistics given", image_size: tuple[int, int] | None = None
     ):
         super().__init__()
         self.register_buffer("mean", mean.view(1, -1, 1, 1).float(), persistent=False)
@@ -50,7 +43,7 @@ class Normalize(nn.Module):
         return (images - self.mean) / self.std
 
     @classmethod
-    def of(cls, images, sample: int = 10_000) -> Normalize:
+    def of(cls, images, sample: int = 10_000) -> "Normalize":
         """The statistics of uint8 images [N, C, H, W], from an even sample of at most `sample` of them."""
         return cls(*channel_statistics(images, sample), "the images' own statistics")
 
@@ -64,8 +57,7 @@ def normalization_of(model: Any) -> Normalize | None:
             torchvision, an image processor, a `Normalize`. A network of torchvision does not say by which weights it was
             initialised: give those.
 
-    Raises:
-        ValueError: means and standard deviations that cannot be.
+    Raises ValueError: means and standard deviations that cannot be.
     """
     if isinstance(model, Normalize):
         return model
@@ -88,7 +80,7 @@ def normalization_of(model: Any) -> Normalize | None:
     return None
 
 
-def normalization_for(model: nn.Module, otherwise: Normalize | ImageSet, whose: str = "the network") -> Normalize:
+def normalization_for(model: nn.Module, otherwise: Any, whose: str = "the network") -> Normalize:
     """`normalization_of` a network, or what `otherwise` is or has (its images' statistics) with a warning that says so: by
     other statistics than it was trained with, a good network answers badly without a word."""
     known = normalization_of(model)

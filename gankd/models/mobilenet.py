@@ -6,8 +6,6 @@ Tian, Krishnan, Isola, "Contrastive Representation Distillation", ICLR 2020, arX
 Module names are those of the published checkpoints. Global average pooling takes 32 and 64 pixels alike.
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from gankd.models.networks import NETWORKS

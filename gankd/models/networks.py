@@ -8,8 +8,6 @@ build_model("tiny", num_classes=10, in_channels=1, width=16)
 build_model(Tiny, num_classes=10, in_channels=1)
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -44,8 +42,7 @@ def build_model(
             takes the number of outputs, the number of channels and, by keyword only, its options.
         options: keyword arguments of that network's constructor.
 
-    Raises:
-        ValueError: an unknown name or option; a channel count that the network cannot take.
+    Raises ValueError: an unknown name or option; a channel count that the network cannot take.
     """
     if callable(name):
         return name(num_classes, in_channels, **checked_options(name, options))
@@ -68,8 +65,7 @@ def check_name(name: str) -> None:
 def checked_options(network: str | Callable[..., nn.Module], options: dict[str, Any]) -> dict[str, Any]:
     """The options of a network that is registered or given, validated.
 
-    Raises:
-        ValueError: an option that it does not have, with the nearest, or a value that it cannot have.
+    Raises ValueError: an option that it does not have, with the nearest, or a value that it cannot have.
     """
     builder = NETWORKS.find(network) if isinstance(network, str) else network
     settings, name = options_of(builder), network if isinstance(network, str) else builder.__name__

@@ -4,8 +4,6 @@ with plain_outputs(student):  # here it answers with a tensor, whatever its forw
     loss = F.cross_entropy(student(images), labels)
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -23,8 +21,7 @@ def outputs_of(result: Any) -> Tensor:
     training mode); else the first tensor of a tuple or list, whose others are auxiliary (logits of earlier stages, of a
     distillation token, features).
 
-    Raises:
-        ValueError: nothing of these.
+    Raises ValueError: nothing of these.
     """
     if isinstance(result, Tensor):
         return result

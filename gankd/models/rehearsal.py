@@ -5,8 +5,6 @@ with preserve_state(student):
     to_channels_last(distiller, student, images)
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 
@@ -25,9 +23,8 @@ def check_trainable(network: nn.Module, images: Tensor, num_outputs: int, whose:
         num_outputs: how many numbers the network must answer an image with.
         whose: the network, in sentences: "the student", "student.model".
 
-    Raises:
-        ValueError: the network does not take such images or cannot learn from them; its outputs are none, too many, too few
-            or not finite.
+    Raises ValueError: the network does not take such images or cannot learn from them; its outputs are none, too many,
+    too few or not finite.
     """
     name = f"{whose} ({getattr(network, 'name', type(network).__name__)})"
     if not any(parameter.requires_grad for parameter in network.parameters()):

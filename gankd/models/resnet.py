@@ -6,8 +6,6 @@ Tian, Krishnan, Isola, "Contrastive Representation Distillation", ICLR 2020, arX
 Module names are those of the published checkpoints. Global average pooling takes 32 and 64 pixels alike.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch.nn.functional as F
@@ -98,8 +96,7 @@ class ResNet(nn.Module):
         widths: channels of the stem and of the three stages.
         shortcut: of the blocks that change their input's shape: `projection`, or `PaddedShortcut`.
 
-    Raises:
-        ValueError: a depth that is not 6 n + 2.
+    Raises ValueError: a depth that is not 6 n + 2.
     """
 
     def __init__(

@@ -7,8 +7,6 @@ Tian, Krishnan, Isola, "Contrastive Representation Distillation", ICLR 2020, arX
 Module names are those of the published checkpoints. Global average pooling takes 32 and 64 pixels alike.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """A small residual network for small images: the teacher and the student of the examples, and a good first student."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import Tensor, nn

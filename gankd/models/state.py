@@ -4,8 +4,6 @@ with preserve_state(network):
     network.to("cuda", memory_format=torch.channels_last).eval().requires_grad_(False)
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 
@@ -40,6 +38,18 @@ def preserve_state(module: nn.Module) -> Iterator[None]:
                 expanded = 0 in stride  # one value in several places, which cannot be written
                 empty = torch.empty(shape) if expanded else torch.empty_strided(shape, stride)
                 tensor.data = empty.to(device, dtype, memory_format=torch.preserve_format).copy_(tensor.detach())
+
+
+@contextlib.contextmanager
+def in_evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Afterwards every submodule is in its own mode again: some may be frozen in evaluation mode."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
 
 
 def frozen_parts(network: nn.Module) -> list[nn.Module]:

@@ -3,8 +3,6 @@
 model, normalize = load_model("runs/digits/students/synthetic_kd/seed-0")
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -51,8 +49,7 @@ def save_model(
 def load_model(directory: str | Path) -> tuple[nn.Module, Normalize]:
     """The network (eval mode) and its input normalisation; it carries `input_normalization` and `output_task` too.
 
-    Raises:
-        ValueError: no trained network there, or a weights file that does not fit it.
+    Raises ValueError: no trained network there, or a weights file that does not fit it.
     """
     path = Path(directory) / "model.json"
     if not path.exists():

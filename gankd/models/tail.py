@@ -5,8 +5,6 @@ logits, (trunk,) = Taps(model, ["layer2"])(images)
 logits_again = tail(trunk, images)
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gankd.models.outputs import outputs_of
+from gankd.models.state import in_evaluation_mode
 from gankd.models.taps import INPUT, Taps, default_taps, feature_shapes
 
 
@@ -28,8 +27,7 @@ class NetworkTail(nn.Module):
         path: a module whose output everything behind it depends on alone.
         image_shape: (C, H, W).
 
-    Raises:
-        ValueError: a path that the network does not have; a network that cannot be cut there.
+    Raises ValueError: a path that the network does not have; a network that cannot be cut there.
     """
 
     def __init__(self, model: nn.Module, path: str, image_shape: tuple[int, int, int]):
@@ -44,14 +42,11 @@ class NetworkTail(nn.Module):
             replaced = {id(model.get_submodule(name)): _Skipped() for name in before}
             replaced[id(model.get_submodule(path))] = _Source()
             self.network = copy.deepcopy(model, replaced)
-            modes = [(module, module.training) for module in self.network.modules()]
-            self.network.eval()
             try:
-                same = torch.allclose(self(feature, image), outputs, rtol=1e-3, atol=1e-5)
+                with in_evaluation_mode(self.network):
+                    same = torch.allclose(self(feature, image), outputs, rtol=1e-3, atol=1e-5)
             except (RuntimeError, TypeError, ValueError, IndexError):
                 same = False
-            for module, mode in modes:
-                module.training = mode
         if not same:
             raise ValueError(
                 f"{type(model).__name__} cannot be cut behind '{path}': what follows does not depend on that module's "
@@ -126,8 +121,7 @@ def extra_stage(model: nn.Module, image_shape: tuple[int, int, int]) -> nn.Modul
     Args:
         image_shape: (C, H, W) of the images, to watch a foreign network at work.
 
-    Raises:
-        ValueError: a network that does not take such images, or whose last stage gives no map.
+    Raises ValueError: a network that does not take such images, or whose last stage gives no map.
     """
     if hasattr(model, "extra_stage"):
         return model.extra_stage()

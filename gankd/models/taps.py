@@ -6,8 +6,6 @@
 A path names a module's output, and with `:input` behind it what goes into the module first.
 """
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 from collections.abc import Iterator, Sequence
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gankd.models.outputs import outputs_of
+from gankd.models.state import in_evaluation_mode
 
 INPUT = ":input"
 Size = tuple[int, int]  # height, width of a map [N, C, H, W]
@@ -32,8 +31,7 @@ class Taps:
         model: the network.
         paths: modules as in `model.named_modules()`, with `:input` for what goes in instead of what comes out.
 
-    Raises:
-        ValueError: a path that the network does not have.
+    Raises ValueError: a path that the network does not have.
     """
 
     def __init__(self, model: nn.Module, paths: Sequence[str]):
@@ -52,8 +50,7 @@ class Taps:
 
         Inside of a compiled step the network that is read runs eagerly.
 
-        Raises:
-            ValueError: a path whose module takes no part in the forward, or does not pass one tensor.
+        Raises ValueError: a path whose module takes no part in the forward, or does not pass one tensor.
         """
         caught: dict[str, Tensor] = {}
 
@@ -112,8 +109,7 @@ def default_taps(
             computes them anyway, so that no batch norm sees its input twice. Stem and pooled vector stay.
         image_shape: (C, H, W) of the images, to watch a foreign network at work; 224 pixels by default.
 
-    Raises:
-        ValueError: `preact` of a foreign network; one that does not take such images or has no linear layer.
+    Raises ValueError: `preact` of a foreign network; one that does not take such images or has no linear layer.
     """
     if hasattr(model, "feature_taps"):
         return model.feature_taps(preact)
@@ -130,8 +126,7 @@ def default_taps(
 def batch_norms_before_relu(model: nn.Module) -> list[nn.BatchNorm2d]:
     """The last batch norm of each stage, whose statistics give the margins of Heo et al., ICCV 2019, arXiv 1904.01866.
 
-    Raises:
-        ValueError: a network of which they are not known, or that has none, like a shuffled network.
+    Raises ValueError: a network of which they are not known, or that has none, like a shuffled network.
     """
     if not hasattr(model, "norms_before_relu"):
         raise ValueError(
@@ -147,55 +142,23 @@ def feature_shapes(model: nn.Module, image_shape: tuple[int, int, int], paths: S
     One forward of an empty image in evaluation mode. The network's modes, weights and statistics and the random number
     generators are afterwards as they were.
 
-    Raises:
-        ValueError: as `Taps`; a network that does not take such images.
+    Raises ValueError: as `Taps`; a network that does not take such images.
     """
     _, features = _dry_forward(Taps(model, paths), model, image_shape)
     return [tuple(feature.shape[1:]) for feature in features]
 
 
-def check_map_size(
-    model: nn.Module, image_shape: tuple[int, int, int], path: str, smallest: int, whose: str
-) -> tuple[int, int]:
-    """(height, width) of the map at `path`.
-
-    Raises:
-        ValueError: as `feature_shapes`; no map there, or one of fewer than `smallest` pixels, which `whose` method needs.
-    """
-    (shape,) = feature_shapes(model, image_shape, [path])
-    size = shape[1:] if len(shape) == 3 else (1, 1)
-    if size[0] * size[1] < smallest:
-        raise ValueError(
-            f"{whose} needs a map of {smallest} pixels or more, and '{path}' of {type(model).__name__} has {size[0]} x "
-            f"{size[1]} for images of {image_shape[1]} x {image_shape[2]}: take larger images, an earlier layer, or a "
-            "network that halves them less often."
-        )
-    return size
-
-
 def _dry_forward(call, model: nn.Module, image_shape: tuple[int, int, int]):
     weight = next((weight for weight in model.parameters() if weight.is_floating_point()), torch.empty(0))
     try:
-        with _at_rest(model, weight.device):
+        rng = torch.random.fork_rng([weight.device] if weight.is_cuda else [])  # random numbers that do not count
+        with rng, torch.no_grad(), in_evaluation_mode(model):
             return call(torch.zeros(1, *image_shape, dtype=weight.dtype, device=weight.device))
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"{type(model).__name__} does not take images of shape {list(image_shape)}; give their shape "
             f"(image_shape). It says: {str(error)[:200]}"
         ) from error
-
-
-@contextlib.contextmanager
-def _at_rest(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Evaluation mode, no gradient, and random numbers that do not count."""
-    training = {module: module.training for module in model.modules()}
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
-        model.eval()
-        try:
-            yield
-        finally:
-            for module, mode in training.items():  # one by one: some may be frozen in evaluation mode
-                module.training = mode
 
 
 def _watched_taps(model: nn.Module, image_shape: tuple[int, int, int]) -> list[str]:

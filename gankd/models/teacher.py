@@ -1,21 +1,17 @@
 """A frozen network that is asked, never trained."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from gankd.data.sets import class_columns
-from gankd.models.inputs import Normalize, normalization_of, task_known_to
+from gankd.class_names import class_columns
+from gankd.models.inputs import normalization_of, task_known_to
 from gankd.models.outputs import outputs_of
 from gankd.models.taps import INPUT, Taps
 from gankd.tasks import Classification, Regression, Task
 from generators.images import to_unit_range
-
-__all__ = ["Normalize", "Teacher"]
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -30,11 +26,10 @@ class Teacher:
         normalize: what its inputs need; None: what the network says itself (see `normalization_of`).
         feature_path: a path as `Taps` takes them; what is there, averaged over space, is the feature. None: the input of the
             last linear layer.
-        task: what its outputs mean; None: what the network says itself (see `task_known_to`), else what they mean to the first
-            that it answers (see `for_task`).
+        task: what its outputs mean; None: what the network says itself (see `task_known_to`), else what they mean to the
+            first that it answers (see `for_task`).
 
-    Raises:
-        ValueError: no normalisation, given or known.
+    Raises ValueError: no normalisation, given or known.
     """
 
     def __init__(
@@ -61,14 +56,13 @@ class Teacher:
         self.answers_in = self.task
         self.translate: Callable[[Tensor], Tensor] = lambda outputs: outputs
 
-    def for_task(self, task: Task, device: torch.device | str | None = None) -> Teacher:
+    def for_task(self, task: Task, device: torch.device | str | None = None) -> "Teacher":
         """The same teacher, on `device`, answering as networks of `task` do: with its head and its standardisation.
 
         One whose own task is not known is taken to answer in the first one that it is asked for, also later on. Classes
         are matched by their names; of those that only the teacher knows nothing is asked.
 
-        Raises:
-            ValueError: a class that the teacher does not know, scalars in another unit.
+        Raises ValueError: a class that the teacher does not know, scalars in another unit.
         """
         asked = copy.copy(self)
         asked.answers_in = own = self.answers_in or task
@@ -102,8 +96,7 @@ class Teacher:
     def outputs_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs [N, K] and features [N, D]: what is at `feature_path`, averaged over space or tokens.
 
-        Raises:
-            ValueError: a path that the module does not have or that takes no part in its forward; no linear layer.
+        Raises ValueError: a path that the module does not have or that takes no part in its forward; no linear layer.
         """
         path = self.feature_path or self._last_linear()
         try:

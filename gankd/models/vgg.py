@@ -6,8 +6,6 @@ Tian, Krishnan, Isola, "Contrastive Representation Distillation", ICLR 2020, arX
 Module names are those of the published checkpoints.
 """
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -29,8 +27,7 @@ class VGG(nn.Module):
 
     Below 64 pixels the last two groups share a resolution (4x4 for 32 pixels), from 64 pixels on they are pooled apart.
 
-    Raises:
-        ValueError: a depth other than 8, 11, 13, 16 and 19.
+    Raises ValueError: a depth other than 8, 11, 13, 16 and 19.
     """
 
     def __init__(self, depth: int, num_classes: int = 100, in_channels: int = 3):

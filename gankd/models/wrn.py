@@ -5,8 +5,6 @@ Zagoruyko, Komodakis, "Wide Residual Networks", BMVC 2016, arXiv 1605.07146
 Module names are those of the published checkpoints. Global average pooling takes 32 and 64 pixels alike.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 
 import torch.nn.functional as F
@@ -43,8 +41,7 @@ class WideResNet(nn.Module):
     Args:
         depth: 6 n + 4 for n blocks a stage.
 
-    Raises:
-        ValueError: a depth that is not 6 n + 4.
+    Raises ValueError: a depth that is not 6 n + 4.
     """
 
     def __init__(self, depth: int, widen: int, num_classes: int = 100, in_channels: int = 3):

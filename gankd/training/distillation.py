@@ -28,11 +28,11 @@ from gankd.methods import (
     method_config,
     sampling_of,
 )
-from gankd.models.inputs import normalization_for, normalization_of, remember
+from gankd.models.inputs import Normalize, normalization_for, normalization_of, remember
 from gankd.models.outputs import outputs_of, plain_outputs
 from gankd.models.rehearsal import check_trainable
 from gankd.models.state import preserve_state
-from gankd.models.teacher import Normalize, Teacher
+from gankd.models.teacher import Teacher
 from gankd.tasks import Representation, Task, task_of
 from gankd.training.config import TrainingConfig
 from gankd.training.context import RunContext

@@ -18,7 +18,8 @@ from gankd.data.loader import Batch, BatchSource
 from gankd.data.sets import ImageSet
 from gankd.methods import METHODS, Distiller, build_distiller, check_method, method_config, sampling_of
 from gankd.models import ModelConfig, build_model
-from gankd.models.teacher import Normalize, Teacher
+from gankd.models.inputs import Normalize
+from gankd.models.teacher import Teacher
 from gankd.tasks import CLASSIFICATION, REGRESSION, task_of
 from gankd.training import TrainingConfig, build_optimizer
 from generators.randomness import mix
@@ -26,7 +27,7 @@ from generators.randomness import mix
 TEACHER = ModelConfig(options={"widths": (64, 128, 256)})
 STUDENT = ModelConfig(options={"widths": (32, 64, 128)})
 COUNTED = re.compile(
-    r"(.*\.)?(student|others|key_encoders|branches|fixed_branches|self_teacher|self_teacher_head|fusion|extractions"
+    r"(.*\.)?(student|others|keys\.encoders|branches|fixed_branches|self_teacher|self_teacher_head|fusion|extractions"
     r"|transfer|discriminators)(\.\d+)?"
 )
 """Modules of a distiller whose passes belong to the floor beside its teacher's: students, branches, what fuses or judges

@@ -361,7 +361,7 @@ def test_F32_a_channel_that_hardly_varies_is_named_and_gets_a_floor_of_the_other
 @pytest.mark.filterwarnings("ignore:images hardly vary")
 def test_F32_a_trained_network_does_not_mind_images_that_were_saved_again() -> None:
     from gankd.models import SmallResNet
-    from gankd.models.teacher import Normalize
+    from gankd.models.inputs import Normalize
 
     (images, labels), (test, test_labels) = cells(0), cells(1)
     with torch.random.fork_rng():

@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler, TensorDataset
 
+from gankd.class_names import sorted_class_names
 from gankd.data.inputs import as_image_set, as_unlabelled
 from gankd.data.loader import BatchSource
-from gankd.data.sets import ImageSet, LazyImages, RandomImages, match_classes, scalar_labels, sorted_class_names
+from gankd.data.sets import ImageSet, LazyImages, RandomImages, match_classes, scalar_labels
 
 BUDGETS = pytest.mark.parametrize("budget", [0, 2 << 30])
 SIZE = 20

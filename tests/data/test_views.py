@@ -19,10 +19,11 @@ from gankd.data.views import Views
 from gankd.experiment.config import ExperimentConfig
 from gankd.methods import METHODS, Distiller, Term, build_distiller, check_views, method_config
 from gankd.methods.alone.supervised import Supervised
+from gankd.methods.combined import Distillation
 from gankd.methods.label_free.simreg import SimReg
-from gankd.methods.terms import Distillation
 from gankd.models import SmallResNet
-from gankd.models.teacher import Normalize, Teacher
+from gankd.models.inputs import Normalize
+from gankd.models.teacher import Teacher
 from gankd.tasks import task_of
 from gankd.training import RunContext, TrainingConfig, fit
 from generators.images import to_unit_range

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 import gankd
 from gankd.data.sets import ImageSet
 from gankd.evaluation import knn_regress, network_metrics
-from gankd.models.teacher import Normalize
+from gankd.models.inputs import Normalize
 from gankd.tasks import Classification, Regression, task_of
 
 IDENTITY = Normalize(torch.zeros(1), torch.ones(1))

@@ -22,7 +22,7 @@ from gankd.evaluation import (
     standardize_features,
 )
 from gankd.models import SmallResNet
-from gankd.models.teacher import Normalize
+from gankd.models.inputs import Normalize
 
 Split = tuple[Tensor, Tensor, Tensor, Tensor]
 

@@ -34,7 +34,8 @@ from gankd.fidelity.scores import (
     quick_scores,
     score_rows,
 )
-from gankd.models.teacher import Normalize, Teacher
+from gankd.models.inputs import Normalize
+from gankd.models.teacher import Teacher
 from gankd.pipeline import Run
 from gankd.tasks import Classification, Regression
 from generators.images import to_unit_range

@@ -20,7 +20,8 @@ from gankd.methods import (
     sampling_of,
 )
 from gankd.models import SmallResNet
-from gankd.models.teacher import Normalize, Teacher
+from gankd.models.inputs import Normalize
+from gankd.models.teacher import Teacher
 from gankd.tasks import Classification, Regression, Representation, Task
 
 TASKS: dict[str, Task] = {

@@ -11,7 +11,7 @@ from gankd.data.augment import AugmentationConfig
 from gankd.data.loader import Batch
 from gankd.data.sets import ImageSet
 from gankd.methods import METHODS, Distiller
-from gankd.models.teacher import Normalize
+from gankd.models.inputs import Normalize
 from gankd.tasks import Regression, task_of
 from tests.methods.common import CASES, STUDENT, TASKS, fixed_batch, image_sets, make, network
 

@@ -18,8 +18,9 @@ from gankd.data.loader import BatchSource
 from gankd.methods import build_distiller, method_config
 from gankd.methods.taps import ConvRegressor
 from gankd.models import build_model
+from gankd.models.inputs import Normalize
 from gankd.models.taps import batch_norms_before_relu, forward_with_features
-from gankd.models.teacher import Normalize, Teacher
+from gankd.models.teacher import Teacher
 from gankd.training import RunContext, TrainingConfig, build_optimizer, fit
 from tests.methods.common import TASKS, fixed_batch, image_sets, make
 

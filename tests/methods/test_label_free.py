@@ -30,7 +30,8 @@ from gankd.methods.label_free.base import LabelFree, Projector
 from gankd.methods.label_free.simreg import regression_head
 from gankd.methods.label_free.squeeze_and_span import Squeeze
 from gankd.models import build_model
-from gankd.models.teacher import Normalize, Teacher
+from gankd.models.inputs import Normalize
+from gankd.models.teacher import Teacher
 from gankd.tasks import Representation
 from gankd.training import TrainingConfig, build_optimizer
 from tests.methods.common import FEATURE_WIDTHS, NARROW, fixed_batch, image_sets, make, network

@@ -397,21 +397,21 @@ def test_the_rows_of_a_batch_in_the_banks_move_to_its_embeddings() -> None:
 def test_queues_hold_the_latest_keys_of_slowly_following_encoders() -> None:
     data = fixed_batch("classification", 30)
     distiller, _ = make("mcl", "classification", {"form": "queue", "encoder_momentum": 0.9}, data=data)
-    assert distiller.queues.rows.shape == (30, 2, 128)  # no longer than the data
-    key, query = distiller.key_encoders[1].head.weight, distiller.others[0].head.weight
+    assert distiller.keys.bank.rows.shape == (30, 2, 128)  # no longer than the data
+    key, query = distiller.keys.encoders[1].head.weight, distiller.others[0].head.weight
     assert torch.equal(key, query) and not key.requires_grad
     with torch.no_grad():
         query.add_(1)
     expected = 0.9 * key + 0.1 * query
-    before = distiller.queues.rows.clone()
+    before = distiller.keys.bank.rows.clone()
     distiller(fixed_batch("classification"))
-    torch.testing.assert_close(distiller.key_encoders[1].head.weight, expected)
-    assert torch.equal(distiller.queues.rows[12:], before[12:])
-    assert not torch.isclose(distiller.queues.rows[:12], before[:12]).all(2).any()
-    torch.testing.assert_close(distiller.queues.rows.norm(dim=2), torch.ones(30, 2))
+    torch.testing.assert_close(distiller.keys.encoders[1].head.weight, expected)
+    assert torch.equal(distiller.keys.bank.rows[12:], before[12:])
+    assert not torch.isclose(distiller.keys.bank.rows[:12], before[:12]).all(2).any()
+    torch.testing.assert_close(distiller.keys.bank.rows.norm(dim=2), torch.ones(30, 2))
     distiller(fixed_batch("classification"))
     distiller(fixed_batch("classification"))
-    assert distiller.queue_end == 6  # 36 keys in a ring of 30
+    assert distiller.keys.end == 6  # 36 keys in a ring of 30
 
 
 def test_of_more_than_two_peers_only_the_student_follows_their_mean() -> None:

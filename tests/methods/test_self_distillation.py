@@ -21,7 +21,7 @@ from gankd.methods.alone.cs_kd import next_of_class
 from gankd.methods.alone.mixing import draw_box, draw_mixing
 from gankd.methods.alone.zipf_ls import ZipfLS, ZipfLSConfig
 from gankd.methods.branches import Branch, separable, stage_taps
-from gankd.methods.terms import Setup
+from gankd.methods.setup import Setup
 from gankd.models.mobilenet import MobileNetV2
 from gankd.models.small_resnet import ResidualBlock
 from gankd.models.taps import Taps

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from gankd.models import NETWORKS, ModelConfig, build_model
 from gankd.models.tail import extra_stage
-from gankd.models.taps import check_map_size, default_taps, feature_shapes
+from gankd.models.taps import default_taps, feature_shapes
 from generators.settings import Count, Share
 
 
@@ -115,14 +115,3 @@ def test_one_more_stage_of_a_foreign_network_has_its_blocks_with_weights_of_thei
     assert [type(block) for block in extra] == [type(model.layer4[1])] * 2
     assert not torch.equal(extra[0].conv1.weight, model.layer4[1].conv1.weight)
     assert not torch.equal(extra[0].conv1.weight, extra[1].conv1.weight)
-
-
-def test_f19_a_map_that_is_too_small_is_refused() -> None:
-    model = build_model("torchvision:resnet18", 3)
-    assert check_map_size(model, (3, 64, 64), "layer4", 4, "method zipf_ls") == (2, 2)
-    with pytest.raises(
-        ValueError, match=r"method zipf_ls needs a map of 2 pixels .*'layer4' of ResNet has 1 x 1 for images of 32"
-    ):
-        check_map_size(model, (3, 32, 32), "layer4", 2, "method zipf_ls")
-    with pytest.raises(ValueError, match="has 1 x 1"):
-        check_map_size(model, (3, 64, 64), "fc:input", 2, "method zipf_ls")

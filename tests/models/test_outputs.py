@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gankd.models.inputs import Normalize
 from gankd.models.outputs import check_finite, outputs_of, plain_outputs
 from gankd.models.taps import Taps
-from gankd.models.teacher import Normalize, Teacher
+from gankd.models.teacher import Teacher
 
 OUTPUTS, OTHER = torch.arange(6.0).view(2, 3), torch.zeros(2, 3)
 InceptionLike = collections.namedtuple("InceptionLike", ["aux_logits", "logits"])  # the order does not matter

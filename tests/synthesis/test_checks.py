@@ -12,7 +12,8 @@ from torch import Tensor, nn
 import gankd
 from gankd.data.sets import ImageSet
 from gankd.experiment.config import load_config
-from gankd.models.teacher import Normalize, Teacher
+from gankd.models.inputs import Normalize
+from gankd.models.teacher import Teacher
 from gankd.pipeline import Run
 from gankd.synthesis.checks import at_chance_level
 from gankd.synthesis.config import SynthesisConfig

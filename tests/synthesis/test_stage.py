@@ -18,7 +18,8 @@ from torch import Tensor
 import gankd
 from gankd.data.sets import ImageSet, LazyImages
 from gankd.models import SmallResNet
-from gankd.models.teacher import Normalize, Teacher
+from gankd.models.inputs import Normalize
+from gankd.models.teacher import Teacher
 from gankd.synthesis.config import SynthesisConfig
 from gankd.synthesis.selection import Scores, subsample
 from gankd.synthesis.stage import Synthesis

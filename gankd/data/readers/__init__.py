@@ -1,17 +1,14 @@
 """Where data comes from: every source by its name, and the way from a source to train, validation and test."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 
 import torch
 
-from gankd.data.config import DataConfig
+from gankd.data.config import READERS, DataConfig, Kind
 from gankd.data.inputs import as_image_set
 from gankd.data.readers import arrays, embedded, folders, tables, torchvision_sets  # noqa: F401  they register themselves
 from gankd.data.readers.images import encoded_images, find_images, resized
-from gankd.data.readers.source import READERS, Kind
 from gankd.data.sets import ImageSet, match_classes, scalar_labels
 from gankd.data.splits import Splits, check_classes, few_shot, hold_out
 
@@ -30,9 +27,8 @@ def read_data(config: DataConfig, *, kind: Kind, seed: int) -> Splits:
         kind: what the task makes of the labels.
         seed: draws validation and the labelled samples.
 
-    Raises:
-        ValueError: an unknown source, settings that do not fit it, data that is missing or damaged, fewer than two classes
-            or test images, or more samples asked than there are; with the key or the file.
+    Raises ValueError: an unknown source, settings that do not fit it, data that is missing or damaged, fewer than two
+    classes or test images, or more samples asked than there are; with the key or the file.
     """
     if not 0 <= seed < 1 << 63:
         raise ValueError(f"seed: {seed} is not between 0 and 2^63; give a smaller number that is not negative.")
@@ -69,8 +65,7 @@ def read(config: DataConfig, kind: Kind) -> tuple[ImageSet, ImageSet | None]:
     What a plugin's reader returns in another form is turned into an `ImageSet` of the size and channels that are asked
     for, its classes numbered alike in both.
 
-    Raises:
-        ValueError: as the source's reader, or labels that are not what the task learns.
+    Raises ValueError: as the source's reader, or labels that are not what the task learns.
     """
     found = READERS.find(config.name)(config, kind, **config.own)
     parts = found if isinstance(found, tuple) else (found, None)
@@ -100,8 +95,7 @@ def read_images(folder: Path, *, image_size: int, channels: int, memory_budget: 
     Args:
         memory_budget: MiB of images that are decoded at once; beyond, they are read when they are asked for.
 
-    Raises:
-        ValueError: no image there, or one that cannot be read.
+    Raises ValueError: no image there, or one that cannot be read.
     """
     files = find_images(folder)
     if not files:

@@ -1,7 +1,5 @@
 """Sources that lie on disk as one file of arrays: .npz, packs of encoded images, HDF5."""
 
-from __future__ import annotations
-
 import zipfile
 import zlib
 from pathlib import Path
@@ -9,10 +7,10 @@ from pathlib import Path
 import numpy
 import torch
 
-from gankd.data.config import DataConfig
+from gankd.data.config import READERS, DataConfig, Kind
 from gankd.data.readers.images import Encoded, array_images, encoded_images
 from gankd.data.readers.labels import encode_labels
-from gankd.data.readers.source import READERS, Kind, require_root
+from gankd.data.readers.source import require_root
 from gankd.data.sets import ImageSet
 from generators.settings import nearest
 
@@ -24,8 +22,7 @@ def read_npz(config: DataConfig, kind: Kind, *, label: str = "labels") -> tuple[
     """`train_images` [N, H, W], [N, H, W, C] or [N, C, H, W] (see `array_images`) with `train_labels` [N], and the same for
     `test`; or `images` and `labels` without a test split. `label` names other labels, `classes` the classes of ids.
 
-    Raises:
-        ValueError: no .npz file, or an array that is missing or has another form.
+    Raises ValueError: no .npz file, or an array that is missing or has another form.
     """
     arrays = _open_npz(config)
     prefixes = [prefix for prefix in ("train_", "test_") if f"{prefix}images" in arrays] or [""]
@@ -41,8 +38,7 @@ def read_image_pack(config: DataConfig, kind: Kind, *, label: str = "labels") ->
 
     Groups are `SPLIT_source` (crops of one source image) or 32 neighbours by `SPLIT_frame` (a film), where they are.
 
-    Raises:
-        ValueError: no .npz file, an array that is missing or has another form, or an image that does not decode.
+    Raises ValueError: no .npz file, an array that is missing or has another form, or an image that does not decode.
     """
     arrays = _open_npz(config)
     prefixes = [prefix for prefix in ("train_", "test_") if f"{prefix}jpeg_bytes" in arrays] or ["train_"]
@@ -70,8 +66,7 @@ def read_hdf5(root: Path, config: DataConfig) -> tuple[ImageSet, ImageSet | None
     cGAN-generated Samples for Image Classification and Regression", 2021) or `images` and `labels` without a test
     split (X. Ding et al., "CcGAN", 2020); images uint8 [N, C, H, W].
 
-    Raises:
-        ValueError: no HDF5 file, or an array that is missing or has another form.
+    Raises ValueError: no HDF5 file, or an array that is missing or has another form.
     """
     try:
         import h5py

@@ -3,17 +3,15 @@
 E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI machine learning repository, 1998.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gankd.data.config import DataConfig
+from gankd.data.config import READERS, DataConfig, Kind
 from gankd.data.readers.images import array_images
-from gankd.data.readers.source import READERS, Kind, require_kind
+from gankd.data.readers.source import require_kind
 from gankd.data.sets import ImageSet
 from gankd.data.splits import stratified_indices
 

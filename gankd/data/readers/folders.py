@@ -1,18 +1,17 @@
 """Sources that lie on disk as image files: class folders, file names, or a list of angles."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
 import torch
 
-from gankd.data.config import DataConfig
+from gankd.class_names import sorted_class_names
+from gankd.data.config import READERS, DataConfig, Kind
 from gankd.data.readers.arrays import BLOCK, read_hdf5
 from gankd.data.readers.images import encoded_images, find_images, image_suffixes
-from gankd.data.readers.source import READERS, Kind, require_kind, require_root
+from gankd.data.readers.source import require_kind, require_root
 from gankd.data.readers.tables import read_text
-from gankd.data.sets import ImageSet, sorted_class_names
+from gankd.data.sets import ImageSet
 from generators.settings import nearest
 
 
@@ -20,8 +19,7 @@ from generators.settings import nearest
 def read_image_folder(config: DataConfig, kind: Kind) -> tuple[ImageSet, ImageSet | None]:
     """ROOT/train/CLASS/* with ROOT/test or ROOT/val as the test split, or ROOT/CLASS/* without one.
 
-    Raises:
-        ValueError: no class folders, one without images, or a test class that train does not have.
+    Raises ValueError: no class folders, one without images, or a test class that train does not have.
     """
     require_kind(config, kind, "classification")
     train, test = _split_folders(require_root(config))
@@ -40,8 +38,7 @@ def read_imagenet100(config: DataConfig, kind: Kind) -> tuple[ImageSet, ImageSet
 
     A line of the list is a folder name (WordNet id), optionally a space and the name that reports show.
 
-    Raises:
-        ValueError: no list, a class listed twice, or a listed class without a folder or images.
+    Raises ValueError: no list, a class listed twice, or a listed class without a folder or images.
     """
     require_kind(config, kind, "classification")
     root = require_root(config)
@@ -61,8 +58,7 @@ def read_utkface(config: DataConfig, kind: Kind) -> tuple[ImageSet, ImageSet | N
     """Faces with their age in years (Z. Zhang et al., "Age Progression/Regression by Conditional Adversarial
     Autoencoder", CVPR 2017): a folder of AGE_GENDER_RACE_DATE.jpg, or an HDF5 file as `read_hdf5` takes it.
 
-    Raises:
-        ValueError: image files whose names do not begin with an age.
+    Raises ValueError: image files whose names do not begin with an age.
     """
     require_kind(config, kind, "regression")
     root = require_root(config)
@@ -89,8 +85,7 @@ def read_steering_angle(config: DataConfig, kind: Kind) -> tuple[ImageSet, Image
     neighbouring lines are one group, since frames a fraction of a second apart are all but equal. Or an HDF5 file as
     `read_hdf5` takes it, which has lost the order of the frames and so has no groups.
 
-    Raises:
-        ValueError: no data.txt, a line of another form, or a frame that does not exist; with the line.
+    Raises ValueError: no data.txt, a line of another form, or a frame that does not exist; with the line.
     """
     require_kind(config, kind, "regression")
     root = require_root(config)

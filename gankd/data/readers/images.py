@@ -4,8 +4,6 @@
 reduction is antialiased. Grey is the luma of ITU-R BT.601, as in PIL.
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import functools
@@ -133,9 +131,8 @@ def encoded_images(
         uint8 [N, C, H, W], or lazily read images of that shape; and `ImageSet.contents`, int64 [N]: hashes of name, size and
         time of change of each file, or of the encoded bytes.
 
-    Raises:
-        ValueError: no images at all, or an image that does not decode, has another size than the first with `image_size`
-            open, or has colour where the first is grey with `channels` open.
+    Raises ValueError: no images at all, or an image that does not decode, has another size than the first with
+    `image_size` open, or has colour where the first is grey with `channels` open.
     """
     if not len(sources):
         raise ValueError(f"data.root: {name} has no images.")
@@ -169,8 +166,7 @@ def _description(file: Path, root: Path | None) -> str:
 def decode(source: Path | memoryview, name: str):
     """The whole image as a PIL image of mode L or RGB (see `flat_picture`).
 
-    Raises:
-        ValueError: it does not decode, or its mode has no certain white.
+    Raises ValueError: it does not decode, or its mode has no certain white.
     """
     from PIL import Image
 
@@ -189,8 +185,7 @@ def array_images(array, config: DataConfig, *, name: str) -> Tensor:
     Returns:
         uint8 [N, C, H, W], resized and with the channels that the settings ask for.
 
-    Raises:
-        ValueError: another type or shape.
+    Raises ValueError: another type or shape.
     """
     shape = tuple(array.shape)
     channels_last = len(shape) == 4 and shape[1] not in (1, 3)

@@ -1,16 +1,14 @@
 """From the labels of a source to class ids or scalars, as the task asks."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy
 import torch
 from torch import Tensor
 
-from gankd.data.config import DataConfig
-from gankd.data.readers.source import Kind
-from gankd.data.sets import scalar_labels, sorted_class_names
+from gankd.class_names import sorted_class_names
+from gankd.data.config import DataConfig, Kind
+from gankd.data.sets import scalar_labels
 
 
 def encode_labels(
@@ -27,9 +25,8 @@ def encode_labels(
     Returns:
         Labels of every part, int64 [N] or float32 [N]; the class names, None for scalars.
 
-    Raises:
-        ValueError: labels of another shape, fractions as classes, words or class ids as scalars, an id out of
-            `classes`, a missing value, or scalars that are not finite or that float32 cannot tell apart.
+    Raises ValueError: labels of another shape, fractions as classes, words or class ids as scalars, an id out of
+    `classes`, a missing value, or scalars that are not finite or that float32 cannot tell apart.
     """
     parts = [_one_an_image(part, config) for part in parts]
     if kind == "regression":

@@ -1,7 +1,5 @@
 """Sources that are a table of image files and labels, as spreadsheets and other programs write them."""
 
-from __future__ import annotations
-
 import csv
 import io
 import math
@@ -10,10 +8,10 @@ from pathlib import Path
 import numpy
 import torch
 
-from gankd.data.config import DataConfig
+from gankd.data.config import READERS, DataConfig, Kind
 from gankd.data.readers.images import encoded_images
 from gankd.data.readers.labels import encode_labels
-from gankd.data.readers.source import READERS, Kind, require_root
+from gankd.data.readers.source import require_root
 from gankd.data.sets import ImageSet
 from generators.settings import nearest
 
@@ -28,9 +26,8 @@ def read_csv(config: DataConfig, kind: Kind, *, label: str = "label") -> tuple[I
     rows join train, from which validation is cut) and `group` (an empty cell: a group of its own). The task decides what a
     label is: a class by its spelling, or a number. Cells are separated by commas, semicolons, tabs or bars.
 
-    Raises:
-        ValueError: a missing column, a file that does not exist, an unknown split, a label that is missing or no number, or
-            a row that does not fit the header; with the line of the table.
+    Raises ValueError: a missing column, a file that does not exist, an unknown split, a label that is missing or no
+    number, or a row that does not fit the header; with the line of the table.
     """
     table = require_root(config)
     table = table / "labels.csv" if table.is_dir() else table
@@ -72,8 +69,7 @@ def read_csv(config: DataConfig, kind: Kind, *, label: str = "label") -> tuple[I
 def read_text(file: Path) -> str:
     """A text file in UTF-8, in UTF-16, or else in the 8-bit code of Western Windows (a superset of Latin-1's letters).
 
-    Raises:
-        ValueError: it is no text.
+    Raises ValueError: it is no text.
     """
     data = file.read_bytes()
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -95,8 +91,7 @@ def _rows(table: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]], str
     """The names of the columns, every row that is not empty with the number of its line, and what separates the cells, which
     come without spaces around them.
 
-    Raises:
-        ValueError: no header, a column twice, a quote that is not closed, or a row of another length.
+    Raises ValueError: no header, a column twice, a quote that is not closed, or a row of another length.
     """
     lines = io.StringIO(read_text(table), newline="")
     header = lines.readline()

@@ -1,12 +1,10 @@
 """CIFAR-10 and CIFAR-100 as torchvision downloads and checks them."""
 
-from __future__ import annotations
-
 import torch
 
-from gankd.data.config import DataConfig
+from gankd.data.config import READERS, DataConfig, Kind
 from gankd.data.readers.images import array_images
-from gankd.data.readers.source import READERS, Kind, require_kind
+from gankd.data.readers.source import require_kind
 from gankd.data.sets import ImageSet
 
 
@@ -16,8 +14,7 @@ def read_cifar(config: DataConfig, kind: Kind, *, download: bool = False) -> tup
     """50,000 train and 10,000 test images, 32x32 in colour (A. Krizhevsky, "Learning Multiple Layers of Features from
     Tiny Images", 2009); `data.root` holds `cifar-10-batches-py` or `cifar-100-python`.
 
-    Raises:
-        ValueError: the folder is missing or not whole and `download` is off, or the download failed.
+    Raises ValueError: the folder is missing or not whole and `download` is off, or the download failed.
     """
     from torchvision import datasets
 

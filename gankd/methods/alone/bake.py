@@ -3,8 +3,6 @@
 Ge et al., "Self-distillation with Batch Knowledge Ensembling Improves ImageNet Classification", arXiv 2104.13298.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field

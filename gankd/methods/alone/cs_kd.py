@@ -3,8 +3,6 @@
 Yun, Park, Lee, Shin, "Regularizing Class-wise Predictions via Self-knowledge Distillation", CVPR 2020, arXiv 2003.13964.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -3,8 +3,6 @@
 Xu, Liu, "Data-Distortion Guided Self-Distillation for Deep Neural Networks", AAAI 2019.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -4,8 +4,6 @@ Ji, Shin, Hwang, Park, Moon, "Refine Myself by Teaching Myself: Feature Refineme
 CVPR 2021, arXiv 2103.08273. The self-teacher is a BiFPN: Tan, Pang, Le, "EfficientDet", CVPR 2020, arXiv 1911.09070.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal
 

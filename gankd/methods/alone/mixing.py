@@ -7,8 +7,6 @@ cutmix: Yun, Han, Oh, Chun, Choe, Yoo, "CutMix: Regularization Strategy to Train
 Features", ICCV 2019, arXiv 1905.04899
 """
 
-from __future__ import annotations
-
 import math
 from typing import Literal
 

@@ -4,8 +4,6 @@ Yang, An, Zhou, Cai, Zhi, Wu, Xu, Zhang, "MixSKD: Self-Knowledge Distillation fr
 ECCV 2022, arXiv 2208.05768.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal
 
@@ -13,12 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gankd.data.loader import Batch
-from gankd.losses import (
-    gradient_reversal,
-    mixskd_discriminator_loss,
-    mixskd_loss,
-    mixup_batch,
-)
+from gankd.losses import gradient_reversal, mixskd_discriminator_loss, mixskd_loss, mixup_batch
 from gankd.losses.mixskd import interpolation_and_mixture
 from gankd.losses.precision import full_precision
 from gankd.methods.alone.mixing import draw_mixing

@@ -3,8 +3,6 @@
 Kim, Ji, Yoon, Hwang, "Self-Knowledge Distillation with Progressive Refinement of Targets", ICCV 2021, arXiv 2006.12000.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -6,8 +6,6 @@ max_entropy: Pereyra, Tucker, Chorowski, Kaiser, Hinton, ICLR workshop 2017, arX
 virtual_softmax: Chen, Deng, Shen, NeurIPS 2018, arXiv 1811.12611
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 import torch
@@ -150,9 +148,6 @@ class VirtualSoftmax(Term):
             embeddings = F.pad(embeddings, (0, 1), value=1.0)  # [N, D + 1]
             weight = torch.cat([weight, classifier.bias[:, None]], dim=1)  # [K, D + 1]
         logits = virtual_softmax_logits(
-            logits=outputs.student,
-            embeddings=embeddings,
-            classifier_weight=weight,
-            labels=outputs.batch.labels,
+            logits=outputs.student, embeddings=embeddings, classifier_weight=weight, labels=outputs.batch.labels
         )
         return self.task.loss(logits, outputs.batch.labels)

@@ -1,7 +1,5 @@
 """No distillation: the task's own loss on the labels. On real + synthetic data this is plain cGAN-KD."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import Tensor

@@ -4,21 +4,18 @@ Yuan, Tay, Li, Wang, Feng, "Revisiting Knowledge Distillation via Label Smoothin
 arXiv 1909.11723.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import Tensor
 
 from gankd.losses import regression_kd_loss, tf_kd_regularization_loss, tf_kd_self_loss
-from gankd.methods.base import MethodConfig
 from gankd.methods.setup import Outputs
-from gankd.methods.terms import Term
+from gankd.methods.terms import BlendedConfig, Term
 from generators.settings import Positive, Share
 
 
-class TFKDRegConfig(MethodConfig):
+class TFKDRegConfig(BlendedConfig):
     """(1 - alpha) CE + alpha R. (alpha, temperature, multiplier) on CIFAR-100: ResNet-18 (.1, 20, 100), MobileNetV2
     (.95, 40, 1), ShuffleNetV2 (.95, 10, 1), GoogLeNet (.1, 40, 50)."""
 
@@ -32,16 +29,6 @@ class TFKDRegConfig(MethodConfig):
     """That the virtual teacher gives to the label."""
     multiplier: Positive = 100.0
     """Makes up for the regulariser's mean over classes: at K classes, K is the usual divergence."""
-
-    @property
-    def weight(self) -> float:
-        """Of the term."""
-        return self.alpha
-
-    @property
-    def task_weight(self) -> float:
-        """Of the labels' loss."""
-        return 1 - self.alpha
 
 
 class TFKDReg(Term):
@@ -70,7 +57,7 @@ class TFKDReg(Term):
         )
 
 
-class TFKDSelfConfig(MethodConfig):
+class TFKDSelfConfig(BlendedConfig):
     """(1 - alpha) task loss + alpha * multiplier / K * T^2 KL. (alpha, temperature, multiplier) of the released settings for
     CIFAR-100: MobileNetV2 and ShuffleNetV2 (.95, 20, 1), ResNet-18 (.95, 6, 50), ResNeXt-29 (.9, 20, 100)."""
 
@@ -82,16 +69,6 @@ class TFKDSelfConfig(MethodConfig):
     """Temperature that softens both distributions of classes."""
     multiplier: Positive = 1.0
     """Classes: makes up for the mean over classes, 1 to 100 in the paper; at K classes, K is `kd`."""
-
-    @property
-    def weight(self) -> float:
-        """Of the term."""
-        return self.alpha
-
-    @property
-    def task_weight(self) -> float:
-        """Of the labels' loss."""
-        return 1 - self.alpha
 
 
 class TFKDSelf(Term):

@@ -4,8 +4,6 @@ Liang, Li, Bing, Zhao, Tang, Lin, Fan, "Efficient One Pass Self-distillation wit
 arXiv 2207.12980.
 """
 
-from __future__ import annotations
-
 import contextlib
 from typing import Literal
 
@@ -142,8 +140,7 @@ class ZipfLS(Term):
 def _map_before_pooling(setup: Setup, classifier_input: str) -> str:
     """Path of the last module whose map, averaged over its pixels, is what the classifier takes.
 
-    Raises:
-        ValueError: there is none.
+    Raises ValueError: there is none.
     """
     student, means = setup.student, {}
     device = next(student.parameters()).device

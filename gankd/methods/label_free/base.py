@@ -1,7 +1,5 @@
 """What methods without labels have in common: a backbone is trained by its pooled feature, and its classifier is not."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -4,8 +4,6 @@ Navaneet, Koohpayegani, Tejankar, Pirsiavash, "SimReg: Regression as a Simple Ye
 Knowledge Distillation", BMVC 2021, arXiv 2201.05131.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch
@@ -18,7 +16,7 @@ from gankd.data.views import Views, view_of
 from gankd.losses import multi_teacher_simreg_loss
 from gankd.methods.label_free.base import LabelFree, LabelFreeConfig
 from gankd.methods.setup import Setup
-from gankd.models import ModelConfig, build_model, load_checkpoint
+from gankd.models import ModelConfig
 from gankd.models.taps import INPUT
 from gankd.models.teacher import Teacher
 from generators.settings import Count, Weight
@@ -141,13 +139,11 @@ class SimReg(LabelFree):
 def load_teacher(model: TeacherModel, num_outputs: int, in_channels: int) -> nn.Module:
     """A network that `teachers` names, with its weights; it has `num_outputs` unless it says another number.
 
-    Raises:
-        ValueError: no checkpoint, or one that is missing or does not fit the network.
+    Raises ValueError: no checkpoint, or one that is missing or does not fit the network.
     """
     if model.checkpoint is None:
         raise ValueError(f"simreg: teacher {model.name} of `teachers` has no checkpoint; name its weights.")
-    network = build_model(model.name, model.num_outputs or num_outputs, in_channels, **model.options)
-    return load_checkpoint(network, model.checkpoint)
+    return model.build(model.num_outputs or num_outputs, in_channels)
 
 
 def regression_head(in_width: int, out_width: int, layers: int) -> nn.Module:

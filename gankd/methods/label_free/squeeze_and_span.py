@@ -4,8 +4,6 @@ Yang, Cheng, Liu, Bilen, Ji, "Distilling Representations from GAN Generator via 
 arXiv 2211.03000.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 import torch

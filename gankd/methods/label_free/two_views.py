@@ -5,8 +5,6 @@ VICReg: Bardes, Ponce, LeCun, "VICReg: Variance-Invariance-Covariance Regulariza
 2011.10566.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 import torch

@@ -3,8 +3,6 @@
 Chung, Park, Kim, Kwak, "Feature-map-level Online Adversarial Knowledge Distillation", ICML 2020, arXiv 2002.01775.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

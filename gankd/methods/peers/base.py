@@ -4,8 +4,6 @@ What the online methods have in common: building the peers, passing a view throu
 their losses, and which of them is deployed. The first peer is always the user's student.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import dataclasses
@@ -22,13 +20,13 @@ from gankd.losses.online import label_losses
 from gankd.losses.precision import full_precision
 from gankd.methods.base import EVERY_TASK, Distiller, MethodConfig
 from gankd.methods.setup import Setup
-from gankd.models import ModelConfig, build_model, load_checkpoint
+from gankd.models import ModelConfig
 from gankd.models.tail import NetworkTail, reinitialize
 from gankd.models.taps import Taps, default_taps, feature_shapes
 from gankd.tasks import CLASSIFICATION, Task
+from generators.settings import Positive, Share, Weight
 
 FROM_FEATURES = {"map": -2, "pooled": -1}  # places in [f0, ..., fL, pooled]
-RAMP = 80 / 300
 Found = tuple[Tensor, list[Tensor]]  # a network's outputs and features
 
 
@@ -92,6 +90,17 @@ class BranchesConfig(PeersConfig):
         return self
 
 
+class RampedConfig(BranchesConfig):
+    """Peers whose teaching begins slowly."""
+
+    weight: Weight = 1.0
+    """Weight of what the students learn from one another."""
+    temperature: Positive = 3.0
+    """Temperature that softens both distributions of classes."""
+    ramp: Share = 80 / 300
+    """Share of the run in which that weight rises to `weight` (80 of 300 epochs)."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Answers:
     """What the peers made of a batch, in their order; the student is the first."""
@@ -146,13 +155,9 @@ class Online(Distiller):
     def _peer(self, index: int) -> nn.Module:
         """Peer index + 1."""
         if self.config.peer_models:
-            model = self.config.peer_models[index]
-            network = build_model(model.name, self.task.num_outputs, self.image_shape[0], **model.options)
-            return load_checkpoint(network, model.checkpoint) if model.checkpoint else network
-        if self.trunk_path:
-            peer = NetworkTail(self.student, self.trunk_path, self.image_shape)
-        else:
-            peer = copy.deepcopy(self.student)
+            return self.config.peer_models[index].build(self.task.num_outputs, self.image_shape[0])
+        student, trunk = self.student, self.trunk_path
+        peer = NetworkTail(student, trunk, self.image_shape) if trunk else copy.deepcopy(student)
         reinitialize(peer)
         return peer
 
@@ -221,7 +226,7 @@ class Online(Distiller):
             outputs, (trunk, *features) = Taps(self.student, [self.trunk_path, *paths[0]])(images[0])
         found = [(outputs, features)]
         for branch, path, image in zip(self.others, paths[1:], images[1:], strict=True):
-            found.append(_BranchTaps(branch, path)(trunk, image))
+            found.append(Taps(branch, [f"network.{each}" for each in path])(trunk, image))
         return trunk, found
 
     def _of_all_processes(self, images: list[Tensor], paths: list[list[str]]) -> list[Found]:
@@ -299,18 +304,6 @@ class Ensemble(nn.Module):
         return torch.stack([network(images) for network in self.networks]).mean(0)
 
 
-class _BranchTaps(Taps):
-    """Taps of a branch, which is called with the trunk's map and the images."""
-
-    def __init__(self, branch: NetworkTail, paths: list[str]):
-        super().__init__(branch, [f"network.{path}" for path in paths])
-
-
-def is_distribution(task: Task) -> bool:
-    """Whether outputs are logits, of classes or of bins."""
-    return task.kind == CLASSIFICATION or getattr(task, "head", "scalar") == "bins"
-
-
 def disagreement(outputs: list[Tensor], task: Task) -> Tensor:
     """How unlike the peers answer, for the log: the mean over pairs of |p_i - p_j|, p the softmax (or the scalar itself).
 
@@ -318,6 +311,7 @@ def disagreement(outputs: list[Tensor], task: Task) -> Tensor:
     """
     with torch.no_grad():
         stacked = torch.stack([output.float().flatten(1) if output.ndim > 1 else output[:, None] for output in outputs])
-        stacked = stacked.softmax(-1) if is_distribution(task) else stacked
+        if task.kind == CLASSIFICATION or getattr(task, "head", "scalar") == "bins":
+            stacked = stacked.softmax(-1)
         pairs = torch.combinations(torch.arange(len(outputs)))
         return (stacked[pairs[:, 0]] - stacked[pairs[:, 1]]).norm(dim=-1).mean()

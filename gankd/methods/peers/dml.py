@@ -5,8 +5,6 @@ Song and Chai, "Collaborative Learning for Deep Neural Networks" (CL-ILR), NeurI
 {name: dml, share: trunk, target: ensemble, temperature: 3, trunk_gradient: mean}.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import Tensor

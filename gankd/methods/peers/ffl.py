@@ -3,8 +3,6 @@
 Kim, Hyun, Chung, Kwak, "Feature Fusion for Online Mutual Knowledge Distillation", ICPR 2020, arXiv 1904.09058.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch
@@ -13,20 +11,14 @@ from torch.nn import functional as F
 
 from gankd.data.loader import Batch
 from gankd.losses import mfef_loss
-from gankd.methods.peers.base import RAMP, BranchesConfig, Online, disagreement
+from gankd.methods.peers.base import Online, RampedConfig, disagreement
 from gankd.methods.setup import Setup
-from generators.settings import Positive, Share, Weight
+from generators.settings import Weight
 
 
-class FusionConfig(BranchesConfig):
+class FusionConfig(RampedConfig):
     """sum over students and fused classifier of the task's loss + weight * w(step) * how far they are from their targets."""
 
-    weight: Weight = 1.0
-    """Weight of what students and fused classifier learn from one another."""
-    temperature: Positive = 3.0
-    """Temperature that softens both distributions of classes."""
-    ramp: Share = RAMP
-    """Share of the run in which that weight rises to `weight` (80 of 300 epochs)."""
     fusion_weight_decay: Weight = 1e-5
     """Weight decay of the fusion's parameters."""
     detach_fusion_input: bool = False

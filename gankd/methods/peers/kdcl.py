@@ -3,8 +3,6 @@
 Guo et al., "Online Knowledge Distillation via Collaborative Learning", CVPR 2020.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 import torch
@@ -18,6 +16,7 @@ from gankd.losses import kdcl_loss, regression_ensemble_weights
 from gankd.losses.precision import full_precision
 from gankd.methods.peers.base import Online, PeersConfig
 from gankd.methods.setup import Setup
+from gankd.models.state import in_evaluation_mode
 from gankd.tasks import CLASSIFICATION
 from generators.images import to_unit_range
 from generators.settings import Positive, Weight
@@ -112,18 +111,11 @@ class KDCL(Online):
     @torch.no_grad()
     def renew_mixture(self) -> None:
         """The mixture of the students as they are, from their answers to the held-out samples; every process alike."""
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        answers: list[list[Tensor]] = [[] for _ in self.networks]
-        for indices in self.held_out.cpu().split(512):
-            images = self.data.images[indices.to(self.held_out.device)] if self.data.resident else None
-            if images is None:
-                images = self.data.images[indices.tolist()][1].to(self.held_out.device)
-            for rows, output in zip(answers, self.answer([to_unit_range(images)]).outputs, strict=True):
-                rows.append(output.float())
-        for module, mode in modes:
-            module.training = mode
-        outputs, labels = [torch.cat(rows) for rows in answers], self.data.labels[self.held_out]
+        with in_evaluation_mode(self):
+            chunks = [self.data.at(indices).images for indices in self.held_out.cpu().split(512)]
+            answers = [self.answer([to_unit_range(images)]).outputs for images in chunks]
+        outputs = [torch.cat(chunks).float() for chunks in zip(*answers, strict=True)]
+        labels = self.data.labels[self.held_out]
         weights = regression_ensemble_weights(
             predictions=[self.task.soft_labels(output) for output in outputs],
             labels=self.task.soften(labels, outputs[0].shape[1]),

@@ -4,8 +4,6 @@ Yang, An, Zhou, Zhuang, Xu, Zhang, "Online Knowledge Distillation via Mutual Con
 TPAMI 2023, arXiv 2207.11518.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -19,31 +17,24 @@ from gankd.distributed.processes import gather, gather_with_gradient, mean_with_
 from gankd.losses import layer_matching_weights, layerwise_mcl_loss
 from gankd.losses.online import divergences_to
 from gankd.losses.precision import full_precision
-from gankd.methods.peers.base import Online, PeersConfig
+from gankd.methods.peers.base import Online
+from gankd.methods.peers.contrast import ContrastConfig
 from gankd.methods.peers.stages import Peer, Stages, Together
 from gankd.methods.setup import Setup
 from generators.settings import Count, Positive, Weight
 
 
-class LMCLConfig(PeersConfig):
+class LMCLConfig(ContrastConfig):
     """sum over peers, stages and their aggregate of the task's loss + weight * contrastive terms + logit_weight * KL."""
 
     name: Literal["lmcl"] = "lmcl"
     """The method."""
-    weight: Weight = 1.0
-    """Weight of the sum of the four contrastive terms."""
     vcl_weight: Weight = 0.1
     """Weight of the contrast within a peer."""
-    soft_vcl_weight: Weight = 1.0
-    """Weight of following the other peers' similarities."""
     icl_weight: Weight = 0.1
     """Weight of the contrast between peers."""
-    soft_icl_weight: Weight = 1.0
-    """Weight of following the other peers' similarities between peers."""
     contrastive_temperature: Positive = 0.1
     """Temperature of the similarities."""
-    temperature: Positive = 3.0
-    """Softens similarities (already over the contrastive temperature) and logits where peers follow one another."""
     logit_weight: Weight = 1.0
     """Weight of every peer following every peer's aggregate, its own too."""
     embedding_width: Count = 128
@@ -130,12 +121,7 @@ class LMCL(Online):
             matching_weights=layer_matching_weights(
                 projected_features=[[gather_with_gradient(vector) for vector in peer] for peer in projected]
             ),
-            contrastive_temperature=config.contrastive_temperature,
-            temperature=config.temperature,
-            vcl_weight=config.vcl_weight,
-            soft_vcl_weight=config.soft_vcl_weight,
-            icl_weight=config.icl_weight,
-            soft_icl_weight=config.soft_icl_weight,
+            **config.weights,
         )
 
     def step_meta_network(self, images: Tensor, labels: Tensor) -> None:

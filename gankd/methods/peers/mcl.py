@@ -3,34 +3,24 @@
 Yang, An, Cai, Xu, "Mutual Contrastive Learning for Visual Representation Learning", AAAI 2022, arXiv 2104.12565.
 """
 
-from __future__ import annotations
-
-import copy
 from typing import Annotated, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from gankd.data.loader import Batch
 from gankd.distributed.processes import gather, gather_with_gradient, own_rows
-from gankd.losses import (
-    ensemble_logit_loss,
-    mcl_loss,
-    mcl_memory_loss,
-    mcl_queue_loss,
-)
-from gankd.losses.precision import full_precision
+from gankd.losses import ensemble_logit_loss, mcl_loss, mcl_memory_loss, mcl_queue_loss
 from gankd.methods.memory_bank import MemoryBank, PositiveSets
-from gankd.methods.peers.base import Online, PeersConfig
+from gankd.methods.peers.base import Online
+from gankd.methods.peers.contrast import ContrastConfig, EmbeddingHead, KeyQueues
 from gankd.methods.setup import Setup
-from gankd.models.taps import Taps
 from gankd.tasks import CLASSIFICATION
 from generators.settings import Count, Positive, Weight
 
 
-class MCLConfig(PeersConfig):
+class MCLConfig(ContrastConfig):
     """sum over peers of the task's loss + weight * the four contrastive terms + logit_weight * following the mean output."""
 
     name: Literal["mcl"] = "mcl"
@@ -42,24 +32,14 @@ class MCLConfig(PeersConfig):
     """batch, memory: images of one class, or (scalar target) whose labels differ by at most `kappa`."""
     kappa: Positive | None = None
     """vicinal: in the labels' units."""
-    weight: Weight = 1.0
-    """Weight of the sum of the four terms."""
     vcl_weight: Weight | None = None
     """Weight of the contrast within a peer. Null: 0.1, and 1 for queues."""
-    soft_vcl_weight: Weight = 1.0
-    """Weight of following the other peers' similarities."""
     icl_weight: Weight | None = None
     """Weight of the contrast between peers. Null: 0.1, and 1 for queues."""
-    soft_icl_weight: Weight = 1.0
-    """Weight of following the other peers' similarities between peers."""
     contrastive_temperature: Positive | None = None
     """Temperature of the similarities. Null: 0.1 within the batch, else 0.07."""
-    temperature: Positive = 3.0
-    """Softens similarities (already over the contrastive temperature) and logits where peers follow one another."""
     include_self: bool = True
     """batch: whether following also covers an image's similarity to itself, the same for every peer."""
-    embedding_width: Count = 128
-    """Width of the embedding heads."""
     logit_weight: Weight = 0.0
     """Weight of following the peers' mean output: both of two peers do, of more the student alone. The paper has 1."""
     negatives: Count = 8192
@@ -132,14 +112,8 @@ class MCL(Online):
                 MemoryBank.of_directions(data.num_samples, width, momentum) for _ in range(config.peers)
             )
         if self.form == "queue":
-            self.key_encoders = copy.deepcopy(nn.ModuleList(self.networks)).requires_grad_(False)
-            self.key_heads = copy.deepcopy(self.heads_of_peers).requires_grad_(False)
             length = min(config.queue_length, data.num_samples)
-            queues = F.normalize(torch.randn(config.peers, width, length), dim=1)
-            self.queues = MemoryBank(
-                queues.permute(2, 0, 1).contiguous()
-            )  # [length, P, D], keys of one image side by side
-            self.register_buffer("queue_end", torch.zeros((), dtype=torch.int64))
+            self.keys = KeyQueues(self.networks, self.heads_of_peers, width, length, config.encoder_momentum)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         config = self.config
@@ -165,16 +139,10 @@ class MCL(Online):
     @property
     def weights(self) -> dict[str, float]:
         """Of the four terms, and the two temperatures."""
-        config, queue = self.config, self.form == "queue"
-        contrast = 1.0 if queue else 0.1
-        return {
-            "contrastive_temperature": config.contrastive_temperature or (0.1 if self.form == "batch" else 0.07),
-            "temperature": config.temperature,
-            "vcl_weight": contrast if config.vcl_weight is None else config.vcl_weight,
-            "soft_vcl_weight": config.soft_vcl_weight,
-            "icl_weight": contrast if config.icl_weight is None else config.icl_weight,
-            "soft_icl_weight": config.soft_icl_weight,
-        }
+        contrast = 1.0 if self.form == "queue" else 0.1
+        defaults = {"vcl_weight": contrast, "icl_weight": contrast}
+        defaults["contrastive_temperature"] = 0.1 if self.form == "batch" else 0.07
+        return {name: defaults[name] if value is None else value for name, value in self.config.weights.items()}
 
     def in_batch(self, embeddings: list[Tensor], batch: Batch) -> tuple[Tensor, ...]:
         """Against the images of the whole batch, over all processes."""
@@ -213,31 +181,13 @@ class MCL(Online):
         """The second view's key is the positive, the keys of earlier batches are the negatives."""
         with torch.no_grad():
             if self.training:
-                self.move_key_encoders()
+                self.keys.follow(self.networks, self.heads_of_peers)
             images = self.normalize(self.augment(batch.images))
-            keys = [
-                head(Taps(encoder, self.taps_of(encoder))(images)[1][0])
-                for encoder, head in zip(self.key_encoders, self.key_heads, strict=True)
-            ]
-        queues = self.queues.rows.permute(1, 2, 0).clone(memory_format=torch.contiguous_format)  # [P, D, length]
-        terms = mcl_queue_loss(queries=queries, keys=keys, queues=queues, **self.weights)
+            keys = self.keys([self.taps_of(network) for network in self.networks], images)
+        terms = mcl_queue_loss(queries=queries, keys=keys, queues=self.keys.queues, **self.weights)
         if self.training:
-            length = len(self.queues.rows)
-            latest = gather(torch.stack(keys, dim=1))[-length:]  # [N, P, D]
-            places = (self.queue_end + torch.arange(len(latest), device=latest.device)) % length
-            self.queues.write(places, latest, gathered=True)
-            self.queue_end = (self.queue_end + len(latest)) % length
+            self.keys.push(keys)
         return terms
-
-    def move_key_encoders(self) -> None:
-        """theta_k = m theta_k + (1 - m) theta_q; batch-norm statistics are the key encoders' own."""
-        pairs = zip(
-            [*self.key_encoders.parameters(), *self.key_heads.parameters()],
-            [*nn.ModuleList(self.networks).parameters(), *self.heads_of_peers.parameters()],
-            strict=True,
-        )
-        for key, query in pairs:
-            key.lerp_(query.detach(), 1 - self.config.encoder_momentum)
 
     def logit_loss(self, outputs: list[Tensor]) -> Tensor:
         """The taught peers follow the mean of all."""
@@ -245,15 +195,3 @@ class MCL(Online):
         return ensemble_logit_loss(
             student_logits=taught, ensemble_logits=outputs, temperature=self.config.temperature, task=self.task
         )
-
-
-class EmbeddingHead(nn.Module):
-    """A pooled feature [N, D_in] to a unit vector [N, D], in full precision."""
-
-    def __init__(self, inputs: int, width: int):
-        super().__init__()
-        self.layers = nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width))
-
-    def forward(self, pooled: Tensor) -> Tensor:
-        with torch.autocast(pooled.device.type, enabled=False):
-            return F.normalize(self.layers(full_precision(pooled)), dim=1)

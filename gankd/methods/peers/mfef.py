@@ -6,8 +6,6 @@ relatives: Kim et al., arXiv 1904.09058 (fusion, losses, branches), Gao et al., 
 between channel groups), Woo et al., "CBAM", arXiv 1807.06521 (the attention).
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 import torch

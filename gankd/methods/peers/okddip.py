@@ -3,8 +3,6 @@
 Chen, Mei, Wang, Feng, Chen, "Online Knowledge Distillation with Diverse Peers", AAAI 2020, arXiv 1912.00350.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 import torch
@@ -13,24 +11,18 @@ from torch import Tensor, nn
 
 from gankd.data.loader import Batch
 from gankd.losses.online import okddip_attention, okddip_divergence
-from gankd.methods.peers.base import RAMP, BranchesConfig, Online, disagreement
+from gankd.methods.peers.base import Online, RampedConfig, disagreement
 from gankd.methods.setup import Setup
-from generators.settings import Count, Positive, Share, Weight
+from generators.settings import Count
 
 
-class OKDDipConfig(BranchesConfig):
+class OKDDipConfig(RampedConfig):
     """sum over peers and leader of the task's loss + weight * w(step) * how far each is from its own target."""
 
     name: Literal["okddip"] = "okddip"
     """The method."""
     peers: Annotated[int, Field(ge=3)] = 4
     """Students, the leader among them."""
-    weight: Weight = 1.0
-    """Weight of what the students learn from one another."""
-    temperature: Positive = 3.0
-    """Temperature that softens both distributions of classes."""
-    ramp: Share = RAMP
-    """Share of the run in which that weight rises to `weight` (80 of 300 epochs)."""
     reduction: Count = 8
     """How many times narrower queries and keys are than the pooled feature."""
 
@@ -71,11 +63,7 @@ class OKDDip(Online):
         features = torch.stack(answers.pooled[1:], dim=1)  # [N, m - 1, D]
         attention = okddip_attention(queries=self.query(features), keys=self.key(features))  # [N, m - 1, m - 1]
         weighted = weight * okddip_divergence(
-            peer_logits=peers,
-            leader_logits=leader,
-            attention=attention,
-            temperature=config.temperature,
-            task=self.task,
+            peer_logits=peers, leader_logits=leader, attention=attention, temperature=config.temperature, task=self.task
         )
         labels = self.label_loss(answers.outputs, batch.labels)
         log = {

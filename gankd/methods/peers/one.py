@@ -3,8 +3,6 @@
 Lan, Zhu, Gong, "Knowledge Distillation by On-the-Fly Native Ensemble", NeurIPS 2018, arXiv 1806.04606.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -14,13 +12,12 @@ from torch import Tensor, nn
 from gankd.data.loader import Batch
 from gankd.losses import one_loss
 from gankd.losses.precision import full_precision
-from gankd.methods.peers.base import RAMP, BranchesConfig, Online
+from gankd.methods.peers.base import Online, RampedConfig
 from gankd.methods.setup import Setup
 from gankd.models.taps import feature_shapes
-from generators.settings import Positive, Share, Weight
 
 
-class ONEConfig(BranchesConfig):
+class ONEConfig(RampedConfig):
     """sum over branches and ensemble of the task's loss + weight * w(step) * how far branches are from the ensemble."""
 
     name: Literal["one"] = "one"
@@ -29,12 +26,6 @@ class ONEConfig(BranchesConfig):
     """Branches, the student's own last stage among them."""
     share: Literal["trunk"] = "trunk"
     """The gate reads the trunk that the branches share."""
-    weight: Weight = 1.0
-    """Weight of what branches learn from the ensemble."""
-    temperature: Positive = 3.0
-    """Temperature that softens both distributions of classes."""
-    ramp: Share = RAMP
-    """Share of the run in which the ensemble's weight rises to `weight` (80 of 300 epochs)."""
 
     cannot_spread: ClassVar[str] = "its branches share a trunk; use okddip or ffl with share: nothing"
 

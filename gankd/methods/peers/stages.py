@@ -1,14 +1,12 @@
 """Networks that answer at every stage, as lmcl has them: a branch, an embedding and a share of the aggregate for each."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from gankd.losses.precision import full_precision
-from gankd.methods.peers.mcl import EmbeddingHead
+from gankd.methods.peers.contrast import EmbeddingHead
 from gankd.models.tail import NetworkTail, reinitialize
 from gankd.models.taps import Taps, default_taps, feature_shapes
 

@@ -3,8 +3,6 @@
 Tian, Krishnan, Isola, "Contrastive Representation Distillation", ICLR 2020, arXiv 1910.10699.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 import torch
@@ -75,8 +73,7 @@ class CRD(Term):
     sides need a bank; rows of the batch move to normalise(momentum M + (1 - momentum) v) after each step. Real and
     synthetic samples have rows alike. All processes write what all of them saw, so that banks stay equal.
 
-    Raises:
-        ValueError: training labels of which one is alike to all others; `kappa` for classes.
+    Raises ValueError: training labels of which one is alike to all others; `kappa` for classes.
 
     >>> student = gankd.distill(student, teacher, real=train, method={"name": "crd", "num_negatives": 64})
 

@@ -3,8 +3,6 @@
 Huang et al., "Knowledge Distillation from A Stronger Teacher" (DIST), NeurIPS 2022, arXiv 2205.10536.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import Tensor

@@ -3,8 +3,6 @@
 Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, arXiv 2203.08679.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import Tensor

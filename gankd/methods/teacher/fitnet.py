@@ -3,16 +3,14 @@
 Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv 1412.6550.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import Tensor, nn
 
 from gankd.losses import hint_loss
 from gankd.methods.setup import Outputs, Setup
-from gankd.methods.taps import ConvRegressor, map_taps, stages
-from gankd.methods.terms import FeatureTermConfig, Term
+from gankd.methods.taps import ConvRegressor, MapTerm, stages
+from gankd.methods.terms import FeatureTermConfig
 from generators.settings import Weight
 
 
@@ -25,7 +23,7 @@ class FitNetConfig(FeatureTermConfig):
     """Weight of the term."""
 
 
-class FitNet(Term):
+class FitNet(MapTerm):
     """mean (r(s) - t)^2, r a convolution with batch norm and ReLU; on the second stage (of one stage: on that).
 
     >>> student = gankd.distill(student, teacher, real=train, method={"name": "fitnet", "weight": 10})
@@ -34,11 +32,11 @@ class FitNet(Term):
     """
 
     Config = FitNetConfig
+    choose = staticmethod(lambda taps: stages(taps)[:2][-1:])
 
     def __init__(self, config: FitNetConfig, setup: Setup):
         super().__init__(config, setup)
-        self.student_taps, self.teacher_taps, *shapes = map_taps(setup, config, lambda taps: stages(taps)[:2][-1:])
-        self.regressors = nn.ModuleList(ConvRegressor(s, t) for s, t in zip(*shapes, strict=True))
+        self.regressors = nn.ModuleList(ConvRegressor(s, t) for s, t in zip(*self.shapes, strict=True))
 
     def forward(self, outputs: Outputs) -> Tensor:
         return sum(

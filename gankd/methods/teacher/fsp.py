@@ -3,16 +3,14 @@
 Yim et al., "A Gift from Knowledge Distillation: Fast Optimization, Network Minimization and Transfer Learning", CVPR 2017.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import Tensor
 
 from gankd.losses import fsp_loss
 from gankd.methods.setup import Outputs, Setup
-from gankd.methods.taps import map_taps
-from gankd.methods.terms import FeatureTermConfig, Term
+from gankd.methods.taps import MapTerm
+from gankd.methods.terms import FeatureTermConfig
 from generators.settings import Positive, Weight
 
 
@@ -29,12 +27,11 @@ class FSPConfig(FeatureTermConfig):
     """Steps of the first stage, before the training's own, as a share of them; its learning rate is constant."""
 
 
-class FSP(Term):
+class FSP(MapTerm):
     """G[c, d] = mean over positions of a_c b_d for consecutive maps a, b (the stem's included); mean (G_s - G_t)^2, summed
     over the pairs. No heads: the student has the teacher's widths.
 
-    Raises:
-        ValueError: maps of unlike widths, or fewer than two of them.
+    Raises ValueError: maps of unlike widths, or fewer than two of them.
 
     >>> from copy import deepcopy  # a student of the teacher's widths
     >>> student = gankd.distill(deepcopy(teacher), teacher, real=train, method="fsp")
@@ -43,17 +40,17 @@ class FSP(Term):
     """
 
     Config = FSPConfig
+    choose = staticmethod(lambda taps: taps[:-1])
     needs_equal_widths = True
 
     def __init__(self, config: FSPConfig, setup: Setup):
         super().__init__(config, setup)
-        self.student_taps, self.teacher_taps, *shapes = map_taps(setup, config, lambda taps: taps[:-1])
         if len(self.student_taps) < 2:
             raise ValueError(
                 "fsp describes the flow between consecutive maps and needs two of either network; name them in "
                 "student_taps and teacher_taps."
             )
-        for s, t, student, teacher in zip(self.student_taps, self.teacher_taps, *shapes, strict=True):
+        for s, t, student, teacher in zip(self.student_taps, self.teacher_taps, *self.shapes, strict=True):
             if student[0] != teacher[0]:
                 raise ValueError(
                     f"fsp needs a student of the teacher's widths, but '{s}' has {student[0]} channels and the teacher's "

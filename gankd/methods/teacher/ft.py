@@ -3,16 +3,14 @@
 Kim, Park and Kwak, "Paraphrasing Complex Network: Network Compression via Factor Transfer", NeurIPS 2018, arXiv 1802.04977.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import Tensor, nn
 
 from gankd.losses import factor_transfer_loss, hint_loss
 from gankd.methods.setup import Outputs, Setup
-from gankd.methods.taps import map_taps, stages
-from gankd.methods.terms import FeatureTermConfig, Term
+from gankd.methods.taps import MapTerm, stages
+from gankd.methods.terms import FeatureTermConfig
 from generators.settings import Count, Positive, Weight
 
 
@@ -59,7 +57,7 @@ class Paraphraser(nn.Module):
         return self.decoder(self.encoder(feature))
 
 
-class FT(Term):
+class FT(MapTerm):
     """q = flatten(mean_c factor^2) to norm 1; mean |q_s - q_t| between the translated student's map and the paraphrased
     teacher's. The first stage trains the paraphraser alone, the second everything but it.
 
@@ -69,15 +67,14 @@ class FT(Term):
     """
 
     Config = FTConfig
+    choose = staticmethod(lambda taps: stages(taps)[-1:])
+    smallest = 2
     first_stage_trains_student = False
     first_stage_modules = ("paraphrasers",)
 
     def __init__(self, config: FTConfig, setup: Setup):
         super().__init__(config, setup)
-        self.student_taps, self.teacher_taps, *shapes = map_taps(
-            setup, config, lambda taps: stages(taps)[-1:], smallest=2
-        )
-        widths = [(s[0], t[0], max(1, int(config.factor_share * t[0]))) for s, t in zip(*shapes, strict=True)]
+        widths = [(s[0], t[0], max(1, int(config.factor_share * t[0]))) for s, t in zip(*self.shapes, strict=True)]
         self.paraphrasers = nn.ModuleList(Paraphraser(teacher, factors) for _, teacher, factors in widths)
         self.translators = nn.ModuleList(encoder(student, factors, norm=True) for student, _, factors in widths)
         self.first_stage_share = config.first_stage

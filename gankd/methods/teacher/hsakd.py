@@ -6,8 +6,6 @@ A teacher needs its auxiliary branches first. `hsakd` trains them on the frozen 
 from a file; `hsakd_teacher` trains a network together with its branches (the paper's Teacher*, a better one).
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal
 
@@ -55,9 +53,8 @@ class HSAKD(Distiller):
 
     p are classes, q_l classes x rotations by the branch of stage l. The last stages of both networks are paired.
 
-    Raises:
-        ValueError: a network that cannot be cut behind its stages, images that are not square; when it is trained, a file
-            of branches that do not fit.
+    Raises ValueError: a network that cannot be cut behind its stages, images that are not square; when it is trained, a
+    file of branches that do not fit.
 
     >>> student = gankd.distill(student, teacher, real=train, method={"name": "hsakd", "stages": 2})
 
@@ -137,8 +134,7 @@ class TeacherBranches(Distiller):
 class HSAKDTeacher(Distiller):
     """CE(p[upright], y) + sum_l CE(q_l, class and rotation): a network that learns together with its branches.
 
-    Raises:
-        ValueError: a network that cannot be cut behind its stages, images that are not square.
+    Raises ValueError: a network that cannot be cut behind its stages, images that are not square.
 
     >>> file = "branches.safetensors"
     >>> teacher = gankd.distill(teacher, real=train, method={"name": "hsakd_teacher", "branches": file})

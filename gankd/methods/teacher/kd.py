@@ -4,23 +4,21 @@ Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, arXiv 1503.
 Li et al., "Curriculum Temperature for Knowledge Distillation", AAAI 2023, arXiv 2211.16231.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import Tensor
 
 from gankd.losses import gaussian_kd_loss, kd_loss, regression_kd_loss
-from gankd.methods.base import MethodConfig
 from gankd.methods.setup import Outputs
 from gankd.methods.temperature import LearnedTemperature, TemperatureSetting, TemperatureTerm
+from gankd.methods.terms import BlendedConfig
 from gankd.tasks import CLASSIFICATION, REGRESSION
 from generators.settings import Positive, Share
 
 NEEDS_BINS = "ctkd learns a softmax temperature; set task.head: bins."
 
 
-class KDConfig(MethodConfig):
+class KDConfig(BlendedConfig):
     """(1 - alpha) task loss + alpha distillation loss."""
 
     name: Literal["kd"] = "kd"
@@ -34,16 +32,6 @@ class KDConfig(MethodConfig):
     more than a blend of both targets; the others add something."""
     delta: Positive = 1.0
     """Where `huber` turns linear, in standard deviations of the labels."""
-
-    @property
-    def weight(self) -> float:
-        """Weight of the term."""
-        return self.alpha
-
-    @property
-    def task_weight(self) -> float:
-        """Weight of the labels' loss."""
-        return 1 - self.alpha
 
     def check_task(self, task_kind: str, head: str = "scalar") -> None:
         if isinstance(self.temperature, LearnedTemperature) and task_kind == REGRESSION and head != "bins":

@@ -3,8 +3,6 @@
 Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv 2104.09044.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch
@@ -93,9 +91,7 @@ class ReviewKD(Term):
         student, teacher = (
             [to_map_shape(path, shape) for path, shape in zip(paths, shapes, strict=True)]
             for paths, shapes in zip(
-                (self.student_taps, self.teacher_taps),
-                setup.shapes(self.student_taps, self.teacher_taps),
-                strict=True,
+                (self.student_taps, self.teacher_taps), setup.shapes(self.student_taps, self.teacher_taps), strict=True
             )
         )
         width = min(512, student[-1][0])

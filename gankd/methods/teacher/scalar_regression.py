@@ -2,8 +2,6 @@
 
 teacher_bounded: Chen, Choi, Yu, Han, Chandraker, "Learning Efficient Object Detection Models with Knowledge
     Distillation", NeurIPS 2017
-attentive_imitation: Saputra, de Gusmao, Almalioglu, Markham, Trigoni, "Distilling Knowledge From a Deep Pose Regressor
-    Network", ICCV 2019, arXiv 1908.00858
 outlier_rejection: after Takamoto, Morishita, Imaoka, "An Efficient Method of Training Small Models for Regression Problems
     with Knowledge Distillation", MIPR 2020, arXiv 2002.12597
 
@@ -11,46 +9,19 @@ s, t, y: the student's and the teacher's predictions and the labels, all standar
 images by heart has no errors there: these methods say most on held-out or synthetic samples.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from gankd.distributed.processes import gather, gather_with_gradient
-from gankd.losses import attentive_hint_loss, bounded_error, kept_label_error, regression_kd_loss, teacher_confidence
+from gankd.losses import bounded_error, kept_label_error, regression_kd_loss
 from gankd.methods.setup import Outputs, Setup
 from gankd.methods.terms import Term, TermConfig
 from gankd.models.taps import default_taps, feature_shapes
 from gankd.tasks import REGRESSION
 from generators.images import to_unit_range
 from generators.settings import Positive, Weight
-
-
-class TrustTerm(Term):
-    """A term with each sample weighted by c = clamp(1 - (t - y)^2 / eta, 0, 1): as far as the teacher can be trusted.
-
-    eta, the range of the teacher's squared errors over the training set, is measured before the first step.
-    """
-
-    reads_teacher_outputs = True
-
-    def __init__(self, config: TermConfig, setup: Setup):
-        super().__init__(config, setup)
-        self.register_buffer("error_range", torch.tensor(torch.inf))  # not measured yet: nothing is held against t
-
-    def prepare(self, setup: Setup) -> None:
-        errors = teacher_distances(setup).square()
-        self.error_range.copy_(errors.max() - errors.min())
-
-    def confidences(self, outputs: Outputs) -> Tensor:
-        """c of every sample, [N]."""
-        return teacher_confidence(
-            teacher_predictions=self.task.prediction(outputs.teacher),
-            labels=self.task.standardize(outputs.labels.float()),
-            error_range=self.error_range,
-        )
 
 
 @torch.no_grad()
@@ -118,35 +89,6 @@ class TeacherBounded(ScalarTerm):
             loss=self.config.loss,
             delta=self.config.delta,
         )
-
-
-class AttentiveImitationConfig(TermConfig):
-    """task_weight * (s - y)^2 + weight * c (s - t)^2."""
-
-    name: Literal["attentive_imitation"] = "attentive_imitation"
-    """The method."""
-    weight: Weight = 0.5
-    """Weight of the imitation, the paper's 1 - alpha."""
-    task_weight: Weight = 0.5
-    """Weight of the labels' loss, the paper's alpha."""
-
-
-class AttentiveImitation(TrustTerm, ScalarTerm):
-    """mean of c (s - t)^2, c = clamp(1 - (t - y)^2 / eta, 0, 1): imitate the teacher as far as it can be trusted.
-
-    eta, the range of the teacher's squared errors over the training set, is measured before the first step.
-
-    >>> student = gankd.distill(student, teacher, real=train, method="attentive_imitation")
-
-    Loss: losses.regression.attentive_imitation_loss
-    """
-
-    Config = AttentiveImitationConfig
-
-    def forward(self, outputs: Outputs) -> Tensor:
-        student, teacher = (self.task.prediction(each) for each in (outputs.student, outputs.teacher))
-        confidences = self.confidences(outputs)
-        return attentive_hint_loss(student_feature=student, teacher_feature=teacher, confidences=confidences)
 
 
 class OutlierRejectionConfig(TermConfig):

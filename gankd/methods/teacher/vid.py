@@ -3,8 +3,6 @@
 Ahn et al., "Variational Information Distillation for Knowledge Transfer", CVPR 2019, arXiv 1904.05835.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Annotated, Literal
 
@@ -15,8 +13,8 @@ from torch import Tensor, nn
 from gankd.losses import vid_loss
 from gankd.losses.features import map_pairs, matched
 from gankd.methods.setup import Outputs, Setup
-from gankd.methods.taps import map_taps
-from gankd.methods.terms import FeatureTermConfig, Term
+from gankd.methods.taps import MapTerm
+from gankd.methods.terms import FeatureTermConfig
 from generators.settings import Weight
 
 SMALLEST_VARIANCE = 1e-5
@@ -65,7 +63,7 @@ class VariationalRegressor(nn.Module):
         )
 
 
-class VID(Term):
+class VID(MapTerm):
     """mean ((mu(s) - t)^2 / var + log var) / 2, summed over the stages; mu and var are trained with the student.
 
     >>> student = gankd.distill(student, teacher, real=train, method="vid")
@@ -77,9 +75,8 @@ class VID(Term):
 
     def __init__(self, config: VIDConfig, setup: Setup):
         super().__init__(config, setup)
-        self.student_taps, self.teacher_taps, *shapes = map_taps(setup, config)
         self.regressors = nn.ModuleList(
-            VariationalRegressor(s[0], t[0], config.initial_variance) for s, t in zip(*shapes, strict=True)
+            VariationalRegressor(s[0], t[0], config.initial_variance) for s, t in zip(*self.shapes, strict=True)
         )
 
     def forward(self, outputs: Outputs) -> Tensor:

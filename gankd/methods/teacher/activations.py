@@ -1,21 +1,69 @@
-"""OFD: the student's maps before the ReLU follow the teacher's where these are positive, and are low where they are not.
+"""Which neurons fire: the student's maps before the ReLU are on the teacher's side of zero.
 
-Heo et al., "A Comprehensive Overhaul of Feature Distillation", ICCV 2019, arXiv 1904.01866.
+ab: Heo et al., "Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons", AAAI 2019, arXiv
+    1811.03233; learned first, then the student is trained on its task alone
+ofd: Heo et al., "A Comprehensive Overhaul of Feature Distillation", ICCV 2019, arXiv 1904.01866; the student
+    follows the teacher where that is positive, and is low where it is not
 """
-
-from __future__ import annotations
 
 import math
 from typing import Literal
 
 from torch import Tensor, nn
 
-from gankd.losses import ofd_loss, ofd_margin
+from gankd.losses import activation_boundary_loss, ofd_loss, ofd_margin
 from gankd.methods.setup import Outputs, Setup
-from gankd.methods.taps import map_taps
-from gankd.methods.terms import FeatureTermConfig, Term
+from gankd.methods.taps import ConvRegressor, MapTerm
+from gankd.methods.terms import FeatureTermConfig
 from gankd.models.taps import batch_norms_before_relu, default_taps
-from generators.settings import Weight
+from generators.settings import Positive, Weight
+
+
+class ABConfig(FeatureTermConfig):
+    """First the sum over stages of a hinge on the signs before the ReLU alone, then the task loss alone."""
+
+    name: Literal["ab"] = "ab"
+    """The method."""
+    weight: Weight = 1.0
+    """0 leaves the term out. Any other weight is the same: the first stage minimises the term alone, unweighted."""
+    task_weight: Positive = 1.0
+    """Weight of the labels' loss, the only one in the second stage."""
+    margin: Positive = 1.0
+    """How far beyond zero the student's maps should be where the teacher's are on one side of it."""
+    first_stage: Positive = 30 / 240
+    """Steps of the first stage, before the training's own, as a share of them; its learning rate is constant."""
+
+
+class AB(MapTerm):
+    """max(m + s, 0)^2 where t <= 0 and max(m - s, 0)^2 where t > 0, summed and halved from stage to stage upwards, of maps
+    before the ReLU. The student's go through connectors (where its shapes differ), which the second stage leaves alone.
+
+    >>> student = gankd.distill(student, teacher, real=train, method="ab")
+
+    Loss: losses.activations.activation_boundary_loss
+    """
+
+    Config = ABConfig
+    preact = True
+    first_stage_modules = ("connectors",)
+
+    def __init__(self, config: ABConfig, setup: Setup):
+        super().__init__(config, setup)
+        self.connectors = nn.ModuleList(
+            nn.Identity() if s == t else ConvRegressor(s, t, relu=False) for s, t in zip(*self.shapes, strict=True)
+        )
+        self.first_stage_share, self.factor = config.first_stage, 0.0
+
+    def forward(self, outputs: Outputs) -> Tensor:
+        student, teacher = self.features(outputs)
+        return activation_boundary_loss(
+            student_features=[connect(s) for connect, s in zip(self.connectors, student, strict=True)],
+            teacher_features=teacher,
+            margin=self.config.margin,
+        )
+
+    def first_stage_loss(self, outputs: Outputs) -> Tensor:
+        return self(outputs)
 
 
 class OFDConfig(FeatureTermConfig):
@@ -45,12 +93,11 @@ class Connector(nn.Module):
         return self.norm(self.convolution(feature))
 
 
-class OFD(Term):
+class OFD(MapTerm):
     """t' = max(t, margin); sum over channels and positions of (s - t')^2, zero where t <= 0 and s <= t'; mean over samples;
     halved from stage to stage upwards. The margin is the mean of a channel's negative values, by its batch norm.
 
-    Raises:
-        ValueError: a teacher whose batch norms before the ReLU are not known.
+    Raises ValueError: a teacher whose batch norms before the ReLU are not known.
 
     >>> student = gankd.distill(student, teacher, real=train, method="ofd")
 
@@ -58,13 +105,13 @@ class OFD(Term):
     """
 
     Config = OFDConfig
+    preact = True
 
     def __init__(self, config: OFDConfig, setup: Setup):
-        super().__init__(config, setup)
         norms = norms_of(setup, config.teacher_taps)
-        self.student_taps, self.teacher_taps, student_shapes, _ = map_taps(setup, config, preact=True)
+        super().__init__(config, setup)
         self.connectors = nn.ModuleList(
-            Connector(shape[0], norms[path]) for shape, path in zip(student_shapes, self.teacher_taps, strict=True)
+            Connector(shape[0], norms[path]) for shape, path in zip(self.shapes[0], self.teacher_taps, strict=True)
         )
 
     def forward(self, outputs: Outputs) -> Tensor:
@@ -78,8 +125,7 @@ class OFD(Term):
 def norms_of(setup: Setup, paths: tuple[str, ...] | None) -> dict[str, nn.BatchNorm2d]:
     """The batch norms that give the margins, by the tap whose channels they have.
 
-    Raises:
-        ValueError: one that is not known.
+    Raises ValueError: one that is not known.
     """
     teacher = setup.teacher.module
     norms: dict[str, nn.BatchNorm2d] = {}
