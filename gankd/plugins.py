@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
+from generators.registry import Registry
 from generators.settings import nearest
 
 T = TypeVar("T")
@@ -34,24 +35,25 @@ PLUGINS: dict[str, ModuleType] = {}
 """The user's files that were loaded, by the name under which they are imported."""
 
 
-def register(kind: str, name: str) -> Callable[[T], T]:
+def register(kind: str, name: str, **defaults: Any) -> Callable[[T], T]:
     """A decorator that enters a class or function under `name` among those of its kind.
 
     Args:
         kind: reader, network, generator_network, augmentation, optimizer or report_section. A method needs none: a class
             with a `Config` registers itself.
+        **defaults: of an optimizer: `learning_rate`, `weight_decay` and the `batch_size` that the rate is for, if any.
 
     Raises:
-        ValueError: an unknown kind, or a name that is taken.
+        ValueError: an unknown kind or default, or a name that is taken.
     """
     if kind == "method":
         raise ValueError("a method registers itself: derive it from gankd.methods.Term or Distiller, with a Config.")
     if kind not in REGISTRIES:
         raise ValueError(f"unknown kind '{kind}'{nearest(kind, set(REGISTRIES) - {'method'})}")
-    return registry(kind).register(name)
+    return registry(kind).register(name, **defaults)
 
 
-def registry(kind: str) -> dict[str, Any]:
+def registry(kind: str) -> Registry[Any]:
     """What there is of a kind, by name."""
     module, name = REGISTRIES[kind]
     return getattr(importlib.import_module(module), name)

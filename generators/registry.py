@@ -26,17 +26,22 @@ class Registry(dict[str, T]):
     """By name, in the order in which they were registered.
 
     kind: what they are, for sentences: "network".
+    defaults: which settings, that stand beside the name, a thing may have defaults of its own for, and what they are else.
     """
 
-    def __init__(self, kind: str):
+    def __init__(self, kind: str, **defaults: Any):
         super().__init__()
-        self.kind = kind
+        self.kind, self.common_defaults = kind, defaults
+        self.own_defaults: dict[str, dict[str, Any]] = {}
 
-    def register(self, name: str) -> Callable[[T], T]:
-        """A decorator that enters a class or function under `name`.
+    def register(self, name: str, **defaults: Any) -> Callable[[T], T]:
+        """A decorator that enters a class or function under `name`, with its own `defaults`.
 
-        Raises ValueError: another one has this name. The same file, imported again, replaces its own.
+        Raises ValueError: another one has this name; an unknown default. The same file, imported again, replaces its own.
         """
+        for key in defaults.keys() - self.common_defaults.keys():
+            known = nearest(key, self.common_defaults) if self.common_defaults else "; it has none"
+            raise ValueError(f"{self.kind} '{name}': unknown default '{key}'{known}")
 
         def enter(thing: T) -> T:
             known = self.get(name)
@@ -44,7 +49,7 @@ class Registry(dict[str, T]):
                 raise ValueError(
                     f"{self.kind} '{name}' of {_origin(thing)} exists already, in {_origin(known)}; take another name."
                 )
-            self[name] = thing
+            self[name], self.own_defaults[name] = thing, defaults
             return thing
 
         return enter
@@ -54,6 +59,10 @@ class Registry(dict[str, T]):
         if name not in self:
             raise ValueError(f"unknown {self.kind} '{name}'{nearest(name, self)}")
         return self[name]
+
+    def defaults(self, name: str) -> dict[str, Any]:
+        """The defaults of the one called `name`."""
+        return {**self.common_defaults, **self.own_defaults.get(name, {})}
 
     def options(self, name: str) -> type[Settings]:
         """The settings of the one called `name`; raises as `find` does."""

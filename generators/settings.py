@@ -47,8 +47,10 @@ class Settings(BaseModel):
             raise ValueError("\n".join(sentences(error, values))) from None
 
     def replace(self, **changes: Any):
-        """Return a copy with `changes`, validated like any other settings; raises as `of` does."""
-        return type(self).of({**self.model_dump(), **changes})
+        """A copy with `changes`, validated like any other settings; raises as `of` does. What was left to a default is left
+        to it again, as that may depend on what changes."""
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self).of({**given, **changes})
 
 
 def sentences(error: ValidationError, values: Any) -> list[str]:

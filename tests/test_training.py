@@ -22,7 +22,7 @@ from gankd.methods import build_distiller, method_config
 from gankd.models.inputs import Normalize
 from gankd.models.teacher import Teacher
 from gankd.tasks import task_of
-from gankd.training import RunContext, TrainingConfig, build_optimizer, fit, rate_factor
+from gankd.training import OPTIMIZERS, RunContext, TrainingConfig, build_optimizer, fit, rate_factor
 
 AUGMENTATION = AugmentationConfig(
     crop_padding=1, horizontal_flip=True, rotation=10, translation=0.1, scale=0.1, cutout=0.25, brightness=0.2
@@ -301,6 +301,49 @@ def test_sgd_has_nesterov_momentum_where_there_is_momentum() -> None:
     for momentum, nesterov in ((0.9, True), (0.0, False)):
         group = build_optimizer(network(), TrainingConfig(optimizer="sgd", momentum=momentum)).param_groups[0]
         assert (group["momentum"], group["nesterov"]) == (momentum, nesterov)
+
+
+def test_nesterovs_momentum_can_be_left_out() -> None:
+    config = TrainingConfig(optimizer="sgd", optimizer_options={"nesterov": False})
+    group = build_optimizer(network(), config).param_groups[0]
+    assert (group["momentum"], group["nesterov"]) == (0.9, False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "rate", "decay"),
+    [
+        ({}, 3e-3, 5e-2),
+        ({"optimizer": "adamw", "learning_rate": None}, 3e-3, 5e-2),
+        ({"optimizer": "sgd"}, 0.05, 5e-4),
+        ({"optimizer": "sgd", "learning_rate": 0.2}, 0.2, 5e-4),
+        ({"optimizer": "sgd", "weight_decay": 0}, 0.05, 0),
+        ({"optimizer": "lars", "batch_size": 1024}, 1.2, 1e-6),
+        ({"optimizer": "lars", "batch_size": 1024, "learning_rate_per": 256}, 1.2, 1e-6),
+        ({"optimizer": "lars", "batch_size": 1024, "learning_rate": 0.2, "learning_rate_per": 256}, 0.8, 1e-6),
+    ],
+)
+def test_rate_and_decay_that_are_not_given_are_the_optimizers_own(settings: dict, rate: float, decay: float) -> None:
+    config = TrainingConfig.of(settings)
+    groups = build_optimizer(network(), config).param_groups
+    assert [group["lr"] for group in groups] == pytest.approx([rate] * len(groups))
+    assert {group["weight_decay"] for group in groups} == {decay, 0}
+    saved = config.model_dump(mode="json")  # which says what was trained with, and says the same when it is read
+    assert saved["weight_decay"] == decay and TrainingConfig.of(saved) == config
+    assert TrainingConfig().replace(**settings) == config  # as gankd.distill(..., optimizer="sgd") does
+
+
+def test_an_optimizer_of_ones_own_says_its_rate_and_decay() -> None:
+    def signs(groups, learning_rate): ...
+
+    register = gankd.register("optimizer", "signs_of_ones_own", learning_rate=1e-4)
+    try:
+        register(signs)
+        config = TrainingConfig(optimizer="signs_of_ones_own")
+        assert (config.learning_rate, config.weight_decay) == (1e-4, 5e-2)
+    finally:
+        OPTIMIZERS.pop("signs_of_ones_own")
+    with pytest.raises(ValueError, match="optimizer 'x': unknown default 'learning_rat'; did you mean 'learning_rate'"):
+        gankd.register("optimizer", "x", learning_rat=1e-4)
 
 
 def test_a_student_without_trainable_weights_is_refused() -> None:

@@ -267,6 +267,16 @@ class ExperimentConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _what_is_chosen_has_images_to_choose_by(self):
+        choices = {
+            "synthesis.rho: validation": self.synthesis.rho == "validation",
+            "generator.score_every": self.generator.score_every and self.generator.checkpoint is None,
+        }
+        for choice in (choice for choice, is_made in choices.items() if is_made and not self.data.validation):
+            raise ValueError(f"{choice} chooses by validation images, and data.validation: 0 leaves none")
+        return self
+
+    @model_validator(mode="after")
     def _initial_backbones_are_the_students(self):
         representation = self.representation
         for name, arm in self.student.arms.items():

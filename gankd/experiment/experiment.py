@@ -12,7 +12,7 @@ from torch import nn
 
 from gankd.data.readers import read_data, read_images
 from gankd.data.sets import ImageSet
-from gankd.evaluation import ProbeResult, labelled_features, measure
+from gankd.evaluation import ProbeResult, labelled_features, measure, network_metrics
 from gankd.experiment.artifacts import fingerprint
 from gankd.experiment.config import ExperimentConfig
 from gankd.models import ModelConfig, build_model, load_checkpoint
@@ -38,7 +38,8 @@ class Experiment:
         self.task = self.task_with(config.task.head)
         self.teacher_task = self.task_of_the_teacher()
         for split in (self.data.pool, self.data.validation, self.data.test):
-            self.task.check(split.labels, split.name)
+            if len(split):  # validation may be empty
+                self.task.check(split.labels, split.name)
         self.num_classes = self.task.num_classes if isinstance(self.task, Classification) else None
         self.label_range = None if self.num_classes else (self.task.label_min, self.task.label_max)
         self.normalize = Normalize.of(self.data.train.images).to(accelerator.device)
@@ -108,6 +109,12 @@ class Experiment:
         if id(dataset) not in self.contents:
             self.contents[id(dataset)] = fingerprint(dataset)
         return self.contents[id(dataset)]
+
+    def validate(self, model: nn.Module, normalize: nn.Module, task: Task) -> dict[str, float] | None:
+        """The metrics of a network on the validation split; None where `data.validation` is 0."""
+        if not len(self.data.validation):
+            return None
+        return network_metrics(model, normalize, task, self.data.validation, accelerator=self.accelerator)
 
     def probe(self, model: nn.Module, on: ImageSet) -> dict[str, ProbeResult]:
         """What the features of a backbone know of the labels of `on`, by the labelled images that probes are fitted to."""

@@ -126,4 +126,5 @@ class BackboneStage(Stage):
         if run.accelerator.is_main_process:
             outputs = run.task.num_outputs
             save_model(self.path, model, run.backbone, run.normalize, num_outputs=outputs, image_shape=run.image_shape)
-        return {"validation": {key: result.value for key, result in run.probe(model, run.data.validation).items()}}
+        found = run.probe(model, run.data.validation) if len(run.data.validation) else None
+        return {"validation": found and {key: result.value for key, result in found.items()}}

@@ -19,7 +19,7 @@ from gankd.methods import build_distiller, sampling_of
 from gankd.models import ModelConfig, load_checkpoint
 from gankd.models.rehearsal import check_trainable
 from gankd.models.teacher import Teacher
-from gankd.tasks import Task
+from gankd.tasks import SCALAR, Regression, Task
 from generators.images import to_unit_range
 from generators.networks import build_networks
 
@@ -60,12 +60,18 @@ def check_data(run) -> None:
         raise ValueError(
             f"data: all images are of one class, '{run.task.class_names[0]}'; classification needs two or more."
         )
+    validation, teacher, task = run.config.data.validation, run.teacher_task, run.task
     for split in ("train", "validation", "test"):
-        if len(getattr(run.data, split)) < 2:
+        if len(getattr(run.data, split)) < 2 and (split != "validation" or validation):
             key = "test" if split == "test" else "validation"
             raise ValueError(
                 f"data.{key}: {split} has a single image, which measures nothing; change the split or add images."
             )
+    if not validation and isinstance(teacher, Regression) and teacher.head == SCALAR != task.head:
+        raise ValueError(
+            f"data.validation: 0 leaves nothing to measure by how much the teacher errs, which a student with task.head: "
+            f"{task.head} learns from a teacher with head: scalar; set validation above 0, or teacher.head: {task.head}."
+        )
 
 
 def check_generator_settings(run) -> None:

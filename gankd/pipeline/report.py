@@ -23,6 +23,8 @@ def make_report(run) -> dict:
             # against validation: a teacher knows its training images too well to compare others with them
             task = run.task.plain()
             try:
+                if not len(run.data.validation):
+                    raise ValueError("data.validation is 0, and test images are for the students alone.")
                 scores = quick_scores(
                     run.generator.result,
                     run.teacher.result.for_task(task),

@@ -9,7 +9,6 @@ from torch import nn
 
 from gankd import api
 from gankd.data.sets import ImageSet
-from gankd.evaluation import network_metrics
 from gankd.experiment.artifacts import file_hash
 from gankd.experiment.config import ArmConfig
 from gankd.experiment.experiment import num_parameters
@@ -64,7 +63,7 @@ class StudentStage(Stage):
             load_checkpoint(model, run.backbone_of(self.arm.initial, self.seed).path / "model.safetensors")
         synthetic = run.synthetic.result if self.arm.synthetic else None
         model = train_student(run, model, self.arm, self.seed, self.label, synthetic=synthetic, directory=self.path)
-        metrics = network_metrics(model, run.normalize, run.task, run.data.validation, accelerator=run.accelerator)
+        metrics = run.validate(model, run.normalize, run.task)
         if run.accelerator.is_main_process:
             save_model(
                 self.path,

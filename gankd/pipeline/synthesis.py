@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from gankd.data.sets import ImageSet
-from gankd.evaluation import network_metrics
 from gankd.experiment.config import ArmConfig
 from gankd.pipeline.stage import Stage, normalize_inputs, task_inputs
 from gankd.pipeline.students import train_student
@@ -76,6 +75,5 @@ class SyntheticStage(Stage):
         arm = ArmConfig(synthetic=shares[0] if shares else "union")
         model = run.build(config.model, config.seeds[0])
         model = train_student(run, model, arm, config.seeds[0], "student for rho", synthetic=synthetic)
-        metrics = network_metrics(model, run.normalize, run.task, run.data.validation, accelerator=run.accelerator)
-        value = metrics[run.task.metric]
+        value = run.validate(model, run.normalize, run.task)[run.task.metric]
         return -value if run.task.higher_is_better else value

@@ -6,7 +6,6 @@ import dataclasses
 from typing import Any
 
 from gankd import api
-from gankd.evaluation import network_metrics
 from gankd.experiment.artifacts import file_hash
 from gankd.experiment.experiment import num_parameters
 from gankd.methods.alone.supervised import Supervised
@@ -59,9 +58,7 @@ class TeacherStage(Stage):
                 **run.training_place,
             )
         model = model.to(run.accelerator.device).eval()
-        metrics = network_metrics(
-            model, run.teacher_normalize, run.teacher_task, run.data.validation, accelerator=run.accelerator
-        )
+        metrics = run.validate(model, run.teacher_normalize, run.teacher_task)
         if run.accelerator.is_main_process:
             save_model(
                 self.path,
@@ -78,7 +75,8 @@ class TeacherStage(Stage):
         run, task = self.run, self.run.teacher_task
         if isinstance(task, Regression) and task.head == SCALAR != run.task.head:  # as widely as it errs, it teaches
             task = dataclasses.replace(task, sigma=self.results["validation"]["rmse"] / task.std or None)
-        if sentence := near_chance(self.results["validation"], run.teacher_task, "validation"):
+        metrics = self.results["validation"]
+        if metrics and (sentence := near_chance(metrics, run.teacher_task, "validation")):
             run.console.print(f"  warning: {sentence}", markup=False, style="yellow", soft_wrap=True)
         model, normalize = load_model(self.path)
         features, device = run.config.teacher.features, run.accelerator.device

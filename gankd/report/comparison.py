@@ -103,13 +103,16 @@ def key_result(metrics: dict) -> str:
 def compare(arms: Collection[dict], metric: str, name: str, task: dict, decimals: int) -> str:
     """The best arm with synthetic data against the best without, both chosen on validation by `metric`, in words `name`.
 
+    Where there is no validation split and several arms to choose from, none is named: the test split is not for choices.
     "Reaches" needs a difference of the means above twice its standard error; otherwise it "does not beat".
     """
     sign = 1 if task["higher_is_better"] else -1
     value = lambda arm: with_spread(arm["test"][metric], decimals, task["unit"])  # noqa: E731
+    sides = [[arm for arm in arms if (arm["synthetic"] != 0) == synthetic] for synthetic in (True, False)]
+    if any(len(side) > 1 for side in sides) and not all(arm["validation"] for arm in arms):
+        return f"The table shows the {name} of {len(arms)} arms; without validation images none of them is chosen"
     best = lambda arms: max(arms, key=lambda arm: sign * arm["validation"][metric]["mean"], default=None)  # noqa: E731
-    ours = best([arm for arm in arms if arm["synthetic"] != 0])
-    real = best([arm for arm in arms if arm["synthetic"] == 0])
+    ours, real = (best(side) if len(side) > 1 else next(iter(side), None) for side in sides)
     title = capital((ours or real)["title"])
     if ours is None or real is None:
         return f"{title} reaches a {name} of {value(ours or real)}"

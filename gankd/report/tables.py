@@ -39,6 +39,7 @@ def summarize(experiment) -> dict:
         manifest = read_manifest(experiment.directory / "synthetic")
         synthesis = {key: value for key, value in manifest.items() if key not in ("shards", "inputs")}
         synthesis |= recorded["synthetic"]
+    choices = "choices on the validation split" if len(data.validation) else "no validation split, and nothing chosen"
     return {
         "name": config.name,
         "title": config.title,
@@ -69,7 +70,7 @@ def summarize(experiment) -> dict:
         "synthesis": synthesis,
         "representation": summarize_backbones(experiment, recorded),
         "arms": summarize_arms("students", config.student, recorded, on_test),
-        "protocol": "networks after their last step; choices on the validation split; test split read once, for this table",
+        "protocol": f"networks after their last step; {choices}; test split read once, for this table",
         "provenance": {
             **provenance.versions(),
             "configuration": provenance.config_hash(config),
@@ -90,13 +91,14 @@ def summarize_arms(
     arms = {}
     for name, arm in config.arms.items():
         paths = [f"{folder}/{name}/seed-{seed}" for seed in config.seeds]
+        has_validation = recorded[paths[0]]["validation"] is not None
         arms[name] = {
             "title": arm.title or name,
             "synthetic": arm.synthetic,
             "method": arm.method.model_dump(mode="json"),
             "seeds": list(config.seeds),
             "test": _collect([on_test(path) for path in paths]),
-            "validation": _collect([recorded[path]["validation"] for path in paths]),
+            "validation": _collect([recorded[path]["validation"] for path in paths]) if has_validation else None,
             "seconds": [recorded[path]["seconds"] for path in paths],
         }
     return arms

@@ -26,13 +26,15 @@ class TrainingConfig(Settings):
     decayed), or one of a plugin."""
     optimizer_options: dict[str, Any] = {}
     """Further settings of that optimiser, e.g. {nesterov: false} of sgd or {betas: [0.9, 0.95]} of adamw."""
-    learning_rate: Positive = 3e-3
-    """The peak of the learning rate."""
     learning_rate_per: Count | None = None
     """The batch size that `learning_rate` is for; the peak grows in proportion to `batch_size` (256 in Squeeze and Span,
     VICReg and SimSiam: learning_rate * batch_size / 256). Null: `learning_rate` is the peak whatever the batch."""
-    weight_decay: Weight = 5e-2
-    """Weight decay of matrices and kernels; of biases and normalisation parameters too with `decay_all`."""
+    learning_rate: Positive | None = None
+    """The peak of the learning rate. Null: the optimiser's own (adamw 0.003, sgd 0.05, lars 0.3 for a batch of 256 and in
+    proportion for others)."""
+    weight_decay: Weight | None = None
+    """Weight decay of matrices and kernels; of biases and normalisation parameters too with `decay_all`. Null: the
+    optimiser's own (adamw 0.05, sgd 0.0005, lars 0.000001)."""
     decay_all: bool = False
     """Whether biases and normalisation parameters are decayed as well, as Squeeze and Span and SimReg train."""
     synchronize_batch_norm: bool = False
@@ -48,9 +50,6 @@ class TrainingConfig(Settings):
     """Share of the run in which the learning rate first rises linearly."""
     augmentation: AugmentationConfig = AugmentationConfig()
     """Random changes of the training images."""
-    synchronize_batch_norm: bool = False
-    """Whether batch norms take mean and variance over the images of all processes, as one process with the whole batch does,
-    and not over those of their own."""
     views: Count | None = None
     """Every sample has this many augmented views, which repeat from pass to pass; the teacher answers each once, unless its
     features are read too, and its answers are kept. 1 without augmentation. Null: fresh views all the time."""
@@ -58,6 +57,19 @@ class TrainingConfig(Settings):
     """Steps between two lines in the log."""
     checkpoint_every: Count = 500
     """Steps between two checkpoints."""
+
+    @field_validator("learning_rate", "weight_decay")
+    @classmethod
+    def _null_means_the_optimizers_own(cls, value: float | None, known: ValidationInfo) -> float | None:
+        settings, name = known.data, known.field_name
+        if value is not None or not {"optimizer", "batch_size"} <= settings.keys():
+            return value
+        defaults = OPTIMIZERS.defaults(settings["optimizer"])
+        if name == "learning_rate" and defaults["batch_size"] is not None:
+            return (
+                defaults[name] * (settings.get("learning_rate_per") or settings["batch_size"]) / defaults["batch_size"]
+            )
+        return defaults[name]
 
     @field_validator("optimizer")
     @classmethod

@@ -1,9 +1,10 @@
 """The optimisers by name: ours, and those that a user's own file registers.
 
-    @gankd.register("optimizer", "lion")
+    @gankd.register("optimizer", "lion", learning_rate=3e-4, weight_decay=0.1)
     def lion(groups, learning_rate, *, betas: tuple[float, float] = (0.9, 0.99)) -> torch.optim.Optimizer: ...
 
 The keyword arguments are the settings of `optimizer_options`; `groups` are parameter groups with their weight decay.
+Rate and decay are for configurations that say none; with `batch_size` too, that rate grows in proportion to the batch.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import nn
 from generators.registry import Registry
 from generators.settings import Positive, Share
 
-OPTIMIZERS = Registry("optimizer")
+OPTIMIZERS = Registry("optimizer", learning_rate=3e-3, weight_decay=5e-2, batch_size=None)
 Momentum = Annotated[float, Field(ge=0, lt=1, description="Share of the last update in the next.")]
 Nesterov = Annotated[bool, Field(description="Whether the gradient is taken where the momentum leads.")]
 Betas = Annotated[tuple[Share, Share], Field(description="Decay of the means of gradients and of their squares.")]
@@ -25,7 +26,7 @@ Epsilon = Annotated[Positive, Field(description="What keeps the denominator from
 Trust = Annotated[Positive, Field(description="Length of a step as a share of the weights' length.")]
 
 
-@OPTIMIZERS.register("sgd")
+@OPTIMIZERS.register("sgd", learning_rate=0.05, weight_decay=5e-4)  # Tian et al., CRD, 2020: what its table trains with
 def sgd(groups: list[dict], learning_rate: float, *, momentum: Momentum = 0.9, nesterov: Nesterov = True):
     """Stochastic gradient descent; Nesterov's momentum unless there is none."""
     return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=nesterov and momentum > 0)
@@ -37,7 +38,7 @@ def adamw(groups: list[dict], learning_rate: float, *, betas: Betas = (0.9, 0.99
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=True)
 
 
-@OPTIMIZERS.register("lars")
+@OPTIMIZERS.register("lars", learning_rate=0.3, batch_size=256, weight_decay=1e-6)  # Chen et al., SimCLR, 2020
 def lars(groups: list[dict], learning_rate: float, *, momentum: Momentum = 0.9, trust_coefficient: Trust = 1e-3):
     """Layer-wise adaptive rates, see `gankd.training.lars`."""
     from gankd.training.lars import LARS
