@@ -30,9 +30,9 @@ def class_columns(names: Sequence[str], others: Sequence[str], whose: str) -> li
     for name in (names := [name.strip() for name in names]):
         if others.count(name) != 1:
             known = ", ".join(others[:10]) + (", ..." if len(others) > 10 else "")
+            problem = "named twice by" if name in others else "not one of"
             raise ValueError(
-                f"class '{name}' of the data is {'named twice by' if name in others else 'not one of'} {whose}, whose classes "
-                f"are {known}{nearest(name, others)} (a teacher that means the same by other names: Teacher(network, "
-                "normalize, task=gankd.task_of(train)))"
+                f"class '{name}' of the data is {problem} {whose}, whose classes are {known}{nearest(name, others)} "
+                "(a teacher that means the same by other names: Teacher(network, normalize, task=gankd.task_of(train)))"
             )
     return [others.index(name) for name in names]
