@@ -11,6 +11,7 @@ from gankd.data.sets import ImageSet
 from gankd.experiment.artifacts import fingerprint
 from gankd.models import build_model
 from gankd.models.inputs import Normalize, card_of
+from generators import wrap
 
 IMAGES = torch.randint(0, 256, (12, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 CLASSES, SCALARS = (ImageSet(IMAGES, labels, name="mine") for labels in (torch.arange(12) % 3, torch.arange(12) / 11))
@@ -83,3 +84,13 @@ def test_f9_networks_of_equal_weights_and_other_layers_differ() -> None:
     assert fingerprint(first) == fingerprint(second)
     second[2] = nn.Tanh()
     assert fingerprint(first) != fingerprint(second)
+
+
+@pytest.mark.parametrize("label", [{"num_classes": 3}, {"label_range": (0.0, 1.0)}])
+def test_f9_functions_that_are_wrapped_as_generators_are_known_by_what_they_draw(label: dict) -> None:
+    """There is no weight to compare: a store of one was read back for another."""
+
+    def drawing(level: float):
+        return wrap(lambda z, y: torch.full((len(z), 3, 8, 8), level), resolution=8, latent_dim=4, **label)
+
+    assert fingerprint(drawing(0.5)) == fingerprint(drawing(0.5)) != fingerprint(drawing(-0.5))

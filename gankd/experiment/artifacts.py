@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from generators.checkpoints import read_json, replace_whole
+from generators.wrapping import WrappedGenerator
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -244,12 +245,12 @@ def fingerprint(value: Tensor | ImageSet | Teacher | nn.Module) -> str:
     if isinstance(value, Tensor):
         data = value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
         return digest(f"{value.dtype}{tuple(value.shape)}".encode() + data)
-    if hasattr(value, "images"):  # an ImageSet
+    if not isinstance(value, nn.Module) and hasattr(value, "images"):  # an ImageSet
         images = value.images
         if (generator := getattr(images, "generator", None)) is not None:
             return digest(f"{fingerprint(generator)}{generator.feature_names}{images.seed}{images.shape}".encode())
         return value.fingerprint()
-    if hasattr(value, "module") and hasattr(value, "normalize"):  # a Teacher
+    if not isinstance(value, nn.Module):  # a Teacher
         normalization = "".join(name + fingerprint(buffer) for name, buffer in value.normalize.named_buffers())
         return digest(f"{fingerprint(value.module)}{normalization}{value.feature_path}{value.task}".encode())
     config = getattr(value, "config", {})
@@ -258,5 +259,9 @@ def fingerprint(value: Tensor | ImageSet | Teacher | nn.Module) -> str:
     )
     state = sorted((name, entry) for name, entry in value.state_dict().items() if isinstance(entry, Tensor))
     weights = "".join(name + fingerprint(tensor) for name, tensor in state)
+    if isinstance(value, WrappedGenerator) and not isinstance(value.source, nn.Module):  # is known by what it draws
+        labels = torch.tensor([0] if value.is_class_conditional else value.config.label_range)
+        latents = torch.linspace(-1, 1, len(labels) * value.config.latent_dim).view(len(labels), -1)
+        weights = fingerprint(value.sample(labels, latents.to(value.device)).mul(8).round())
     structure = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value)) if not config else ""  # layers without weights
     return digest((json.dumps(config, sort_keys=True, default=str) + structure + weights).encode())
