@@ -309,8 +309,15 @@ def synthesize(
     from gankd.synthesis.stage import Synthesis
     from gankd.synthesis.store import load_store
     from gankd.training.context import no_log
-    from gankd.training.distillation import as_teacher, asked_task, in_task
+    from gankd.training.distillation import as_teacher, asked_task, check_networks, in_task
+    from generators.interface import ConditionalGenerator
 
+    if not isinstance(generator, ConditionalGenerator):
+        raise ValueError(
+            f"generator is a {type(generator).__name__}; give one of load_generator, or generators.wrap(...) of a network "
+            "or a function of latents and labels."
+        )
+    check_networks(nn.Module(), teacher)
     accelerator = accelerator or Accelerator()
     real, directory = as_image_set(real, "real"), Path(directory)
     task = asked_task(task, real)

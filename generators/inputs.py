@@ -25,6 +25,8 @@ def read_inputs(images: Any, labels: Any = None) -> tuple[Images, Tensor]:
         images, labels = read_samples(images)
     if hasattr(images, "__array__") and not isinstance(images, Tensor):
         images = torch.as_tensor(images)
+    if isinstance(images, Tensor) and images.ndim == 4 and images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
+        images = images.permute(0, 3, 1, 2).contiguous()  # channels last, as arrays often have them
     try:
         labels = torch.as_tensor(labels)
     except (TypeError, ValueError) as error:

@@ -12,6 +12,7 @@ from gankd.experiment.artifacts import fingerprint
 from gankd.models import build_model
 from gankd.models.inputs import Normalize, card_of
 from generators import wrap
+from generators.inputs import read_inputs
 
 IMAGES = torch.randint(0, 256, (12, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 CLASSES, SCALARS = (ImageSet(IMAGES, labels, name="mine") for labels in (torch.arange(12) % 3, torch.arange(12) / 11))
@@ -94,3 +95,28 @@ def test_f9_functions_that_are_wrapped_as_generators_are_known_by_what_they_draw
         return wrap(lambda z, y: torch.full((len(z), 3, 8, 8), level), resolution=8, latent_dim=4, **label)
 
     assert fingerprint(drawing(0.5)) == fingerprint(drawing(0.5)) != fingerprint(drawing(-0.5))
+
+
+def test_g_what_is_no_generator_or_no_teacher_is_one_sentence(tmp_path) -> None:
+    made = {"real": CLASSES, "num_samples": 3, "directory": tmp_path / "store"}
+    with pytest.raises(ValueError, match=r"generator is a builtin_function_or_method; .*generators.wrap"):
+        gankd.synthesize(len, network(), **made)
+    generator = wrap(lambda z, y: torch.zeros(len(z), 3, 8, 8), resolution=8, latent_dim=4, num_classes=3)
+    with pytest.raises(ValueError, match="teacher is a str"):
+        gankd.synthesize(generator, "runs/digits/teacher", **made)
+    assert not (tmp_path / "store").exists()
+
+
+def test_g_arrays_with_channels_last_train_a_generator() -> None:
+    images, labels = read_inputs(IMAGES.permute(0, 2, 3, 1).numpy(), CLASSES.labels)
+    assert torch.equal(images, IMAGES) and torch.equal(labels, CLASSES.labels)
+
+
+def test_h_a_log_has_lines_and_no_bars_while_samples_are_drawn(tmp_path, capsys) -> None:
+    generator = wrap(
+        lambda z, y: z.new_ones(len(z), 3, 8, 8) * (y.view(-1, 1, 1, 1) - 1), resolution=8, latent_dim=4, num_classes=3
+    )
+    off = {"force": True, "rho": None, "subsample": {"enabled": False}, "chunk_size": 6}
+    gankd.synthesize(generator, network(), real=CLASSES, num_samples=3, directory=tmp_path / "store", **off)
+    said = capsys.readouterr().err
+    assert "candidates" in said and "\r" not in said and "%|" not in said
