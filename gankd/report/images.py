@@ -66,8 +66,7 @@ def images_section(sources: dict[str, ImageSet], rows: list[Row], unit: str) -> 
         for dataset, members, kind in zip(sources.values(), parts, kinds, strict=True):
             members = members[:count] if count else members
             members = members[dataset.labels[members].argsort(stable=True)]
-            description = f"{kind} images, label {row.title}"
-            cells.append(strip(dataset.images[members], description) if len(members) else "none")
+            cells.append(strip(dataset.images[members], f"{kind} images, label {row.title}"))
         body.append(cells)
     where = "in the training split and in the store" if len(sources) > 1 else "in the training split"
     caption = f"The first images of each label {where}, not hand-picked."
@@ -82,7 +81,7 @@ def label_head(labels: Tensor, unit: str) -> str:
 
 
 def strip(images: Tensor, description: str) -> str:
-    return plots.strip_to_png(images, IMAGES_PER_ROW, description)
+    return plots.strip_to_png(images, IMAGES_PER_ROW, description) if len(images) else "none"
 
 
 def images_table(head: list[str], body: list[list[str]]) -> str:

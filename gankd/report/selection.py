@@ -145,7 +145,7 @@ def fates_figure(examples: dict[str, Tensor], rows: list[Row], task: dict) -> st
             if fate == "teacher":
                 members = members[examples["teacher.errors"][members].argsort(descending=True, stable=True)]
             images = examples[f"{fate}.images"][members[:IMAGES_PER_ROW]]
-            cells.append(strip(images, f"{FATE_NAMES[fate]}, label {row.title}") if len(images) else "none")
+            cells.append(strip(images, f"{FATE_NAMES[fate]}, label {row.title}"))
         body.append(cells)
     caption = "Candidates by the label that the generator was given. Kept: the first drawn."
     if "ratio" in fates:

@@ -13,6 +13,7 @@ from gankd.experiment import provenance
 from gankd.experiment.config import RepresentationConfig, StudentConfig
 from gankd.experiment.experiment import num_parameters
 from gankd.fidelity.scores import score_rows
+from gankd.models import ModelConfig
 from gankd.models.store import load_model
 from gankd.report.comparison import backbones_table, students_table
 from gankd.report.text import plain_console
@@ -34,7 +35,15 @@ def summarize(experiment) -> dict:
         answers_in = getattr(model, "output_task", task)  # a teacher may have another head, or other units
         return network_metrics(model, normalize, answers_in, data.test, accelerator=experiment.accelerator)
 
-    synthesis = None
+    def network(model: ModelConfig, *task: Task) -> dict:
+        return {"network": model.name, "parameters": num_parameters(experiment.network(model, *task))}
+
+    teacher = generator = synthesis = None
+    if "teacher" in recorded:
+        teacher = network(config.teacher.model, experiment.teacher_task)
+        teacher |= {"test": on_test("teacher"), **recorded["teacher"]}
+    if "generator" in recorded:
+        generator = {"trained": config.generator.checkpoint is None, **recorded["generator"]}
     if "synthetic" in recorded:
         manifest = read_manifest(experiment.directory / "synthetic")
         synthesis = {key: value for key, value in manifest.items() if key not in ("shards", "inputs")}
@@ -50,23 +59,13 @@ def summarize(experiment) -> dict:
             "image_shape": data.train.image_shape,
             **{part: len(getattr(data, part)) for part in ("train", "pool", "validation", "test")},
         },
-        "teacher": {
-            "network": config.teacher.model.name,
-            "parameters": num_parameters(experiment.network(config.teacher.model, experiment.teacher_task)),
-            "test": on_test("teacher"),
-            **recorded["teacher"],
-        }
-        if "teacher" in recorded
-        else None,
+        "teacher": teacher,
         "student": {
-            "network": config.student.model.name,
-            "parameters": num_parameters(experiment.network(config.student.model)),
+            **network(config.student.model),
             "batch_size": config.student.batch_size,
             "steps": config.student.resolved(len(data.train)).steps,
         },
-        "generator": {"trained": config.generator.checkpoint is None, **recorded["generator"]}
-        if "generator" in recorded
-        else None,
+        "generator": generator,
         "synthesis": synthesis,
         "representation": summarize_backbones(experiment, recorded),
         "arms": summarize_arms("students", config.student, recorded, on_test),
