@@ -153,6 +153,16 @@ SELF_SUPERVISED = AugmentationConfig(
 """What methods without labels compare, as VICReg and Squeeze and Span do, but for the flip, which not all images bear."""
 
 
+COLOUR_CHANGES = {
+    "brightness": adjust_brightness,
+    "contrast": adjust_contrast,
+    "saturation": adjust_saturation,
+    "hue": adjust_hue,
+    "greys": greyscale,
+}
+"""In their order, by the names of their draws."""
+
+
 class SampleRandom:
     """Random numbers for the samples of a batch: each sample's are a function of its own seed and of what was asked before.
 
@@ -229,12 +239,9 @@ class Augment(nn.Module):
         if config.rotation or config.translation or config.scale:
             draws["angles"], draws["shifts"] = around(0, config.rotation), around(0, config.translation, 2)
             draws["scales"] = around(1, config.scale)
-        if config.brightness:
-            draws["brightness"] = around(1, config.brightness)
-        if config.contrast:
-            draws["contrast"] = around(1, config.contrast)
-        if config.saturation:
-            draws["saturation"] = around(1, config.saturation)
+        for name in ("brightness", "contrast", "saturation"):
+            if spread := getattr(config, name):
+                draws[name] = around(1, spread)
         if config.cutout:
             centres = [torch.randint(length, (num_images,), **where) for length in size]
             draws["centres"] = torch.stack(centres, dim=1)  # (row, column)
@@ -275,16 +282,9 @@ class Augment(nn.Module):
             images = to_unit_range(images)
         if "angles" in draws:
             images = affine(images, draws["angles"], draws["shifts"], draws["scales"])
-        if "brightness" in draws:
-            images = adjust_brightness(images, draws["brightness"])
-        if "contrast" in draws:
-            images = adjust_contrast(images, draws["contrast"])
-        if "saturation" in draws:
-            images = adjust_saturation(images, draws["saturation"])
-        if "hue" in draws:
-            images = adjust_hue(images, draws["hue"])
-        if "greys" in draws:
-            images = greyscale(images, draws["greys"])
+        for name, change in COLOUR_CHANGES.items():
+            if name in draws:
+                images = change(images, draws[name])
         if "sigmas" in draws:
             images = gaussian_blur(images, draws["sigmas"], math.ceil(2 * self.config.blur[1]))
         if "centres" in draws:

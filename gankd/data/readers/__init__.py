@@ -1,4 +1,13 @@
-"""Where data comes from: every source by its name, and the way from a source to train, validation and test."""
+"""Where data comes from: every source by its name, and the way from a source to train, validation and test.
+
+    @READERS.register("my_set")
+    def read_my_set(config: DataConfig, kind: Kind, *, year: int = 2020):
+        root = config.place()
+        return train, test      # each an `ImageSet` or what `as_image_set` takes; test None: it is cut from train
+
+The keyword-only parameters are its own settings, beside the common ones in a YAML: `data: {name: my_set, year: 2021}`. A
+class will do as well: its constructor takes the same arguments, and what it makes is a `Dataset` to train on.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -7,7 +16,7 @@ import torch
 
 from gankd.data.config import READERS, DataConfig, Kind
 from gankd.data.inputs import as_image_set
-from gankd.data.readers import arrays, embedded, folders, tables, torchvision_sets  # noqa: F401  they register themselves
+from gankd.data.readers import arrays, folders, known_sets, tables  # noqa: F401  they register themselves
 from gankd.data.readers.images import encoded_images, find_images, resized
 from gankd.data.sets import ImageSet, match_classes, scalar_labels
 from gankd.data.splits import Splits, check_classes, few_shot, hold_out

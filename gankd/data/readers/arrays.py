@@ -10,7 +10,6 @@ import torch
 from gankd.data.config import READERS, DataConfig, Kind
 from gankd.data.readers.images import Encoded, array_images, encoded_images
 from gankd.data.readers.labels import encode_labels
-from gankd.data.readers.source import require_root
 from gankd.data.sets import ImageSet
 from generators.settings import nearest
 
@@ -91,7 +90,7 @@ def read_hdf5(root: Path, config: DataConfig) -> tuple[ImageSet, ImageSet | None
 
 
 def _open_npz(config: DataConfig):
-    root = require_root(config)
+    root = config.place()
     try:
         if zipfile.is_zipfile(root):
             return numpy.load(root, allow_pickle=False)

@@ -9,7 +9,6 @@ from gankd.class_names import sorted_class_names
 from gankd.data.config import READERS, DataConfig, Kind
 from gankd.data.readers.arrays import BLOCK, read_hdf5
 from gankd.data.readers.images import encoded_images, find_images, image_suffixes
-from gankd.data.readers.source import require_kind, require_root
 from gankd.data.readers.tables import read_text
 from gankd.data.sets import ImageSet
 from generators.settings import nearest
@@ -21,8 +20,8 @@ def read_image_folder(config: DataConfig, kind: Kind) -> tuple[ImageSet, ImageSe
 
     Raises ValueError: no class folders, one without images, or a test class that train does not have.
     """
-    require_kind(config, kind, "classification")
-    train, test = _split_folders(require_root(config))
+    config.require_kind(kind, "classification")
+    train, test = _split_folders(config.place())
     classes = sorted_class_names(folder.name for folder in _folders(train))
     if not classes:
         raise ValueError(f"data.root: {train} has no class folders; expected {train}/CLASS/*.png (or .jpg, ...).")
@@ -40,8 +39,8 @@ def read_imagenet100(config: DataConfig, kind: Kind) -> tuple[ImageSet, ImageSet
 
     Raises ValueError: no list, a class listed twice, or a listed class without a folder or images.
     """
-    require_kind(config, kind, "classification")
-    root = require_root(config)
+    config.require_kind(kind, "classification")
+    root = config.place()
     lists = [root / name for name in ("classes.txt", "imagenet100.txt") if (root / name).is_file()]
     if not lists:
         raise ValueError(f"data.root: {root} has no classes.txt; list the class folders in it, one a line.")
@@ -60,8 +59,8 @@ def read_utkface(config: DataConfig, kind: Kind) -> tuple[ImageSet, ImageSet | N
 
     Raises ValueError: image files whose names do not begin with an age.
     """
-    require_kind(config, kind, "regression")
-    root = require_root(config)
+    config.require_kind(kind, "regression")
+    root = config.place()
     if root.is_file():
         return read_hdf5(root, config)
     files = find_images(root)
@@ -87,8 +86,8 @@ def read_steering_angle(config: DataConfig, kind: Kind) -> tuple[ImageSet, Image
 
     Raises ValueError: no data.txt, a line of another form, or a frame that does not exist; with the line.
     """
-    require_kind(config, kind, "regression")
-    root = require_root(config)
+    config.require_kind(kind, "regression")
+    root = config.place()
     if root.is_file():
         return read_hdf5(root, config)
     table = root / "data.txt"

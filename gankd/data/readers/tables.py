@@ -11,7 +11,6 @@ import torch
 from gankd.data.config import READERS, DataConfig, Kind
 from gankd.data.readers.images import encoded_images
 from gankd.data.readers.labels import encode_labels
-from gankd.data.readers.source import require_root
 from gankd.data.sets import ImageSet
 from generators.settings import nearest
 
@@ -29,7 +28,7 @@ def read_csv(config: DataConfig, kind: Kind, *, label: str = "label") -> tuple[I
     Raises ValueError: a missing column, a file that does not exist, an unknown split, a label that is missing or no
     number, or a row that does not fit the header; with the line of the table.
     """
-    table = require_root(config)
+    table = config.place()
     table = table / "labels.csv" if table.is_dir() else table
     if not table.is_file():
         raise ValueError(f"data.root: {table} does not exist; name a CSV file or a folder with labels.csv.")
