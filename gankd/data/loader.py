@@ -146,20 +146,11 @@ class BatchSource:
         # Permutations live where they index: one copy to the device a pass, none a step.
         on_device = self.resident and self.live is None
         self.index_device = index_device = self.device if on_device else torch.device("cpu")
-        if num_synthetic is None:
-            parts = [_EndlessPasses(self.num_samples, num_drawn, seed=seed, device=index_device)]
-        else:
-            parts = [
-                _EndlessPasses(self.num_real, num_drawn - num_synthetic, seed=seed, device=index_device),
-                _EndlessPasses(
-                    self.num_samples - self.num_real,
-                    num_synthetic,
-                    seed=mix(seed, "synthetic"),
-                    device=index_device,
-                    offset=self.num_real,
-                ),
-            ]
-        self.parts = [part for part in parts if part.num_per_step > 0]
+        ranges = [(0, self.num_samples, num_drawn, seed)]
+        if num_synthetic is not None:
+            ranges = [(0, self.num_real, num_drawn - num_synthetic, seed)]
+            ranges += [(self.num_real, self.num_samples, num_synthetic, mix(seed, "synthetic"))]
+        self.parts = [_EndlessPasses(*each, device=index_device) for each in ranges if each[2] > 0]
         self.pairs = None
         if sampling != "uniform":
             groups = self.labels.cpu()
@@ -300,10 +291,10 @@ def ordered_batches(
 
 
 class _EndlessPasses:
-    """One permutation of a set after the other, `num_per_step` samples a step; the set begins at `offset`."""
+    """One permutation of the samples from `offset` up to `end` after the other, `num_per_step` of them a step."""
 
-    def __init__(self, num_samples: int, num_per_step: int, *, seed: int, device: torch.device, offset: int = 0):
-        self.num_samples, self.num_per_step, self.offset = num_samples, num_per_step, offset
+    def __init__(self, offset: int, end: int, num_per_step: int, seed: int, *, device: torch.device):
+        self.num_samples, self.num_per_step, self.offset = end - offset, num_per_step, offset
         self.seed, self.device = seed, device
         self.passes: dict[int, Tensor] = {}
 

@@ -58,12 +58,9 @@ class AFD(Online):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         config = self.config
-        views, batch = self.views_of(batch)
-        answers = self.answer(views)
-        outputs = answers.outputs
-        self.update_running_loss(outputs, batch.labels)
+        answers, batch = self.answers_to(batch)
         loss, labels, mutual = dml_loss(
-            student_logits=outputs,
+            student_logits=answers.outputs,
             labels=batch.labels,
             temperature=config.temperature,
             kd_weight=config.weight,

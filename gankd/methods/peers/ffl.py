@@ -114,10 +114,8 @@ class FFL(Online):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         config, weight = self.config, self.config.weight * self.ramp
-        views, batch = self.views_of(batch)
-        answers = self.answer(views)
+        answers, batch = self.answers_to(batch)
         outputs, maps = answers.outputs, answers.maps
-        self.update_running_loss(outputs, batch.labels)
         fused = self.fuse([each.detach() for each in maps] if config.detach_fusion_input else maps)
         loss, labels, to_students, to_fused = mfef_loss(
             student_logits=outputs,
