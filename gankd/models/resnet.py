@@ -21,8 +21,8 @@ def initialize_convolutions(network: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
-def projection(in_channels: int, out_channels: int, stride: int) -> nn.Module:
-    """1x1 convolution and BN where a block changes the shape of its input."""
+def projection(in_channels: int, out_channels: int, stride: int = 1) -> nn.Module:
+    """1x1 convolution and BN, as where a block changes the shape of its input."""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), nn.BatchNorm2d(out_channels)
     )

@@ -105,13 +105,7 @@ def _member(arrays, name: str, config: DataConfig, key: str = "data.root"):
         raise ValueError(f"{key}: {config.root} has no array '{name}'{nearest(name, arrays)}")
     try:
         array = arrays[name]
-    except (
-        ValueError,
-        OSError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:  # or objects that are not unpickled
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:  # objects are not unpickled
         raise ValueError(f"{key}: '{name}' in {config.root} is damaged or no array of numbers or words.") from error
     if not hasattr(array, "dtype") or not array.shape:
         raise ValueError(f"{key}: '{name}' in {config.root} is no array with one entry an image.")
