@@ -169,9 +169,8 @@ class SampleRandom:
     Counter-based (SplitMix64: Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014), so that
     a sample draws the same in any batch, on any device and in any view that repeats.
 
-    Args:
-        seeds: int64 [N], on the device of the images.
-        stream: draws of another stream are unrelated.
+    seeds: int64 [N], on the device of the images.
+    stream: draws of another stream are unrelated.
     """
 
     def __init__(self, seeds: Tensor, stream: int = 0):

@@ -40,10 +40,8 @@ def as_image_set(dataset: Any, name: str = "data", memory_budget: int = 2 * GIBI
     `sorted_class_names` does, or as `classes` says), or scalars as floats; [1]-shaped ones count as numbers. Class names are
     the data set's `classes`, or its Hugging Face features.
 
-    Args:
-        name: of the set, for sentences.
-        memory_budget: bytes of uint8 images that are kept in memory.
-
+    name: of the set, for sentences.
+    memory_budget: bytes of uint8 images that are kept in memory.
     Raises ValueError: an empty set, images of several sizes or of another form, labels that are not one number or word
     each, random transforms that cannot be repeated; with the number of the sample.
     """
@@ -281,9 +279,7 @@ def _encoded(labels: list, names: tuple[str, ...] | None, name: str) -> tuple[Te
 
 def _draws_at_random(samples: _Samples) -> bool:
     """Whether reading an image twice gives two images, or moves a default random stream on.
-
-    Raises ValueError: what is drawn does not follow from these streams, so that no run could be repeated.
-    """
+    Raises ValueError: what is drawn does not follow from these streams, so that no run could be repeated."""
     size = len(samples.dataset)
     tried = sorted({index * (size - 1) // NUM_TRIED for index in range(NUM_TRIED + 1)})
     states = _random_states()

@@ -91,11 +91,9 @@ class ResNet(nn.Module):
 
     [N, in_channels, H, W] -> [N, num_classes].
 
-    Args:
-        depth: 6 n + 2 for n blocks a stage.
-        widths: channels of the stem and of the three stages.
-        shortcut: of the blocks that change their input's shape: `projection`, or `PaddedShortcut`.
-
+    depth: 6 n + 2 for n blocks a stage.
+    widths: channels of the stem and of the three stages.
+    shortcut: of the blocks that change their input's shape: `projection`, or `PaddedShortcut`.
     Raises ValueError: a depth that is not 6 n + 2.
     """
 

@@ -32,10 +32,8 @@ def read_data(config: DataConfig, *, kind: Kind, seed: int) -> Splits:
     In this order: the test part is cut where the source has none (the same for every `seed`), labels outside
     `label_range` are dropped from both parts, validation is cut from train, and `labelled` samples of train are kept.
 
-    Args:
-        kind: what the task makes of the labels.
-        seed: draws validation and the labelled samples.
-
+    kind: what the task makes of the labels.
+    seed: draws validation and the labelled samples.
     Raises ValueError: an unknown source, settings that do not fit it, data that is missing or damaged, fewer than two
     classes or test images, or more samples asked than there are; with the key or the file.
     """
@@ -73,7 +71,6 @@ def read(config: DataConfig, kind: Kind) -> tuple[ImageSet, ImageSet | None]:
 
     What a plugin's reader returns in another form is turned into an `ImageSet` of the size and channels that are asked
     for, its classes numbered alike in both.
-
     Raises ValueError: as the source's reader, or labels that are not what the task learns.
     """
     found = READERS.find(config.name)(config, kind, **config.own)
@@ -101,9 +98,7 @@ def _for_kind(part: ImageSet, kind: Kind, name: str) -> ImageSet:
 def read_images(folder: Path, *, image_size: int, channels: int, memory_budget: int) -> ImageSet:
     """All images of a folder and its subfolders, without labels (all 0).
 
-    Args:
-        memory_budget: MiB of images that are decoded at once; beyond, they are read when they are asked for.
-
+    memory_budget: MiB of images that are decoded at once; beyond, they are read when they are asked for.
     Raises ValueError: no image there, or one that cannot be read.
     """
     files = find_images(folder)

@@ -36,7 +36,6 @@ def read_image_pack(config: DataConfig, kind: Kind, *, label: str = "labels") ->
     `SPLIT_offsets` int64 [N + 1] and `SPLIT_labels` [N] or what `label` names; `classes` for class ids.
 
     Groups are `SPLIT_source` (crops of one source image) or 32 neighbours by `SPLIT_frame` (a film), where they are.
-
     Raises ValueError: no .npz file, an array that is missing or has another form, or an image that does not decode.
     """
     arrays = _open_npz(config)

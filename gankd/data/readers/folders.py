@@ -17,9 +17,7 @@ from generators.settings import nearest
 @READERS.register("image_folder")
 def read_image_folder(config: DataConfig, kind: Kind) -> tuple[ImageSet, ImageSet | None]:
     """ROOT/train/CLASS/* with ROOT/test or ROOT/val as the test split, or ROOT/CLASS/* without one.
-
-    Raises ValueError: no class folders, one without images, or a test class that train does not have.
-    """
+    Raises ValueError: no class folders, one without images, or a test class that train does not have."""
     config.require_kind(kind, "classification")
     train, test = _split_folders(config.place())
     classes = sorted_class_names(folder.name for folder in _folders(train))
@@ -36,7 +34,6 @@ def read_imagenet100(config: DataConfig, kind: Kind) -> tuple[ImageSet, ImageSet
     """The folders of `read_image_folder` that ROOT/classes.txt (or imagenet100.txt) lists, in its order.
 
     A line of the list is a folder name (WordNet id), optionally a space and the name that reports show.
-
     Raises ValueError: no list, a class listed twice, or a listed class without a folder or images.
     """
     config.require_kind(kind, "classification")
@@ -83,7 +80,6 @@ def read_steering_angle(config: DataConfig, kind: Kind) -> tuple[ImageSet, Image
     A folder with data.txt, lines `FILE ANGLE` or `FILE ANGLE,DATE`, the images beside it or in `data/`; 32
     neighbouring lines are one group, since frames a fraction of a second apart are all but equal. Or an HDF5 file as
     `read_hdf5` takes it, which has lost the order of the frames and so has no groups.
-
     Raises ValueError: no data.txt, a line of another form, or a frame that does not exist; with the line.
     """
     config.require_kind(kind, "regression")

@@ -125,10 +125,8 @@ def encoded_images(
     The first image gives the size and the number of channels that the settings leave open. A set within
     `memory_budget` is decoded at once by several threads; a larger one is decoded when it is asked for.
 
-    Returns:
-        uint8 [N, C, H, W], or lazily read images of that shape; and `ImageSet.contents`, int64 [N]: hashes of name, size and
-        time of change of each file, or of the encoded bytes.
-
+    Returns uint8 [N, C, H, W], or lazily read images of that shape; and `ImageSet.contents`, int64 [N]: hashes of name, size
+    and time of change of each file, or of the encoded bytes.
     Raises ValueError: no images at all, or an image that does not decode, has another size than the first with
     `image_size` open, or has colour where the first is grey with `channels` open.
     """
@@ -163,9 +161,7 @@ def _description(file: Path, root: Path | None) -> str:
 
 def decode(source: Path | memoryview, name: str):
     """The whole image as a PIL image of mode L or RGB (see `flat_picture`).
-
-    Raises ValueError: it does not decode, or its mode has no certain white.
-    """
+    Raises ValueError: it does not decode, or its mode has no certain white."""
     from PIL import Image
 
     try:
@@ -180,9 +176,7 @@ def array_images(array, config: DataConfig, *, name: str) -> Tensor:
     """Images from anything that slices like an array [N, H, W], [N, H, W, C] or [N, C, H, W], C = 1 or 3, of uint8, uint16
     (65535 becomes 255) or floats in [0, 1].
 
-    Returns:
-        uint8 [N, C, H, W], resized and with the channels that the settings ask for.
-
+    Returns uint8 [N, C, H, W], resized and with the channels that the settings ask for.
     Raises ValueError: another type or shape.
     """
     shape = tuple(array.shape)

@@ -73,11 +73,8 @@ def _split(dataset: ImageSet, classes: Tensor) -> tuple[ImageSet, ImageSet]:
 @READERS.register("cifar10")
 @READERS.register("cifar100")
 def read_cifar(config: DataConfig, kind: Kind, *, download: bool = False) -> tuple[ImageSet, ImageSet]:
-    """50,000 train and 10,000 test images, 32x32 in colour; `data.root` holds `cifar-10-batches-py` or
-    `cifar-100-python`.
-
-    Raises ValueError: the folder is missing or not whole and `download` is off, or the download failed.
-    """
+    """50,000 train and 10,000 test images, 32x32 in colour; `data.root` holds `cifar-10-batches-py` or `cifar-100-python`.
+    Raises ValueError: the folder is missing or not whole and `download` is off, or the download failed."""
     from torchvision import datasets
 
     config.require_kind(kind, "classification")

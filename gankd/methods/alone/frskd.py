@@ -78,8 +78,7 @@ class BiFPN(nn.Module):
 
         P_L = A_L,  P_l = node(A_l, up(P_l+1));  Q_1 = P_1,  Q_l = node(A_l, P_l, down(Q_l-1)),  A = lateral(F)
 
-    Args:
-        shapes: (C, H, W) of the maps, shallow to deep.
+    shapes: (C, H, W) of the maps, shallow to deep.
     """
 
     def __init__(self, shapes: Sequence[Shape], num_outputs: int, *, width: int, depth: int):
