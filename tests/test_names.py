@@ -52,7 +52,6 @@ def test_no_class_or_function_is_defined_twice_under_one_name() -> None:
     assert not twice, "\n".join(f"{name}: {', '.join(places)}" for name, places in twice.items())
 
 
-@pytest.mark.xfail(strict=True, reason="until the areas are merged")
 def test_files_are_short() -> None:
     long = {name: length for name, length in LENGTHS.items() if length > 450}
     names = {str(path.relative_to(ROOT)) for path in METHOD_FILES.values()}

@@ -153,15 +153,24 @@ SELF_SUPERVISED = AugmentationConfig(
 """What methods without labels compare, as VICReg and Squeeze and Span do, but for the flip, which not all images bear."""
 
 
+COLOUR_CHANGES = {
+    "brightness": adjust_brightness,
+    "contrast": adjust_contrast,
+    "saturation": adjust_saturation,
+    "hue": adjust_hue,
+    "greys": greyscale,
+}
+"""In their order, by the names of their draws."""
+
+
 class SampleRandom:
     """Random numbers for the samples of a batch: each sample's are a function of its own seed and of what was asked before.
 
     Counter-based (SplitMix64: Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014), so that
     a sample draws the same in any batch, on any device and in any view that repeats.
 
-    Args:
-        seeds: int64 [N], on the device of the images.
-        stream: draws of another stream are unrelated.
+    seeds: int64 [N], on the device of the images.
+    stream: draws of another stream are unrelated.
     """
 
     def __init__(self, seeds: Tensor, stream: int = 0):
@@ -229,12 +238,9 @@ class Augment(nn.Module):
         if config.rotation or config.translation or config.scale:
             draws["angles"], draws["shifts"] = around(0, config.rotation), around(0, config.translation, 2)
             draws["scales"] = around(1, config.scale)
-        if config.brightness:
-            draws["brightness"] = around(1, config.brightness)
-        if config.contrast:
-            draws["contrast"] = around(1, config.contrast)
-        if config.saturation:
-            draws["saturation"] = around(1, config.saturation)
+        for name in ("brightness", "contrast", "saturation"):
+            if spread := getattr(config, name):
+                draws[name] = around(1, spread)
         if config.cutout:
             centres = [torch.randint(length, (num_images,), **where) for length in size]
             draws["centres"] = torch.stack(centres, dim=1)  # (row, column)
@@ -275,16 +281,9 @@ class Augment(nn.Module):
             images = to_unit_range(images)
         if "angles" in draws:
             images = affine(images, draws["angles"], draws["shifts"], draws["scales"])
-        if "brightness" in draws:
-            images = adjust_brightness(images, draws["brightness"])
-        if "contrast" in draws:
-            images = adjust_contrast(images, draws["contrast"])
-        if "saturation" in draws:
-            images = adjust_saturation(images, draws["saturation"])
-        if "hue" in draws:
-            images = adjust_hue(images, draws["hue"])
-        if "greys" in draws:
-            images = greyscale(images, draws["greys"])
+        for name, change in COLOUR_CHANGES.items():
+            if name in draws:
+                images = change(images, draws[name])
         if "sigmas" in draws:
             images = gaussian_blur(images, draws["sigmas"], math.ceil(2 * self.config.blur[1]))
         if "centres" in draws:

@@ -61,6 +61,21 @@ class DataConfig(Settings):
         """The settings that only this source has, validated."""
         return dict(self.__pydantic_extra__)
 
+    def require_kind(self, kind: Kind, only: Kind) -> None:
+        """Raise a ValueError unless the task makes `only` that of a label which this source has."""
+        if kind != only:
+            labels = "class ids" if only == "classification" else "scalars"
+            raise ValueError(f"task.kind: {kind} does not fit data.name: {self.name}, whose labels are {labels}.")
+
+    def place(self) -> Path:
+        """The folder or file that holds the data. Raises ValueError: `root` is not set or does not exist."""
+        if self.root is None:
+            raise ValueError(f"data.root: {self.name} is read from disk; set data.root to its folder or file.")
+        root = self.root.expanduser()
+        if not root.exists():
+            raise ValueError(f"data.root: {root} does not exist; set data.root to where {self.name} lies.")
+        return root
+
     @model_validator(mode="before")
     @classmethod
     def _name_the_nearest_key(cls, values: Any) -> Any:

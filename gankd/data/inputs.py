@@ -40,10 +40,8 @@ def as_image_set(dataset: Any, name: str = "data", memory_budget: int = 2 * GIBI
     `sorted_class_names` does, or as `classes` says), or scalars as floats; [1]-shaped ones count as numbers. Class names are
     the data set's `classes`, or its Hugging Face features.
 
-    Args:
-        name: of the set, for sentences.
-        memory_budget: bytes of uint8 images that are kept in memory.
-
+    name: of the set, for sentences.
+    memory_budget: bytes of uint8 images that are kept in memory.
     Raises ValueError: an empty set, images of several sizes or of another form, labels that are not one number or word
     each, random transforms that cannot be repeated; with the number of the sample.
     """
@@ -114,10 +112,6 @@ class _Samples:
         """An image, uint8 [C, H, W], and its label (0 where labels are not read)."""
         where = f"{self.name}[{index}]"
         image, label = _image_and_label(self.dataset[index], where, self.is_labelled)
-        try:
-            image = as_uint8(image)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{where}: {error}") from error
         if self.shape is not None and image.shape != self.shape:
             raise ValueError(
                 f"{where} has shape {tuple(image.shape)}, {self.name}[0] has {self.shape}: "
@@ -181,12 +175,7 @@ def _read_once(dataset: Any, name: str, memory_budget: int, is_labelled: bool) -
     """The samples of an iterable that ends before the budget does."""
     samples, size = [], 0
     for item in dataset:
-        where = f"{name}, sample {len(samples)}"
-        image, label = _image_and_label(item, where, is_labelled)
-        try:
-            image = as_uint8(image)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{where}: {error}") from error
+        image, label = _image_and_label(item, f"{name}, sample {len(samples)}", is_labelled)
         size += image.numel()
         if size > memory_budget:
             raise ValueError(
@@ -197,7 +186,16 @@ def _read_once(dataset: Any, name: str, memory_budget: int, is_labelled: bool) -
     return samples
 
 
-def _image_and_label(item: Any, where: str, is_labelled: bool) -> tuple[Any, Any]:
+def _image_and_label(item: Any, where: str, is_labelled: bool) -> tuple[Tensor, Any]:
+    """An image, uint8 [C, H, W], and its label as they are in one item of a data set."""
+    image, label = _pair(item, where, is_labelled)
+    try:
+        return as_uint8(image), label
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _pair(item: Any, where: str, is_labelled: bool) -> tuple[Any, Any]:
     if isinstance(item, Mapping):
         found = [next((key for key in keys if key in item), None) for keys in (IMAGE_KEYS, LABEL_KEYS)]
         if found[0] is None or (found[1] is None and is_labelled):
@@ -281,9 +279,7 @@ def _encoded(labels: list, names: tuple[str, ...] | None, name: str) -> tuple[Te
 
 def _draws_at_random(samples: _Samples) -> bool:
     """Whether reading an image twice gives two images, or moves a default random stream on.
-
-    Raises ValueError: what is drawn does not follow from these streams, so that no run could be repeated.
-    """
+    Raises ValueError: what is drawn does not follow from these streams, so that no run could be repeated."""
     size = len(samples.dataset)
     tried = sorted({index * (size - 1) // NUM_TRIED for index in range(NUM_TRIED + 1)})
     states = _random_states()

@@ -24,7 +24,6 @@ class LiveSamples:
 
     Classes come in turn, scalar labels are uniform in the generator's range. A generator that adds fresh noise in every
     layer gives the same samples only for the same indices asked together.
-
     Raises ValueError: no samples, or a generator whose features are not known.
     """
 

@@ -53,21 +53,18 @@ class BatchSource:
     Every batch is full. Sample k of the stream of a set with n samples is `epoch_permutation(epoch=k // n)[k % n]`:
     each sample is seen once in a pass, a batch may straddle two passes, and a set smaller than a batch wraps around.
 
-    Args:
-        real, synthetic: at least one, none of them empty; of one image shape and one label type.
-        batch_size: samples of the global batch, over all processes. Each rank gets its `[rank::world_size]`.
-        synthetic_fraction: None shuffles the union of both sets uniformly; a number in [0, 1] puts
-            round(fraction * batch_size) synthetic samples into every batch, after the real ones, and each set goes
-            through its own passes.
-        memory_budget: bytes of images, of both sets together, that may stay on the device; beyond, `workers`
-            processes (0: the training process) read them. Images with random transforms are always read.
-        sampling: "class_pairs" draws half of a batch as above, and puts behind it for each of these samples another one
-            of its class, uniformly (itself where there is no other; of its kind, real or synthetic, where a fraction
-            is given). An odd batch has a second partner for its first sample. "class_fours" draws a quarter, puts
-            partners behind it and then partners behind both; its images may repeat. Both need class ids.
+    real, synthetic: at least one, none of them empty; of one image shape and one label type.
+    batch_size: samples of the global batch, over all processes. Each rank gets its `[rank::world_size]`.
+    synthetic_fraction: None shuffles the union of both sets uniformly; a number in [0, 1] puts round(fraction *
+        batch_size) synthetic samples into every batch, after the real ones, and each set goes through its own passes.
+    memory_budget: bytes of images, of both sets together, that may stay on the device; beyond, `workers` processes (0:
+        the training process) read them. Images with random transforms are always read.
+    sampling: "class_pairs" draws half of a batch as above, and puts behind it for each of these samples another one of
+        its class, uniformly (itself where there is no other; of its kind, real or synthetic, where a fraction is
+        given). An odd batch has a second partner for its first sample. "class_fours" draws a quarter, puts partners
+        behind it and then partners behind both; its images may repeat. Both need class ids.
 
     A synthetic set of a live generator (`data.live`) is drawn on the generator's device, batch by batch.
-
     Raises ValueError: no set, an empty one, two that do not fit together, a fraction out of range or that leaves one of
     the two kinds out by rounding, a batch size that the processes cannot share, pairs of scalar targets or where every
     class has but one sample; a live generator whose share of a batch is not fixed.
@@ -146,20 +143,11 @@ class BatchSource:
         # Permutations live where they index: one copy to the device a pass, none a step.
         on_device = self.resident and self.live is None
         self.index_device = index_device = self.device if on_device else torch.device("cpu")
-        if num_synthetic is None:
-            parts = [_EndlessPasses(self.num_samples, num_drawn, seed=seed, device=index_device)]
-        else:
-            parts = [
-                _EndlessPasses(self.num_real, num_drawn - num_synthetic, seed=seed, device=index_device),
-                _EndlessPasses(
-                    self.num_samples - self.num_real,
-                    num_synthetic,
-                    seed=mix(seed, "synthetic"),
-                    device=index_device,
-                    offset=self.num_real,
-                ),
-            ]
-        self.parts = [part for part in parts if part.num_per_step > 0]
+        ranges = [(0, self.num_samples, num_drawn, seed)]
+        if num_synthetic is not None:
+            ranges = [(0, self.num_real, num_drawn - num_synthetic, seed)]
+            ranges += [(self.num_real, self.num_samples, num_synthetic, mix(seed, "synthetic"))]
+        self.parts = [_EndlessPasses(*each, device=index_device) for each in ranges if each[2] > 0]
         self.pairs = None
         if sampling != "uniform":
             groups = self.labels.cpu()
@@ -300,10 +288,10 @@ def ordered_batches(
 
 
 class _EndlessPasses:
-    """One permutation of a set after the other, `num_per_step` samples a step; the set begins at `offset`."""
+    """One permutation of the samples from `offset` up to `end` after the other, `num_per_step` of them a step."""
 
-    def __init__(self, num_samples: int, num_per_step: int, *, seed: int, device: torch.device, offset: int = 0):
-        self.num_samples, self.num_per_step, self.offset = num_samples, num_per_step, offset
+    def __init__(self, offset: int, end: int, num_per_step: int, seed: int, *, device: torch.device):
+        self.num_samples, self.num_per_step, self.offset = end - offset, num_per_step, offset
         self.seed, self.device = seed, device
         self.passes: dict[int, Tensor] = {}
 

@@ -29,10 +29,9 @@ from generators.settings import nearest
 class LazyImages:
     """Images that are read when they are asked for: indexes like a uint8 tensor [N, C, H, W].
 
-    Args:
-        read: index -> uint8 [C, H, W].
-        shape: (N, C, H, W).
-        threads: how many call `read` at once; with 1 it is called in order, as a user's data set may need it.
+    read: index -> uint8 [C, H, W].
+    shape: (N, C, H, W).
+    threads: how many call `read` at once; with 1 it is called in order, as a user's data set may need it.
     """
 
     def __init__(self, read: Callable[[int], Tensor], shape: tuple[int, ...], *, threads: int = 8):
@@ -236,9 +235,7 @@ def match_classes(dataset: ImageSet, class_names: Sequence[str] | None, whose: s
     """`dataset` with its classes numbered as `class_names` numbers them; as it is where either has no names (or no others
     than the numbers from 0 on, which are given to classes without).
 
-    Args:
-        whose: the other side, for sentences: "the teacher".
-
+    whose: the other side, for sentences: "the teacher".
     Raises ValueError: a class of the data that `class_names` lacks, or one that they name twice.
     """
     own = dataset.class_names
@@ -257,9 +254,7 @@ def match_classes(dataset: ImageSet, class_names: Sequence[str] | None, whose: s
 
 def scalar_labels(values: Tensor, name: str) -> Tensor:
     """Scalar labels of any type as float32.
-
-    Raises ValueError: one that is not finite, or labels that float32 cannot tell apart.
-    """
+    Raises ValueError: one that is not finite, or labels that float32 cannot tell apart."""
     scalars = values.float()
     if not scalars.isfinite().all():
         index = int((~scalars.isfinite()).nonzero()[0])

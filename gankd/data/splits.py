@@ -31,15 +31,12 @@ def stratified_indices(
     stratum gives one. With `groups` whole groups are held out (scalars: spread over the groups' mean labels), and the
     held-out part, at least one group, misses the size by at most half a group.
 
-    Args:
-        labels: class ids int64 [N] or scalars float32 [N].
-        size: of the held-out part, a share of N below 1 or a number of samples from 1.
-        groups: int64 [N]; the samples of one group stay together.
-        key: the name of `size` in an error message.
+    labels: class ids int64 [N] or scalars float32 [N].
+    size: of the held-out part, a share of N below 1 or a number of samples from 1.
+    groups: int64 [N]; the samples of one group stay together.
+    key: the name of `size` in an error message.
 
-    Returns:
-        Indices int64 of the rest and of the held-out part, each ascending.
-
+    Returns indices int64 of the rest and of the held-out part, each ascending.
     Raises ValueError: a size that is not positive or leaves nothing in the rest, or fewer than two groups.
     """
     count = _number_of_samples(size, len(labels), key)
@@ -57,9 +54,7 @@ def stratified_indices(
 
 def hold_out(dataset: ImageSet, size: float, *, seed: int, key: str = "size") -> tuple[ImageSet, ImageSet]:
     """Divide a data set into (rest, held out) as `stratified_indices` does, by its labels and its groups.
-
-    Raises ValueError: as `stratified_indices`, or a class of `class_names` that has no sample in the rest.
-    """
+    Raises ValueError: as `stratified_indices`, or a class of `class_names` that has no sample in the rest."""
     indices = stratified_indices(dataset.labels, size, seed=seed, groups=dataset.groups, key=key)
     rest, held_out = (dataset.subset(part) for part in indices)
     check_classes(rest, dataset, key)
@@ -81,7 +76,6 @@ def few_shot(dataset: ImageSet, num_labelled: int, *, seed: int) -> ImageSet:
     """Keep `num_labelled` samples: the same number of every class, or one of each stratum of the sorted scalars.
 
     Classification draws are nested: with one seed, 100 labelled samples are among the 200.
-
     Raises ValueError: more than there is, a number that the classes do not divide, or a class with too few samples.
     """
     if num_labelled > len(dataset):

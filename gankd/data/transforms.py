@@ -8,10 +8,9 @@ from torch import Tensor
 def random_crop(images: Tensor, offsets: Tensor, padding: int) -> Tensor:
     """Cut an [H, W] window out of each image after adding `padding` black pixels on each side.
 
-    Args:
-        images: [N, C, H, W] of any type.
-        offsets: int64 [N, 2], (top, left) corner of the window in the padded image, each in 0..2 * padding.
-        padding: pixels.
+    images: [N, C, H, W] of any type.
+    offsets: int64 [N, 2], (top, left) corner of the window in the padded image, each in 0..2 * padding.
+    padding: pixels.
     """
     num_images, channels, height, width = images.shape
     padded = F.pad(images, (padding, padding, padding, padding))
@@ -32,11 +31,10 @@ def crop_boxes(shares: Tensor, ratios: Tensor, places: Tensor, size: tuple[int, 
     here the side that is too long is cut instead, so that nothing waits for a draw. A share close to 1 thus gives a box
     that is a little smaller, with a ratio between 1 and the one drawn in a square image.
 
-    Args:
-        shares: [N], area of the box over the area of the image, in (0, 1].
-        ratios: [N], width over height.
-        places: [N, 2], each in [0, 1): where among its possible (rows, columns) the box lies.
-        size: (height, width) of the images.
+    shares: [N], area of the box over the area of the image, in (0, 1].
+    ratios: [N], width over height.
+    places: [N, 2], each in [0, 1): where among its possible (rows, columns) the box lies.
+    size: (height, width) of the images.
     """
     height, width = size
     heights = (height * width * shares / ratios).sqrt().round().clamp(1, height)
@@ -49,9 +47,8 @@ def crop_boxes(shares: Tensor, ratios: Tensor, places: Tensor, size: tuple[int, 
 def resized_crop(images: Tensor, boxes: Tensor) -> Tensor:
     """Enlarge one box of each image to the image's size, bilinearly; what lies outside the box has no influence.
 
-    Args:
-        images: float [N, C, H, W] in [0, 1].
-        boxes: int64 [N, 4], (top, left, height, width), each within its image: enlarging needs no antialiasing.
+    images: float [N, C, H, W] in [0, 1].
+    boxes: int64 [N, 4], (top, left, height, width), each within its image: enlarging needs no antialiasing.
     """
     height, width = images.shape[2:]
 
@@ -80,11 +77,10 @@ def horizontal_flip(images: Tensor, mask: Tensor) -> Tensor:
 def affine(images: Tensor, angles: Tensor, shifts: Tensor, scales: Tensor) -> Tensor:
     """Turn and magnify each image about its centre, then shift it: one bilinear resampling, black outside.
 
-    Args:
-        images: float [N, C, H, W] in [0, 1].
-        angles: [N], degrees, positive is anticlockwise.
-        shifts: [N, 2], (right, down) as shares of the width and of the height.
-        scales: [N], magnification, above 0.
+    images: float [N, C, H, W] in [0, 1].
+    angles: [N], degrees, positive is anticlockwise.
+    shifts: [N, 2], (right, down) as shares of the width and of the height.
+    scales: [N], magnification, above 0.
     """
     height, width = images.shape[2:]
     radians = torch.deg2rad(angles)[:, None, None]
@@ -103,10 +99,9 @@ def erase_square(images: Tensor, centres: Tensor, size: int) -> Tensor:
 
     They fill with the mean of the data (zero after normalisation), this with 0.
 
-    Args:
-        images: [N, C, H, W] of any type.
-        centres: int64 [N, 2], (row, column); the square covers [centre - size // 2, centre - size // 2 + size).
-        size: side in pixels.
+    images: [N, C, H, W] of any type.
+    centres: int64 [N, 2], (row, column); the square covers [centre - size // 2, centre - size // 2 + size).
+    size: side in pixels.
     """
     height, width = images.shape[2:]
     rows = torch.arange(height, device=images.device) - (centres[:, :1] - size // 2)  # [N, H], 0 at the square's top
@@ -138,9 +133,8 @@ def adjust_hue(images: Tensor, shifts: Tensor) -> Tensor:
     (h, C, V) is V - C clamp(2 - 6 |h - o|, 0, 1) in each channel, where o is the hue opposite to the channel's and
     |.| the distance along the circle: the usual conversion from HSV to RGB without its six cases.
 
-    Args:
-        images: float [N, C, H, W] in [0, 1]; those of one channel are returned as they are.
-        shifts: [N], in turns of the circle; only the fraction matters.
+    images: float [N, C, H, W] in [0, 1]; those of one channel are returned as they are.
+    shifts: [N], in turns of the circle; only the fraction matters.
     """
     if images.shape[1] == 1:
         return images
@@ -169,10 +163,9 @@ def gaussian_blur(images: Tensor, sigmas: Tensor, radius: int) -> Tensor:
     The outermost pixels are repeated beyond the border. Sums of shifted images instead of a convolution, which TF32 and
     autocast may round to 8 or 11 bits.
 
-    Args:
-        images: float [N, C, H, W] in [0, 1].
-        sigmas: [N], standard deviations in pixels; 0 leaves an image as it is.
-        radius: pixels.
+    images: float [N, C, H, W] in [0, 1].
+    sigmas: [N], standard deviations in pixels; 0 leaves an image as it is.
+    radius: pixels.
     """
     height, width = images.shape[2:]
     distances = torch.arange(radius + 1, device=images.device)

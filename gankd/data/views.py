@@ -24,9 +24,7 @@ class Views(nn.Module):
 
     In its k-th pass (from 0) a sample shows view k mod num_views. In evaluation mode images are only converted.
 
-    Args:
-        teacher: None where nobody asks for `answers`.
-
+    teacher: None where nobody asks for `answers`.
     Raises ValueError: images with random transforms of their own, whose views cannot repeat.
 
     Attributes:

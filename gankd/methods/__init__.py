@@ -90,9 +90,7 @@ def build_distiller(
     seed: int = 0,
 ) -> Distiller:
     """The distiller of a method. Its heads and banks are a function of `seed`; the other arguments are those of `Setup`.
-
-    Raises ValueError: a task that the method is not defined for, no teacher where it needs one, features it cannot use.
-    """
+    Raises ValueError: a task that the method is not defined for, no teacher where it needs one, features it cannot use."""
     check_method(config, task.kind, has_teacher=teacher is not None, head=getattr(task, "head", "scalar"))
     kind = Distillation if issubclass(config.method, Term) else config.method
     with torch.random.fork_rng():

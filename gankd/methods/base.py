@@ -161,9 +161,7 @@ class Distiller(Method, nn.Module):
 
 def configured(method: Any) -> MethodConfig:
     """A method's settings from its name, from a dictionary with `name`, or from settings.
-
-    Raises ValueError: an unknown method, a setting that it does not have or cannot take.
-    """
+    Raises ValueError: an unknown method, a setting that it does not have or cannot take."""
     if isinstance(method, MethodConfig):
         return method
     values = {"name": method} if isinstance(method, str) else method

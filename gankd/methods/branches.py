@@ -28,7 +28,6 @@ def stage_taps(
     """Paths and shapes (C, H, W) of the student's stage maps, shallow to deep: the given ones, or every stage.
 
     A network with fewer than `at_least` stages lends its stem as the first.
-
     Raises ValueError: fewer than `at_least` maps even so, or a path that gives no map.
     """
     taps = list(paths or [])
@@ -52,9 +51,7 @@ def stage_taps(
 
 def output_layer(setup: Setup, name: str) -> tuple[str, nn.Linear]:
     """Path of the input of the student's last linear layer, and the layer.
-
-    Raises ValueError: a network whose outputs do not come from a linear layer, as far as its width tells.
-    """
+    Raises ValueError: a network whose outputs do not come from a linear layer, as far as its width tells."""
     path = default_taps(setup.student, image_shape=setup.data.image_shape)[-1]
     layer = setup.student.get_submodule(path.removesuffix(INPUT))
     if not isinstance(layer, nn.Linear) or layer.out_features != setup.task.num_outputs:
@@ -68,9 +65,8 @@ def output_layer(setup: Setup, name: str) -> tuple[str, nn.Linear]:
 class Branch(nn.Module):
     """From a shallow map to outputs: one block for each of the stages above it, average pooling, a linear layer.
 
-    Args:
-        shapes: (C, H, W) of the map that comes in and of those of the stages above it, which the blocks' are like.
-        block: (in_channels, out_channels, stride) to a module.
+    shapes: (C, H, W) of the map that comes in and of those of the stages above it, which the blocks' are like.
+    block: (in_channels, out_channels, stride) to a module.
     """
 
     def __init__(self, shapes: Sequence[Shape], num_outputs: int, block: Callable[[int, int, int], nn.Module]):

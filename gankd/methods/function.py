@@ -55,9 +55,7 @@ def method(name: str, *, needs_teacher: bool = True) -> Callable[[Loss], Loss]:
     The function takes `Outputs` and returns a scalar; its keyword-only parameters are the method's settings, beside
     `weight`, `task_weight`, `student_taps` and `teacher_taps`. Its first paragraph is their help.
 
-    Args:
-        needs_teacher: whether it reads `outputs.teacher` or `outputs.teacher_features`.
-
+    needs_teacher: whether it reads `outputs.teacher` or `outputs.teacher_features`.
     Raises ValueError: another method is called so.
     """
 
@@ -89,11 +87,8 @@ def method_of(function: Loss, name: str) -> type[FunctionTerm]:
 
 
 def method_config(method: Any) -> MethodConfig:
-    """A method's settings from its name, from a dictionary with `name`, from settings, from a `Method`'s class, or from a
-    function of `Outputs`.
-
-    Raises ValueError: an unknown method, a setting that it does not have or cannot take.
-    """
+    """A method's settings from its name, from a dictionary with `name`, from settings, from a `Method`'s class, or from
+    a function of `Outputs`. Raises ValueError: an unknown method, a setting that it does not have or cannot take."""
     if isinstance(method, type) and issubclass(method, Method):
         return method.Config()
     if callable(method):

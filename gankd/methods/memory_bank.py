@@ -21,10 +21,9 @@ class MemoryBank(nn.Module):
     All processes write what all of them saw, so that their banks stay equal without being sent around. Rows change in
     place: give a loss that needs the whole bank for its gradient a clone.
 
-    Args:
-        rows: [n, ...] what is remembered before the first step.
-        momentum: what a row keeps of itself when it is written.
-        normalize: whether a row is divided by its norm when it is written.
+    rows: [n, ...] what is remembered before the first step.
+    momentum: what a row keeps of itself when it is written.
+    normalize: whether a row is divided by its norm when it is written.
     """
 
     buffers_stay_equal = True
@@ -46,9 +45,7 @@ class MemoryBank(nn.Module):
 
         When an index occurs twice, its last occurrence counts, on every device.
 
-        Args:
-            gathered: whether the arguments are those of all processes already.
-
+        gathered: whether the arguments are those of all processes already.
         Raises ValueError: values of another shape than the rows.
         """
         if values.shape != (len(indices), *self.rows.shape[1:]):
@@ -79,9 +76,8 @@ class PositiveSets(nn.Module):
     Buffers, which are not stored: `order` [n], places sorted by label; `first` [n], where in it a sample's positives begin;
     `count` [n], how many there are.
 
-    Args:
-        labels: [n]; positives have equal ones, or scalars that differ by at most kappa.
-        largest: at least every sample's count, where finding it would have to wait for the device.
+    labels: [n]; positives have equal ones, or scalars that differ by at most kappa.
+    largest: at least every sample's count, where finding it would have to wait for the device.
     """
 
     buffers_stay_equal = True

@@ -40,9 +40,7 @@ class Setup:
 
         Where the networks have unlike numbers of stages, the last ones are paired.
 
-        Args:
-            config: a `FeatureTermConfig`.
-
+        config: a `FeatureTermConfig`.
         Raises ValueError: unlike numbers of taps; a network whose default taps are not known, or none of them fits.
         """
         image_shape = self.data.image_shape

@@ -18,9 +18,7 @@ def stages(taps: list[str]) -> list[str]:
 
 class MapTerm(Term):
     """A term on pairs of maps. `shapes` are the student's and the teacher's, (C, H, W) each.
-
-    Raises ValueError: a tap that gives no map, maps that are too small; as `Setup.taps`.
-    """
+    Raises ValueError: a tap that gives no map, maps that are too small; as `Setup.taps`."""
 
     choose: ClassVar[Callable[[list[str]], list[str]]] = staticmethod(stages)
     """Which of [f0, f1, ..., fL, pooled] it reads where the user names none."""
@@ -51,9 +49,7 @@ class MapTerm(Term):
 
 class RelationTerm(Term):
     """The sum over tapped pairs of a loss on relations between the samples of all processes.
-
-    Raises ValueError: features of one number, whose cosines are signs and whose angles are all alike; as `Setup.taps`.
-    """
+    Raises ValueError: features of one number, whose cosines are signs and whose angles are all alike; as `Setup.taps`."""
 
     place: ClassVar[slice] = slice(-1, None)
     """Which of [f0, f1, ..., fL, pooled] it reads where the user names none: the pooled features."""
@@ -85,7 +81,6 @@ class ConvRegressor(nn.Module):
     An axis twice the teacher's is halved with stride 2 and any other longer one is shrunk by a kernel without padding, as
     FitNets do (Romero et al., ICLR 2015, arXiv 1412.6550); a shorter one grows by a transposed convolution (half the
     teacher's: kernel 4, stride 2).
-
     Raises ValueError: a map that is taller than the teacher's and narrower, or the other way round.
     """
 

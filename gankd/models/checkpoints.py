@@ -29,7 +29,6 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> nn.Module:
     `model`, ...; of averaged weights beside others, the averaged, with a warning); keys behind the prefixes of wrappers
     (`module.`, `_orig_mod.`, `net.`, `model.`, `backbone.`, a distiller's `student.`); a last layer of another name; any
     floating precision. What `remember` left in the file the model then says too.
-
     Raises ValueError: the file cannot be read, or its keys or shapes are not those of `model`.
     """
     path = Path(path)

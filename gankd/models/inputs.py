@@ -25,10 +25,9 @@ CARD = "gankd"  # the key of a state dict's metadata for what `remember` was tol
 class Normalize(nn.Module):
     """Images in [0, 1] to zero mean and unit variance per channel, [N, C, H, W].
 
-    Args:
-        mean, std: per channel, [C].
-        source: where they were read, for sentences.
-        image_size: height and width that the network was made for, where that is known.
+    mean, std: per channel, [C].
+    source: where they were read, for sentences.
+    image_size: height and width that the network was made for, where that is known.
     """
 
     def __init__(
@@ -51,12 +50,10 @@ class Normalize(nn.Module):
 def normalization_of(model: Any) -> Normalize | None:
     """How images in [0, 1] become the inputs of `model`, where it says so itself; None where nobody knows.
 
-    Args:
-        model: a network trained by gankd (`input_normalization`), of timm (`pretrained_cfg`), or of Hugging Face whose
-            folder or cache holds its image processor's settings; or what comes with one: weights or transforms of
-            torchvision, an image processor, a `Normalize`. A network of torchvision does not say by which weights it was
-            initialised: give those.
-
+    model: a network trained by gankd (`input_normalization`), of timm (`pretrained_cfg`), or of Hugging Face whose
+        folder or cache holds its image processor's settings; or what comes with one: weights or transforms of
+        torchvision, an image processor, a `Normalize`. A network of torchvision does not say by which weights it was
+        initialised: give those.
     Raises ValueError: means and standard deviations that cannot be.
     """
     if isinstance(model, Normalize):

@@ -37,11 +37,9 @@ def build_model(
 ) -> nn.Module:
     """A fresh network with `num_classes` outputs (1 for a scalar target) for images [N, in_channels, H, W].
 
-    Args:
-        name: a key of `NETWORKS`, `torchvision:NAME`, `timm:NAME` (needs the extra `timm`), or a class or function that
-            takes the number of outputs, the number of channels and, by keyword only, its options.
-        options: keyword arguments of that network's constructor.
-
+    name: a key of `NETWORKS`, `torchvision:NAME`, `timm:NAME` (needs the extra `timm`), or a class or function that
+        takes the number of outputs, the number of channels and, by keyword only, its options.
+    options: keyword arguments of that network's constructor.
     Raises ValueError: an unknown name or option; a channel count that the network cannot take.
     """
     if callable(name):
@@ -64,9 +62,7 @@ def check_name(name: str) -> None:
 
 def checked_options(network: str | Callable[..., nn.Module], options: dict[str, Any]) -> dict[str, Any]:
     """The options of a network that is registered or given, validated.
-
-    Raises ValueError: an option that it does not have, with the nearest, or a value that it cannot have.
-    """
+    Raises ValueError: an option that it does not have, with the nearest, or a value that it cannot have."""
     builder = NETWORKS.find(network) if isinstance(network, str) else network
     settings, name = options_of(builder), network if isinstance(network, str) else builder.__name__
     for option in options:

@@ -20,7 +20,6 @@ def outputs_of(result: Any) -> Tensor:
     A tensor; the field or key `logits` or `out` of an object or a dictionary (Hugging Face; GoogLeNet and Inception in
     training mode); else the first tensor of a tuple or list, whose others are auxiliary (logits of earlier stages, of a
     distillation token, features).
-
     Raises ValueError: nothing of these.
     """
     if isinstance(result, Tensor):

@@ -18,11 +18,9 @@ from gankd.models.state import own_tensors, preserve_state
 def check_trainable(network: nn.Module, images: Tensor, num_outputs: int, whose: str) -> None:
     """A forward in evaluation mode, and one in training mode with its backward.
 
-    Args:
-        images: normalised, two or more, [N, C, H, W].
-        num_outputs: how many numbers the network must answer an image with.
-        whose: the network, in sentences: "the student", "student.model".
-
+    images: normalised, two or more, [N, C, H, W].
+    num_outputs: how many numbers the network must answer an image with.
+    whose: the network, in sentences: "the student", "student.model".
     Raises ValueError: the network does not take such images or cannot learn from them; its outputs are none, too many,
     too few or not finite.
     """
@@ -59,12 +57,10 @@ def to_channels_last(module: nn.Module, network: nn.Module, images: Tensor) -> b
     A network that flattens its maps by `.view` does not, and one that reads a tensor's memory would answer otherwise: two
     images go through it in both layouts first.
 
-    Args:
-        module: what is laid out: `network` itself, or a distiller around it.
-        images: normalised, [N, C, H, W].
+    module: what is laid out: `network` itself, or a distiller around it.
+    images: normalised, [N, C, H, W].
 
-    Returns:
-        Whether it was done. `preserve_state` undoes it.
+    Returns whether it was done. `preserve_state` undoes it.
     """
     if isinstance(network, torch.jit.ScriptModule):
         return False

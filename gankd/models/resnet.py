@@ -21,8 +21,8 @@ def initialize_convolutions(network: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
-def projection(in_channels: int, out_channels: int, stride: int) -> nn.Module:
-    """1x1 convolution and BN where a block changes the shape of its input."""
+def projection(in_channels: int, out_channels: int, stride: int = 1) -> nn.Module:
+    """1x1 convolution and BN, as where a block changes the shape of its input."""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), nn.BatchNorm2d(out_channels)
     )
@@ -91,11 +91,9 @@ class ResNet(nn.Module):
 
     [N, in_channels, H, W] -> [N, num_classes].
 
-    Args:
-        depth: 6 n + 2 for n blocks a stage.
-        widths: channels of the stem and of the three stages.
-        shortcut: of the blocks that change their input's shape: `projection`, or `PaddedShortcut`.
-
+    depth: 6 n + 2 for n blocks a stage.
+    widths: channels of the stem and of the three stages.
+    shortcut: of the blocks that change their input's shape: `projection`, or `PaddedShortcut`.
     Raises ValueError: a depth that is not 6 n + 2.
     """
 

@@ -27,6 +27,21 @@ def depthwise(channels: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(channels, channels, 3, stride=stride, padding=1, groups=channels, bias=False)
 
 
+class ShuffleNet(nn.Module):
+    """Three stages of 4, 8 and 4 units behind a 1x1 stem; [N, in_channels, H, W] -> [N, num_classes]."""
+
+    def __init__(self, in_channels: int):
+        super().__init__()
+        self.conv1 = pointwise(in_channels, 24)
+        self.bn1 = nn.BatchNorm2d(24)
+        self.relu = nn.ReLU()
+
+    def feature_taps(self, preact: bool = False) -> list[str]:
+        """Before its last ReLU a stage of V2 is not yet shuffled: the channels are in another order than after it."""
+        before = ["layer1.3.relu:input", "layer2.7.relu:input", "layer3.3.relu:input"]
+        return ["relu", *(before if preact else ["layer1", "layer2", "layer3"]), "linear:input"]
+
+
 # --- V1 ---------------------------------------------------------------------------------------------------------------
 
 
@@ -57,14 +72,11 @@ class UnitV1(nn.Module):
 
 
 @NETWORKS.register("ShuffleV1")
-class ShuffleV1(nn.Module):
-    """Three stages of 4, 8 and 4 units behind a 1x1 stem; [N, in_channels, H, W] -> [N, num_classes]."""
+class ShuffleV1(ShuffleNet):
+    """A ShuffleNet of units of 3 groups."""
 
     def __init__(self, num_classes: int = 100, in_channels: int = 3):
-        super().__init__()
-        self.conv1 = pointwise(in_channels, 24)
-        self.bn1 = nn.BatchNorm2d(24)
-        self.relu = nn.ReLU()
+        super().__init__(in_channels)
         self.layer1 = self._stage(24, 240, units=4, first_groups=1)  # 24 channels are too few to be grouped
         self.layer2 = self._stage(240, 480, units=8, first_groups=3)
         self.layer3 = self._stage(480, 960, units=4, first_groups=3)
@@ -83,10 +95,6 @@ class ShuffleV1(nn.Module):
     def extra_stage(self) -> nn.Module:
         width = self.linear.in_features
         return nn.Sequential(*(UnitV1(width, width, 1, groups=3, first_groups=3) for _ in self.layer3))
-
-    def feature_taps(self, preact: bool = False) -> list[str]:
-        before = ["layer1.3.relu:input", "layer2.7.relu:input", "layer3.3.relu:input"]
-        return ["relu", *(before if preact else ["layer1", "layer2", "layer3"]), "linear:input"]
 
 
 # --- V2 ---------------------------------------------------------------------------------------------------------------
@@ -140,14 +148,11 @@ class UnitV2(nn.Module):
 
 
 @NETWORKS.register("ShuffleV2")
-class ShuffleV2(nn.Module):
-    """Three stages of 4, 8 and 4 units behind a 1x1 stem; [N, in_channels, H, W] -> [N, num_classes]."""
+class ShuffleV2(ShuffleNet):
+    """A ShuffleNet whose units split the channels; a 1x1 convolution before the pooling."""
 
     def __init__(self, num_classes: int = 100, in_channels: int = 3):
-        super().__init__()
-        self.conv1 = pointwise(in_channels, 24)
-        self.bn1 = nn.BatchNorm2d(24)
-        self.relu = nn.ReLU()
+        super().__init__(in_channels)
         self.layer1 = self._stage(24, 116, units=4)
         self.layer2 = self._stage(116, 232, units=8)
         self.layer3 = self._stage(232, 464, units=4)
@@ -168,8 +173,3 @@ class ShuffleV2(nn.Module):
     def extra_stage(self) -> nn.Module:
         width = self.conv2.in_channels
         return nn.Sequential(DownUnitV2(width, width, stride=1), *(UnitV2(width) for _ in self.layer3[1:]))
-
-    def feature_taps(self, preact: bool = False) -> list[str]:
-        """Before its last ReLU a stage is not yet shuffled: the channels are in another order than after it."""
-        before = ["layer1.3.relu:input", "layer2.7.relu:input", "layer3.3.relu:input"]
-        return ["relu", *(before if preact else ["layer1", "layer2", "layer3"]), "linear:input"]

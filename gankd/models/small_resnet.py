@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gankd.models.networks import NETWORKS
+from gankd.models.resnet import projection
 from generators.settings import Count
 
 
@@ -18,11 +19,8 @@ class ResidualBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
-        self.shortcut = nn.Identity()
-        if stride != 1 or in_channels != out_channels:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), nn.BatchNorm2d(out_channels)
-            )
+        same = stride == 1 and in_channels == out_channels
+        self.shortcut = nn.Identity() if same else projection(in_channels, out_channels, stride)
         self.relu = nn.ReLU()  # only after the sum, so that its input is the pre-activation tap
 
     def forward(self, x: Tensor) -> Tensor:

@@ -48,9 +48,7 @@ def save_model(
 
 def load_model(directory: str | Path) -> tuple[nn.Module, Normalize]:
     """The network (eval mode) and its input normalisation; it carries `input_normalization` and `output_task` too.
-
-    Raises ValueError: no trained network there, or a weights file that does not fit it.
-    """
+    Raises ValueError: no trained network there, or a weights file that does not fit it."""
     path = Path(directory) / "model.json"
     if not path.exists():
         raise ValueError(f"{directory} holds no trained network (no model.json).")

@@ -23,10 +23,8 @@ class NetworkTail(nn.Module):
     functions between the modules (pooling, flattening) stay where they are; `network` has the modules that are left,
     under their paths, and its state dict is a part of the model's.
 
-    Args:
-        path: a module whose output everything behind it depends on alone.
-        image_shape: (C, H, W).
-
+    path: a module whose output everything behind it depends on alone.
+    image_shape: (C, H, W).
     Raises ValueError: a path that the network does not have; a network that cannot be cut there.
     """
 
@@ -118,9 +116,7 @@ def extra_stage(model: nn.Module, image_shape: tuple[int, int, int]) -> nn.Modul
     the last stage that keeps its input's shape, as often as the stage has blocks; where there is none, a 3x3 convolution,
     batch norm and ReLU.
 
-    Args:
-        image_shape: (C, H, W) of the images, to watch a foreign network at work.
-
+    image_shape: (C, H, W) of the images, to watch a foreign network at work.
     Raises ValueError: a network that does not take such images, or whose last stage gives no map.
     """
     if hasattr(model, "extra_stage"):

@@ -27,10 +27,8 @@ class Taps:
     do not matter, and copies, state dicts and pickles of the network carry nothing. Not an `nn.Module`, so that whoever
     holds it does not own the network twice. Of a module that runs several times in one forward, the last run counts.
 
-    Args:
-        model: the network.
-        paths: modules as in `model.named_modules()`, with `:input` for what goes in instead of what comes out.
-
+    model: the network.
+    paths: modules as in `model.named_modules()`, with `:input` for what goes in instead of what comes out.
     Raises ValueError: a path that the network does not have.
     """
 
@@ -49,7 +47,6 @@ class Taps:
         """The network's outputs for `inputs`, and the features in the order of the paths, in the autograd graph.
 
         Inside of a compiled step the network that is read runs eagerly.
-
         Raises ValueError: a path whose module takes no part in the forward, or does not pass one tensor.
         """
         caught: dict[str, Tensor] = {}
@@ -104,11 +101,9 @@ def default_taps(
     CIFAR-100 (Tian et al., ICLR 2020, arXiv 1910.10699). Of any other network: the last module at each spatial size
     that is larger than 1x1, and the last linear layer's input.
 
-    Args:
-        preact: stage outputs before their ReLU (Heo et al., ICCV 2019, arXiv 1904.01866), read where the forward
-            computes them anyway, so that no batch norm sees its input twice. Stem and pooled vector stay.
-        image_shape: (C, H, W) of the images, to watch a foreign network at work; 224 pixels by default.
-
+    preact: stage outputs before their ReLU (Heo et al., ICCV 2019, arXiv 1904.01866), read where the forward computes
+        them anyway, so that no batch norm sees its input twice. Stem and pooled vector stay.
+    image_shape: (C, H, W) of the images, to watch a foreign network at work; 224 pixels by default.
     Raises ValueError: `preact` of a foreign network; one that does not take such images or has no linear layer.
     """
     if hasattr(model, "feature_taps"):
@@ -125,9 +120,7 @@ def default_taps(
 
 def batch_norms_before_relu(model: nn.Module) -> list[nn.BatchNorm2d]:
     """The last batch norm of each stage, whose statistics give the margins of Heo et al., ICCV 2019, arXiv 1904.01866.
-
-    Raises ValueError: a network of which they are not known, or that has none, like a shuffled network.
-    """
+    Raises ValueError: a network of which they are not known, or that has none, like a shuffled network."""
     if not hasattr(model, "norms_before_relu"):
         raise ValueError(
             f"which batch norms end the stages of {type(model).__name__} is not defined; take margins from a resnet, "
@@ -141,7 +134,6 @@ def feature_shapes(model: nn.Module, image_shape: tuple[int, int, int], paths: S
 
     One forward of an empty image in evaluation mode. The network's modes, weights and statistics and the random number
     generators are afterwards as they were.
-
     Raises ValueError: as `Taps`; a network that does not take such images.
     """
     _, features = _dry_forward(Taps(model, paths), model, image_shape)

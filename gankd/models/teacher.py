@@ -21,14 +21,12 @@ class Teacher:
 
     Not an `nn.Module`, so that whoever holds it neither trains, saves nor wraps it for data-parallel training.
 
-    Args:
-        module: the network, of any precision; moved to `device`, put in eval mode and frozen.
-        normalize: what its inputs need; None: what the network says itself (see `normalization_of`).
-        feature_path: a path as `Taps` takes them; what is there, averaged over space, is the feature. None: the input of the
-            last linear layer.
-        task: what its outputs mean; None: what the network says itself (see `task_known_to`), else what they mean to the
-            first that it answers (see `for_task`).
-
+    module: the network, of any precision; moved to `device`, put in eval mode and frozen.
+    normalize: what its inputs need; None: what the network says itself (see `normalization_of`).
+    feature_path: a path as `Taps` takes them; what is there, averaged over space, is the feature. None: the input of
+        the last linear layer.
+    task: what its outputs mean; None: what the network says itself (see `task_known_to`), else what they mean to the
+        first that it answers (see `for_task`).
     Raises ValueError: no normalisation, given or known.
     """
 
@@ -61,7 +59,6 @@ class Teacher:
 
         One whose own task is not known is taken to answer in the first one that it is asked for, also later on. Classes
         are matched by their names; of those that only the teacher knows nothing is asked.
-
         Raises ValueError: a class that the teacher does not know, scalars in another unit.
         """
         asked = copy.copy(self)
@@ -95,9 +92,7 @@ class Teacher:
 
     def outputs_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs [N, K] and features [N, D]: what is at `feature_path`, averaged over space or tokens.
-
-        Raises ValueError: a path that the module does not have or that takes no part in its forward; no linear layer.
-        """
+        Raises ValueError: a path that the module does not have or that takes no part in its forward; no linear layer."""
         path = self.feature_path or self._last_linear()
         try:
             outputs, (feature,) = self.outputs_and_taps(images, [path])

@@ -26,7 +26,6 @@ class VGG(nn.Module):
     """Five groups of conv3-BN-ReLU with pooling between them and one linear layer; [N, in_channels, H, W] -> logits.
 
     Below 64 pixels the last two groups share a resolution (4x4 for 32 pixels), from 64 pixels on they are pooled apart.
-
     Raises ValueError: a depth other than 8, 11, 13, 16 and 19.
     """
 

@@ -38,9 +38,7 @@ class WideResNet(nn.Module):
 
     [N, in_channels, H, W] -> [N, num_classes].
 
-    Args:
-        depth: 6 n + 4 for n blocks a stage.
-
+    depth: 6 n + 4 for n blocks a stage.
     Raises ValueError: a depth that is not 6 n + 4.
     """
 

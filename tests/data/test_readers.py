@@ -16,7 +16,7 @@ from PIL import Image
 from gankd.data.config import DataConfig
 from gankd.data.readers import READERS, read_data
 from gankd.data.readers import read as read_source
-from gankd.data.readers.embedded import rotate
+from gankd.data.readers.known_sets import rotate
 from gankd.data.sets import ImageSet, LazyImages
 
 

@@ -17,7 +17,7 @@ from gankd.data.loader import Batch, BatchSource
 from gankd.data.sets import ImageSet
 from gankd.losses import attention_transfer_loss, kd_loss, mixskd_loss, self_attention_loss, zipf_loss
 from gankd.methods import METHODS, Distiller, check_method, method_config, sampling_of
-from gankd.methods.alone.cs_kd import next_of_class
+from gankd.methods.alone.classmates import next_of_class
 from gankd.methods.alone.mixing import draw_box, draw_mixing
 from gankd.methods.alone.zipf_ls import ZipfLS, ZipfLSConfig
 from gankd.methods.branches import Branch, separable, stage_taps

@@ -1,4 +1,13 @@
-"""Where data comes from: every source by its name, and the way from a source to train, validation and test."""
+"""Where data comes from: every source by its name, and the way from a source to train, validation and test.
+
+    @READERS.register("my_set")
+    def read_my_set(config: DataConfig, kind: Kind, *, year: int = 2020):
+        root = config.place()
+        return train, test      # each an `ImageSet` or what `as_image_set` takes; test None: it is cut from train
+
+The keyword-only parameters are its own settings, beside the common ones in a YAML: `data: {name: my_set, year: 2021}`. A
+class will do as well: its constructor takes the same arguments, and what it makes is a `Dataset` to train on.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -7,7 +16,7 @@ import torch
 
 from gankd.data.config import READERS, DataConfig, Kind
 from gankd.data.inputs import as_image_set
-from gankd.data.readers import arrays, embedded, folders, tables, torchvision_sets  # noqa: F401  they register themselves
+from gankd.data.readers import arrays, folders, known_sets, tables  # noqa: F401  they register themselves
 from gankd.data.readers.images import encoded_images, find_images, resized
 from gankd.data.sets import ImageSet, match_classes, scalar_labels
 from gankd.data.splits import Splits, check_classes, few_shot, hold_out
@@ -23,10 +32,8 @@ def read_data(config: DataConfig, *, kind: Kind, seed: int) -> Splits:
     In this order: the test part is cut where the source has none (the same for every `seed`), labels outside
     `label_range` are dropped from both parts, validation is cut from train, and `labelled` samples of train are kept.
 
-    Args:
-        kind: what the task makes of the labels.
-        seed: draws validation and the labelled samples.
-
+    kind: what the task makes of the labels.
+    seed: draws validation and the labelled samples.
     Raises ValueError: an unknown source, settings that do not fit it, data that is missing or damaged, fewer than two
     classes or test images, or more samples asked than there are; with the key or the file.
     """
@@ -64,7 +71,6 @@ def read(config: DataConfig, kind: Kind) -> tuple[ImageSet, ImageSet | None]:
 
     What a plugin's reader returns in another form is turned into an `ImageSet` of the size and channels that are asked
     for, its classes numbered alike in both.
-
     Raises ValueError: as the source's reader, or labels that are not what the task learns.
     """
     found = READERS.find(config.name)(config, kind, **config.own)
@@ -92,9 +98,7 @@ def _for_kind(part: ImageSet, kind: Kind, name: str) -> ImageSet:
 def read_images(folder: Path, *, image_size: int, channels: int, memory_budget: int) -> ImageSet:
     """All images of a folder and its subfolders, without labels (all 0).
 
-    Args:
-        memory_budget: MiB of images that are decoded at once; beyond, they are read when they are asked for.
-
+    memory_budget: MiB of images that are decoded at once; beyond, they are read when they are asked for.
     Raises ValueError: no image there, or one that cannot be read.
     """
     files = find_images(folder)

@@ -10,7 +10,6 @@ import torch
 from gankd.data.config import READERS, DataConfig, Kind
 from gankd.data.readers.images import Encoded, array_images, encoded_images
 from gankd.data.readers.labels import encode_labels
-from gankd.data.readers.source import require_root
 from gankd.data.sets import ImageSet
 from generators.settings import nearest
 
@@ -37,7 +36,6 @@ def read_image_pack(config: DataConfig, kind: Kind, *, label: str = "labels") ->
     `SPLIT_offsets` int64 [N + 1] and `SPLIT_labels` [N] or what `label` names; `classes` for class ids.
 
     Groups are `SPLIT_source` (crops of one source image) or 32 neighbours by `SPLIT_frame` (a film), where they are.
-
     Raises ValueError: no .npz file, an array that is missing or has another form, or an image that does not decode.
     """
     arrays = _open_npz(config)
@@ -91,7 +89,7 @@ def read_hdf5(root: Path, config: DataConfig) -> tuple[ImageSet, ImageSet | None
 
 
 def _open_npz(config: DataConfig):
-    root = require_root(config)
+    root = config.place()
     try:
         if zipfile.is_zipfile(root):
             return numpy.load(root, allow_pickle=False)
@@ -106,13 +104,7 @@ def _member(arrays, name: str, config: DataConfig, key: str = "data.root"):
         raise ValueError(f"{key}: {config.root} has no array '{name}'{nearest(name, arrays)}")
     try:
         array = arrays[name]
-    except (
-        ValueError,
-        OSError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:  # or objects that are not unpickled
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:  # objects are not unpickled
         raise ValueError(f"{key}: '{name}' in {config.root} is damaged or no array of numbers or words.") from error
     if not hasattr(array, "dtype") or not array.shape:
         raise ValueError(f"{key}: '{name}' in {config.root} is no array with one entry an image.")

@@ -9,7 +9,6 @@ from gankd.class_names import sorted_class_names
 from gankd.data.config import READERS, DataConfig, Kind
 from gankd.data.readers.arrays import BLOCK, read_hdf5
 from gankd.data.readers.images import encoded_images, find_images, image_suffixes
-from gankd.data.readers.source import require_kind, require_root
 from gankd.data.readers.tables import read_text
 from gankd.data.sets import ImageSet
 from generators.settings import nearest
@@ -18,11 +17,9 @@ from generators.settings import nearest
 @READERS.register("image_folder")
 def read_image_folder(config: DataConfig, kind: Kind) -> tuple[ImageSet, ImageSet | None]:
     """ROOT/train/CLASS/* with ROOT/test or ROOT/val as the test split, or ROOT/CLASS/* without one.
-
-    Raises ValueError: no class folders, one without images, or a test class that train does not have.
-    """
-    require_kind(config, kind, "classification")
-    train, test = _split_folders(require_root(config))
+    Raises ValueError: no class folders, one without images, or a test class that train does not have."""
+    config.require_kind(kind, "classification")
+    train, test = _split_folders(config.place())
     classes = sorted_class_names(folder.name for folder in _folders(train))
     if not classes:
         raise ValueError(f"data.root: {train} has no class folders; expected {train}/CLASS/*.png (or .jpg, ...).")
@@ -37,11 +34,10 @@ def read_imagenet100(config: DataConfig, kind: Kind) -> tuple[ImageSet, ImageSet
     """The folders of `read_image_folder` that ROOT/classes.txt (or imagenet100.txt) lists, in its order.
 
     A line of the list is a folder name (WordNet id), optionally a space and the name that reports show.
-
     Raises ValueError: no list, a class listed twice, or a listed class without a folder or images.
     """
-    require_kind(config, kind, "classification")
-    root = require_root(config)
+    config.require_kind(kind, "classification")
+    root = config.place()
     lists = [root / name for name in ("classes.txt", "imagenet100.txt") if (root / name).is_file()]
     if not lists:
         raise ValueError(f"data.root: {root} has no classes.txt; list the class folders in it, one a line.")
@@ -60,8 +56,8 @@ def read_utkface(config: DataConfig, kind: Kind) -> tuple[ImageSet, ImageSet | N
 
     Raises ValueError: image files whose names do not begin with an age.
     """
-    require_kind(config, kind, "regression")
-    root = require_root(config)
+    config.require_kind(kind, "regression")
+    root = config.place()
     if root.is_file():
         return read_hdf5(root, config)
     files = find_images(root)
@@ -84,11 +80,10 @@ def read_steering_angle(config: DataConfig, kind: Kind) -> tuple[ImageSet, Image
     A folder with data.txt, lines `FILE ANGLE` or `FILE ANGLE,DATE`, the images beside it or in `data/`; 32
     neighbouring lines are one group, since frames a fraction of a second apart are all but equal. Or an HDF5 file as
     `read_hdf5` takes it, which has lost the order of the frames and so has no groups.
-
     Raises ValueError: no data.txt, a line of another form, or a frame that does not exist; with the line.
     """
-    require_kind(config, kind, "regression")
-    root = require_root(config)
+    config.require_kind(kind, "regression")
+    root = config.place()
     if root.is_file():
         return read_hdf5(root, config)
     table = root / "data.txt"

@@ -24,9 +24,7 @@ from gankd.data.config import DataConfig
 from gankd.data.sets import ImageSet, LazyImages, content_hashes
 from generators.images import as_uint8, flat_picture
 
-NO_IMAGES = frozenset(
-    {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
-)  # known to Pillow, which cannot read them alone
+NO_IMAGES = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}  # known to Pillow, which cannot read them alone
 CHUNK = 64  # images a thread decodes in a row, or that are converted as floats at a time
 
 
@@ -127,10 +125,8 @@ def encoded_images(
     The first image gives the size and the number of channels that the settings leave open. A set within
     `memory_budget` is decoded at once by several threads; a larger one is decoded when it is asked for.
 
-    Returns:
-        uint8 [N, C, H, W], or lazily read images of that shape; and `ImageSet.contents`, int64 [N]: hashes of name, size and
-        time of change of each file, or of the encoded bytes.
-
+    Returns uint8 [N, C, H, W], or lazily read images of that shape; and `ImageSet.contents`, int64 [N]: hashes of name, size
+    and time of change of each file, or of the encoded bytes.
     Raises ValueError: no images at all, or an image that does not decode, has another size than the first with
     `image_size` open, or has colour where the first is grey with `channels` open.
     """
@@ -165,9 +161,7 @@ def _description(file: Path, root: Path | None) -> str:
 
 def decode(source: Path | memoryview, name: str):
     """The whole image as a PIL image of mode L or RGB (see `flat_picture`).
-
-    Raises ValueError: it does not decode, or its mode has no certain white.
-    """
+    Raises ValueError: it does not decode, or its mode has no certain white."""
     from PIL import Image
 
     try:
@@ -182,43 +176,31 @@ def array_images(array, config: DataConfig, *, name: str) -> Tensor:
     """Images from anything that slices like an array [N, H, W], [N, H, W, C] or [N, C, H, W], C = 1 or 3, of uint8, uint16
     (65535 becomes 255) or floats in [0, 1].
 
-    Returns:
-        uint8 [N, C, H, W], resized and with the channels that the settings ask for.
-
+    Returns uint8 [N, C, H, W], resized and with the channels that the settings ask for.
     Raises ValueError: another type or shape.
     """
     shape = tuple(array.shape)
-    channels_last = len(shape) == 4 and shape[1] not in (1, 3)
-    source_channels = 1 if len(shape) == 3 else shape[-1 if channels_last else 1] if len(shape) == 4 else None
     expected = "expected uint8 (or uint16, or floats in [0, 1]) [N, H, W], [N, H, W, C] or [N, C, H, W], C = 1 or 3."
-    if source_channels not in (1, 3) or 0 in shape:
+    if len(shape) not in (3, 4) or 0 in shape:
         raise ValueError(f"{name}: images are {array.dtype} {shape}; {expected}")
-    height, width = shape[1:3] if channels_last or len(shape) == 3 else shape[2:]
-    size = (config.image_size, config.image_size) if config.image_size else (height, width)
-    channels = config.channels or source_channels
-    images = torch.empty(shape[0], channels, *size, dtype=torch.uint8)
+
+    def read(start: int, count: int = CHUNK) -> Tensor:
+        chunk = []
+        for image in array[start : start + count]:
+            try:
+                chunk.append(as_uint8(image))
+            except (ValueError, TypeError) as error:
+                index = start + len(chunk)
+                raise ValueError(
+                    f"{name}: images are {array.dtype} {shape}; {expected} Image {index}: {error}"
+                ) from error
+        return torch.stack(chunk)
+
+    channels, *own_size = read(0, 1).shape[1:]
+    size = (config.image_size, config.image_size) if config.image_size else tuple(own_size)
+    images = torch.empty(shape[0], config.channels or channels, *size, dtype=torch.uint8)
     for start in range(0, shape[0], CHUNK):
-        chunk = numpy.array(array[start : start + CHUNK])
-        if chunk.dtype == numpy.uint16:
-            chunk = (chunk / 257).round().astype(numpy.uint8)
-        elif chunk.dtype.kind == "f" and ((chunk >= 0) & (chunk <= 1)).all():
-            chunk = (chunk.astype(numpy.float32) * 255).round().astype(numpy.uint8)
-        elif chunk.dtype != numpy.uint8:
-            inside = (
-                [] if chunk.dtype.kind != "f" else ((chunk >= 0) & (chunk <= 1)).reshape(len(chunk), -1).all(axis=1)
-            )
-            first = (
-                f" with values outside [0, 1] or NaN in image {start + int(numpy.argmin(inside))}"
-                if len(inside)
-                else ""
-            )
-            raise ValueError(f"{name}: images are {array.dtype} {shape}{first}; {expected}")
-        chunk = torch.from_numpy(chunk)
-        if chunk.ndim == 3:
-            chunk = chunk[:, None]
-        elif channels_last:
-            chunk = chunk.permute(0, 3, 1, 2)
-        images[start : start + CHUNK] = resize(with_channels(chunk, channels), size)
+        images[start : start + CHUNK] = resize(with_channels(read(start), images.shape[1]), size)
     return images
 
 

@@ -19,12 +19,9 @@ def encode_labels(
     Classification: with `classes` the labels are ids into it; otherwise the distinct values of all parts, in the order of
     `sorted_class_names`, become the ids 0..K-1 and are the class names. Regression: float32.
 
-    Args:
-        parts: arrays [N] or [N, 1] of numbers or strings.
+    parts: arrays [N] or [N, 1] of numbers or strings.
 
-    Returns:
-        Labels of every part, int64 [N] or float32 [N]; the class names, None for scalars.
-
+    Returns labels of every part, int64 [N] or float32 [N]; the class names, None for scalars.
     Raises ValueError: labels of another shape, fractions as classes, words or class ids as scalars, an id out of
     `classes`, a missing value, or scalars that are not finite or that float32 cannot tell apart.
     """

@@ -11,7 +11,6 @@ import torch
 from gankd.data.config import READERS, DataConfig, Kind
 from gankd.data.readers.images import encoded_images
 from gankd.data.readers.labels import encode_labels
-from gankd.data.readers.source import require_root
 from gankd.data.sets import ImageSet
 from generators.settings import nearest
 
@@ -25,11 +24,10 @@ def read_csv(config: DataConfig, kind: Kind, *, label: str = "label") -> tuple[I
     Columns: `path`, the label (`label` names the column), and optionally `split` (train, validation or test; validation
     rows join train, from which validation is cut) and `group` (an empty cell: a group of its own). The task decides what a
     label is: a class by its spelling, or a number. Cells are separated by commas, semicolons, tabs or bars.
-
     Raises ValueError: a missing column, a file that does not exist, an unknown split, a label that is missing or no
     number, or a row that does not fit the header; with the line of the table.
     """
-    table = require_root(config)
+    table = config.place()
     table = table / "labels.csv" if table.is_dir() else table
     if not table.is_file():
         raise ValueError(f"data.root: {table} does not exist; name a CSV file or a folder with labels.csv.")
@@ -68,9 +66,7 @@ def read_csv(config: DataConfig, kind: Kind, *, label: str = "label") -> tuple[I
 
 def read_text(file: Path) -> str:
     """A text file in UTF-8, in UTF-16, or else in the 8-bit code of Western Windows (a superset of Latin-1's letters).
-
-    Raises ValueError: it is no text.
-    """
+    Raises ValueError: it is no text."""
     data = file.read_bytes()
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         encoding = "utf-16"

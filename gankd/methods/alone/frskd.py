@@ -16,6 +16,7 @@ from gankd.methods.branches import StagesTermConfig, separable, stage_taps
 from gankd.methods.setup import Outputs, Setup
 from gankd.methods.taps import Shape
 from gankd.methods.terms import Term
+from gankd.models.resnet import projection
 from generators.settings import Count, Positive, Weight
 
 
@@ -77,18 +78,17 @@ class BiFPN(nn.Module):
 
         P_L = A_L,  P_l = node(A_l, up(P_l+1));  Q_1 = P_1,  Q_l = node(A_l, P_l, down(Q_l-1)),  A = lateral(F)
 
-    Args:
-        shapes: (C, H, W) of the maps, shallow to deep.
+    shapes: (C, H, W) of the maps, shallow to deep.
     """
 
     def __init__(self, shapes: Sequence[Shape], num_outputs: int, *, width: int, depth: int):
         super().__init__()
         channels = [width * shape[0] for shape in shapes]
         steps = range(len(shapes) - 1)
-        self.laterals = nn.ModuleList(_project(shape[0], mine) for shape, mine in zip(shapes, channels, strict=True))
-        self.from_deeper = nn.ModuleList(_project(channels[level + 1], channels[level]) for level in steps)
+        self.laterals = nn.ModuleList(projection(shape[0], mine) for shape, mine in zip(shapes, channels, strict=True))
+        self.from_deeper = nn.ModuleList(projection(channels[level + 1], channels[level]) for level in steps)
         self.down_nodes = nn.ModuleList(Node(channels[level], num_inputs=2, depth=depth) for level in steps)
-        self.from_shallower = nn.ModuleList(_project(channels[level], channels[level + 1]) for level in steps)
+        self.from_shallower = nn.ModuleList(projection(channels[level], channels[level + 1]) for level in steps)
         self.up_nodes = nn.ModuleList(Node(channels[level + 1], num_inputs=3, depth=depth) for level in steps)
         self.head = nn.Linear(channels[-1], num_outputs)
 
@@ -118,7 +118,3 @@ class Node(nn.Module):
         shares = self.shares.relu()
         total = sum(share * map_ for share, map_ in zip(shares, maps, strict=True))
         return self.convolutions(total / (shares.sum() + 1e-4))
-
-
-def _project(in_channels: int, out_channels: int) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))

@@ -139,9 +139,7 @@ class ZipfLS(Term):
 
 def _map_before_pooling(setup: Setup, classifier_input: str) -> str:
     """Path of the last module whose map, averaged over its pixels, is what the classifier takes.
-
-    Raises ValueError: there is none.
-    """
+    Raises ValueError: there is none."""
     student, means = setup.student, {}
     device = next(student.parameters()).device
     images = torch.randn(2, *setup.data.image_shape, generator=seeded("map before pooling")).to(device)

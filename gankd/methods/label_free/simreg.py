@@ -28,6 +28,12 @@ class TeacherModel(ModelConfig):
     num_outputs: Count | None = None
     """Number of outputs of the network in the checkpoint, which nothing reads. Null: as many as the student has."""
 
+    def build(self, num_outputs: int, in_channels: int) -> nn.Module:
+        """With its checkpoint's weights; raises a ValueError without one, or one that does not fit the network."""
+        if self.checkpoint is None:
+            raise ValueError(f"simreg: teacher {self.name} of `teachers` has no checkpoint; name its weights.")
+        return super().build(self.num_outputs or num_outputs, in_channels)
+
 
 class SimRegConfig(LabelFreeConfig):
     """sum over teachers of weight * |head(feature)/|.| - [teacher's feature]/|.||^2."""
@@ -50,10 +56,6 @@ class SimRegConfig(LabelFreeConfig):
     @property
     def networks(self) -> tuple[ModelConfig, ...]:
         return self.teachers
-
-    def check_networks(self, num_outputs: int, in_channels: int) -> None:
-        for model in self.teachers:
-            load_teacher(model, num_outputs, in_channels)
 
     @property
     def uses_teacher(self) -> bool:
@@ -92,7 +94,7 @@ class SimReg(LabelFree):
         self.teachers: list[Teacher] = [teacher for teacher in given if teacher is not None]
         outputs = setup.student.get_submodule(self.feature_path.removesuffix(INPUT)).out_features
         for model in config.teachers:
-            network = load_teacher(model, outputs, image_shape[0])
+            network = model.build(outputs, image_shape[0])
             self.teachers.append(Teacher(network, self.normalize, device=device))
         if not self.teachers:
             raise ValueError("simreg needs a teacher; give one, or name some in `teachers`.")
@@ -134,16 +136,6 @@ class SimReg(LabelFree):
         if len(terms) > 1:
             losses |= {f"teacher_{index}": term for index, term in enumerate(terms)}
         return losses, outputs, pooled
-
-
-def load_teacher(model: TeacherModel, num_outputs: int, in_channels: int) -> nn.Module:
-    """A network that `teachers` names, with its weights; it has `num_outputs` unless it says another number.
-
-    Raises ValueError: no checkpoint, or one that is missing or does not fit the network.
-    """
-    if model.checkpoint is None:
-        raise ValueError(f"simreg: teacher {model.name} of `teachers` has no checkpoint; name its weights.")
-    return model.build(model.num_outputs or num_outputs, in_channels)
 
 
 def regression_head(in_width: int, out_width: int, layers: int) -> nn.Module:

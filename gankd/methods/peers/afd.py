@@ -58,12 +58,9 @@ class AFD(Online):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         config = self.config
-        views, batch = self.views_of(batch)
-        answers = self.answer(views)
-        outputs = answers.outputs
-        self.update_running_loss(outputs, batch.labels)
+        answers, batch = self.answers_to(batch)
         loss, labels, mutual = dml_loss(
-            student_logits=outputs,
+            student_logits=answers.outputs,
             labels=batch.labels,
             temperature=config.temperature,
             kd_weight=config.weight,
@@ -80,9 +77,8 @@ class AFD(Online):
             other = maps[(index + 1) % len(maps)]
             frozen = {name: parameter.detach() for name, parameter in judge.named_parameters()}
             fooling.append(afd_generator_loss(own_scores=functional_call(judge, frozen, (own,))))
-            telling.append(
-                afd_discriminator_loss(own_scores=judge(own.detach()), other_scores=judge(other.detach()))
-            )  # fmt: skip
+            scores = {"own_scores": judge(own.detach()), "other_scores": judge(other.detach())}
+            telling.append(afd_discriminator_loss(**scores))
         return torch.stack(fooling).sum(), torch.stack(telling).sum()
 
     def parameter_groups(self) -> list[dict]:

@@ -203,6 +203,13 @@ class Online(Distiller):
         shares = (batch.images, batch.labels, batch.indices, batch.is_synthetic)  # no peer reads the rest
         return [gather(view) for view in views], Batch(*map(gather, shares))
 
+    def answers_to(self, batch: Batch) -> tuple[Answers, Batch]:
+        """What every peer makes of one view of the batch, and the batch that losses are taken of (see `views_of`)."""
+        views, batch = self.views_of(batch)
+        answers = self.answer(views)
+        self.update_running_loss(answers.outputs, batch.labels)
+        return answers, batch
+
     def answer(self, views: list[Tensor]) -> Answers:
         """One pass of every peer. views: one for all, or one for each, [N, C, H, W] in [0, 1]; of spread peers the same
         in every process."""

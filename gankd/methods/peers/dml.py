@@ -44,11 +44,9 @@ class DML(Online):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         config = self.config
-        views, batch = self.views_of(batch)
-        outputs = self.answer(views).outputs
-        self.update_running_loss(outputs, batch.labels)
+        answers, batch = self.answers_to(batch)
         loss, labels, mutual = dml_loss(
-            student_logits=outputs,
+            student_logits=answers.outputs,
             labels=batch.labels,
             temperature=config.temperature,
             kd_weight=config.weight,

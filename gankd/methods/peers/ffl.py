@@ -13,6 +13,7 @@ from gankd.data.loader import Batch
 from gankd.losses import mfef_loss
 from gankd.methods.peers.base import Online, RampedConfig, disagreement
 from gankd.methods.setup import Setup
+from gankd.models.resnet import projection
 from generators.settings import Weight
 
 
@@ -48,11 +49,8 @@ class Align(nn.Module):
         self.size = (min(shape[1] for shape in shapes), min(shape[2] for shape in shapes))
         same = len({shape[0] for shape in shapes}) == 1 and not always
         self.projections = nn.ModuleList(
-            nn.Identity() if same else nn.Sequential(
-                nn.Conv2d(shape[0], self.channels, 1, bias=False), nn.BatchNorm2d(self.channels)
-            )
-            for shape in shapes
-        )  # fmt: skip
+            nn.Identity() if same else projection(shape[0], self.channels) for shape in shapes
+        )
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         projected = [projection(each) for projection, each in zip(self.projections, maps, strict=True)]
@@ -114,10 +112,8 @@ class FFL(Online):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         config, weight = self.config, self.config.weight * self.ramp
-        views, batch = self.views_of(batch)
-        answers = self.answer(views)
+        answers, batch = self.answers_to(batch)
         outputs, maps = answers.outputs, answers.maps
-        self.update_running_loss(outputs, batch.labels)
         fused = self.fuse([each.detach() for each in maps] if config.detach_fusion_input else maps)
         loss, labels, to_students, to_fused = mfef_loss(
             student_logits=outputs,

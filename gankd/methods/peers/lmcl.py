@@ -142,9 +142,7 @@ class LMCL(Online):
         the meta network's parameters. The peers themselves stay as they are."""
         peers = Together(self.networks, self.peers)
         weights = {name: parameter for name, parameter in peers.named_parameters() if parameter.requires_grad}
-        buffers = {
-            name: buffer.clone() for name, buffer in peers.named_buffers()
-        }  # batch norm's move, and are forgotten
+        buffers = {name: buffer.clone() for name, buffer in peers.named_buffers()}  # batch norm's move: forgotten
         for objective in ("contrast", "contrast", "labels"):
             stages = functional_call(peers, {**weights, **buffers}, (images,))
             if objective == "labels":

@@ -117,10 +117,8 @@ class MCL(Online):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         config = self.config
-        views, batch = self.views_of(batch)
-        answers = self.answer(views)
+        answers, batch = self.answers_to(batch)
         outputs = answers.outputs
-        self.update_running_loss(outputs, batch.labels)
         embeddings = [head(pooled) for head, pooled in zip(self.heads_of_peers, answers.pooled, strict=True)]
         if self.form == "batch":
             contrast, *terms = self.in_batch(embeddings, batch)

@@ -56,10 +56,8 @@ class OKDDip(Online):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         config, weight = self.config, self.config.weight * self.ramp
-        views, batch = self.views_of(batch)
-        answers = self.answer(views)
+        answers, batch = self.answers_to(batch)
         leader, *peers = answers.outputs
-        self.update_running_loss(answers.outputs, batch.labels)
         features = torch.stack(answers.pooled[1:], dim=1)  # [N, m - 1, D]
         attention = okddip_attention(queries=self.query(features), keys=self.key(features))  # [N, m - 1, m - 1]
         weighted = weight * okddip_divergence(

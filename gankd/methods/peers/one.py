@@ -50,11 +50,9 @@ class ONE(Online):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         config, weight = self.config, self.config.weight * self.ramp
-        answers = self.answer([self.augment(batch.images)])
-        outputs = answers.outputs
-        self.update_running_loss(outputs, batch.labels)
+        answers, batch = self.answers_to(batch)
         loss, labels, weighted = one_loss(
-            branch_logits=outputs,
+            branch_logits=answers.outputs,
             gates=self.gate(answers.trunk),  # [N, m]
             labels=batch.labels,
             temperature=config.temperature,

@@ -124,9 +124,7 @@ class OFD(MapTerm):
 
 def norms_of(setup: Setup, paths: tuple[str, ...] | None) -> dict[str, nn.BatchNorm2d]:
     """The batch norms that give the margins, by the tap whose channels they have.
-
-    Raises ValueError: one that is not known.
-    """
+    Raises ValueError: one that is not known."""
     teacher = setup.teacher.module
     norms: dict[str, nn.BatchNorm2d] = {}
     if paths is None or hasattr(teacher, "norms_before_relu"):

@@ -72,7 +72,6 @@ class CRD(Term):
     for a positive c_0 and K negatives. Z = n mean(a) of the first batch, ever after. Both heads are trained, so both
     sides need a bank; rows of the batch move to normalise(momentum M + (1 - momentum) v) after each step. Real and
     synthetic samples have rows alike. All processes write what all of them saw, so that banks stay equal.
-
     Raises ValueError: training labels of which one is alike to all others; `kappa` for classes.
 
     >>> student = gankd.distill(student, teacher, real=train, method={"name": "crd", "num_negatives": 64})
@@ -181,9 +180,8 @@ class CRD(Term):
     def normalizers_of(self, arguments: dict | None, share: Tensor | float) -> Tensor:
         """Z of the student's and of the teacher's side, [2]: those of the first batch that has something to contrast.
 
-        Args:
-            arguments: of `crd_loss`, this process's rows; None where it has none.
-            share: this process's rows, as a share of the mean number of rows of a process.
+        arguments: of `crd_loss`, this process's rows; None where it has none.
+        share: this process's rows, as a share of the mean number of rows of a process.
         """
         self.has_normalizers = self.has_normalizers or bool((self.normalizers > 0).all())
         if self.has_normalizers:

@@ -52,7 +52,6 @@ class HSAKD(Distiller):
     """CE(p_s[upright], y) + KL_T(p_s, p_t) + sum_l KL_T(q_s,l, q_t,l), all KL over all four rotations, T^2 times.
 
     p are classes, q_l classes x rotations by the branch of stage l. The last stages of both networks are paired.
-
     Raises ValueError: a network that cannot be cut behind its stages, images that are not square; when it is trained, a
     file of branches that do not fit.
 

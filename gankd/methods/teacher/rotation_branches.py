@@ -35,7 +35,6 @@ class Branches(nn.ModuleDict):
 
     The branch of a stage is a copy of the stages behind it; that of the last stage one more last stage, without stride.
     Every branch ends at the network's own resolution and width, and is as deep as the network or a stage deeper.
-
     Raises ValueError: a network without stages, that cannot be cut behind them, or that does not end in a linear layer.
     """
 
@@ -87,9 +86,7 @@ def save_branches(path: Path, branches: Branches, model: nn.Module) -> None:
 
 def load_branches(path: Path, branches: Branches, model: nn.Module) -> None:
     """Read what `save_branches` wrote for `model`; branches of more stages than asked for may be in the file.
-
-    Raises ValueError: no such file, or one for another network.
-    """
+    Raises ValueError: no such file, or one for another network."""
     try:
         with safe_open(path, "pt") as file:
             belongs = (file.metadata() or {}).get("network") == _fingerprint(model)

@@ -1,6 +1,8 @@
-"""The 1,797 handwritten digits that come with scikit-learn: real images without a download.
+"""Sets that need no file of the user's own form: the digits that come with scikit-learn, and what torchvision downloads.
 
-E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI machine learning repository, 1998.
+digits: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI machine learning repository, 1998: 1,797
+    real images without a download
+cifar: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009
 """
 
 import math
@@ -11,7 +13,6 @@ from torch import Tensor
 
 from gankd.data.config import READERS, DataConfig, Kind
 from gankd.data.readers.images import array_images
-from gankd.data.readers.source import require_kind
 from gankd.data.sets import ImageSet
 from gankd.data.splits import stratified_indices
 
@@ -24,7 +25,7 @@ FIXED_SEED = 0  # of the test split and of the angles: both belong to the data, 
 @READERS.register("digits")
 def read_digits(config: DataConfig, kind: Kind) -> tuple[ImageSet, ImageSet]:
     """Ten classes; 1,297 digits to train on, 500 (always the same, every class alike) to test on; 16x16 by default."""
-    require_kind(config, kind, "classification")
+    config.require_kind(kind, "classification")
     images, classes = _digits(config)
     return _split(ImageSet(images, classes, class_names=tuple("0123456789"), name=config.name), classes)
 
@@ -36,7 +37,7 @@ def read_rotated_digits(config: DataConfig, kind: Kind) -> tuple[ImageSet, Image
     A positive angle turns anticlockwise, as seen on the screen. Every digit appears under one angle only, so that no
     handwriting is in two splits.
     """
-    require_kind(config, kind, "regression")
+    config.require_kind(kind, "regression")
     images, classes = _digits(config)
     generator = torch.Generator().manual_seed(FIXED_SEED)
     angles = (2 * torch.rand(len(images), generator=generator) - 1) * LARGEST_ANGLE
@@ -67,3 +68,28 @@ def _digits(config: DataConfig) -> tuple[Tensor, Tensor]:
 def _split(dataset: ImageSet, classes: Tensor) -> tuple[ImageSet, ImageSet]:
     train, test = stratified_indices(classes, NUM_TEST, seed=FIXED_SEED)
     return dataset.subset(train), dataset.subset(test)
+
+
+@READERS.register("cifar10")
+@READERS.register("cifar100")
+def read_cifar(config: DataConfig, kind: Kind, *, download: bool = False) -> tuple[ImageSet, ImageSet]:
+    """50,000 train and 10,000 test images, 32x32 in colour; `data.root` holds `cifar-10-batches-py` or `cifar-100-python`.
+    Raises ValueError: the folder is missing or not whole and `download` is off, or the download failed."""
+    from torchvision import datasets
+
+    config.require_kind(kind, "classification")
+    source = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[config.name]
+    if config.root is None:
+        raise ValueError(f"data.root: set it to the folder that holds, or with data.download will hold, {config.name}.")
+    splits = []
+    for is_train in (True, False):
+        try:
+            split = source(config.root.expanduser(), train=is_train, download=download)
+        except (RuntimeError, OSError) as error:
+            raise ValueError(
+                f"data.root: {config.root} has no complete folder {source.base_folder} ({error}): put it there or set "
+                "data.download: true."
+            ) from error
+        images = array_images(split.data, config, name=config.name)
+        splits.append(ImageSet(images, torch.tensor(split.targets), class_names=tuple(split.classes), name=config.name))
+    return splits[0], splits[1]
