@@ -56,7 +56,7 @@ class Term(Method, nn.Module):
     Config: ClassVar[type[TermConfig]]
     tasks = EVERY_TASK
     repeats_views = True
-    reads_teacher_outputs: ClassVar[bool] = False
+    reads_teacher_outputs: bool = False
 
     def __init__(self, config: TermConfig, setup: Setup):
         super().__init__()
