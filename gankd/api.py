@@ -233,7 +233,8 @@ def feature_set(
     with stage.once(accelerator) as results:
         if results is not None:
             provenance = {"inputs": stage.inputs}
-            write_feature_store(live.images, stage.directory, accelerator=accelerator, provenance=provenance)
+            samples: Any = live.images
+            write_feature_store(samples, stage.directory, accelerator=accelerator, provenance=provenance)
     return load_store(stage.directory)
 
 

@@ -132,7 +132,7 @@ class _Renumbered:
 class ImageSet(Dataset):
     """N images with their labels; as a `Dataset` it yields (uint8 [C, H, W], label)."""
 
-    images: Tensor | LazyImages | Any
+    images: Tensor | LazyImages
     """uint8 [N, C, H, W], or images that index like it and are read, or generated, when they are asked for."""
     labels: Tensor
     """Class ids int64 [N], or scalar targets float32 [N] in the user's units."""

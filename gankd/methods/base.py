@@ -28,11 +28,11 @@ METHODS: Registry["type[Method]"] = Registry("method")
 class MethodConfig(Settings):
     """The base of the methods' settings: a `name: Literal[...]` and the paper's defaults."""
 
-    method: ClassVar["type[Method] | Any"]
-    """The class that these are the settings of."""
+    method: ClassVar[Any]
+    """The `Method` that these are the settings of."""
 
     if TYPE_CHECKING:
-        name: str
+        name: str = ""
 
     @property
     def parts(self) -> tuple["MethodConfig", ...]:

@@ -33,7 +33,7 @@ student = gankd.distill(student, teacher, real=train, training=TrainingConfig(st
 scores: dict[str, float] = gankd.evaluate(student, data.test)
 top1: float = scores["top1"]
 gankd.distill("x")  # type: ignore[arg-type]
-gankd.distill(student, teacher, train)  # type: ignore[call-arg]
+gankd.distill(student, teacher, train)  # type: ignore
 gankd.distill(student, real=train, synthetic_fraction="half")  # type: ignore[arg-type]
 gankd.load_data(3)  # type: ignore[arg-type]
 gankd.load_data("digits", kind="regresion")  # type: ignore[arg-type]
