@@ -16,7 +16,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 
 clean:  ## the environment and caches; run directories stay
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

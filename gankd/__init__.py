@@ -72,10 +72,14 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def _load(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'gankd' has no attribute '{name}'")
     return getattr(importlib.import_module(f"gankd.{_HOMES[name]}"), name)
+
+
+if not TYPE_CHECKING:  # to whom every name would be one
+    __getattr__ = _load
 
 
 def __dir__() -> list[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
     from gankd.data.loader import BatchSource
+    from gankd.data.readers import Kind
     from gankd.data.sets import ImageSet
     from gankd.data.splits import Splits
     from gankd.evaluation import ProbeResult
-    from gankd.methods import Distiller, MethodConfig
+    from gankd.methods import Distiller, Method, MethodConfig, Outputs
     from gankd.models.inputs import Normalize
     from gankd.models.teacher import Teacher
     from gankd.synthesis.config import SynthesisConfig
@@ -30,11 +31,13 @@ if TYPE_CHECKING:
     from gankd.training import TrainingConfig
     from generators.interface import ConditionalGenerator
 
+    AnyMethod: TypeAlias = str | dict[str, Any] | MethodConfig | type[Method] | Callable[[Outputs], Tensor]
+
 Log = Callable[[dict], None]
 """Receives one flat dictionary every `log_every` steps; None: nobody does."""
 
 
-def load_data(name: str, *, kind: str = "classification", seed: int = 0, **settings) -> Splits:
+def load_data(name: str, *, kind: Kind = "classification", seed: int = 0, **settings) -> Splits:
     """The splits of a data source by name: load_data("digits", image_size=16, labelled=100). Settings: see `DataConfig`."""
     from gankd.data import readers
     from gankd.data.config import DataConfig
@@ -48,7 +51,7 @@ def distill(
     *,
     real: Dataset | None = None,
     synthetic: Dataset | None = None,
-    method: str | dict[str, Any] | MethodConfig = "kd",
+    method: AnyMethod = "kd",
     synthetic_fraction: float | None = None,
     training: TrainingConfig | None = None,
     task: Task | None = None,
@@ -69,7 +72,8 @@ def distill(
         teacher: a module of the same kind (inputs normalised like the student's, unless it was trained by gankd and knows
             its own), or a `Teacher`; None for methods without one.
         real, synthetic: map-style data sets of (image, label), `ImageSet`s among them. Images: see `as_image_set`.
-        method: a name, or a dictionary of a method's settings with `name`: {"name": "kd", "temperature": 2}.
+        method: a name, or a dictionary of a method's settings with `name`: {"name": "kd", "temperature": 2}; or a class or
+            function of your own (docs/extending.md).
         synthetic_fraction: share of synthetic samples in every batch; None mixes the union of both sets uniformly.
         training, **settings: the training's settings, and single ones that replace them or the method's (steps=2000,
             learning_rate=0.01, temperature=2).
@@ -86,7 +90,8 @@ def distill(
     from gankd.training import distillation
 
     context = _context(seed, directory, accelerator, memory_budget, workers, name, log)
-    chosen = {"method": method, "training": training, "task": task, "normalize": normalize, "settings": settings}
+    chosen: dict[str, Any] = {"method": method, "training": training, "task": task, "normalize": normalize}
+    chosen["settings"] = settings
     device = context.accelerator.device
     lesson = distillation.lesson_of(real, synthetic, synthetic_fraction, **chosen, device=device)
     return distillation.learn(student, teacher, lesson, context)
@@ -98,7 +103,7 @@ def distiller(
     *,
     real: Dataset | None = None,
     synthetic: Dataset | None = None,
-    method: str | dict[str, Any] | MethodConfig = "kd",
+    method: AnyMethod = "kd",
     synthetic_fraction: float | None = None,
     task: Task | None = None,
     normalize: Normalize | None = None,
@@ -125,7 +130,8 @@ def distiller(
     from gankd.training import distillation
 
     context = _context(seed, None, accelerator, memory_budget, workers, "distiller", None)
-    chosen = {"method": method, "training": None, "task": task, "normalize": normalize, "settings": settings}
+    chosen: dict[str, Any] = {"method": method, "training": None, "task": task, "normalize": normalize}
+    chosen["settings"] = settings
     device = context.accelerator.device
     lesson = distillation.lesson_of(real, synthetic, synthetic_fraction, **chosen, device=device)
     return distillation.prepare(student, teacher, lesson, context)
@@ -137,7 +143,7 @@ def pretrain(
     *,
     real: Tensor | Dataset | None = None,
     synthetic: Tensor | Dataset | None = None,
-    method: str | dict[str, Any] | MethodConfig = "squeeze_and_span",
+    method: AnyMethod = "squeeze_and_span",
     synthetic_fraction: float | None = None,
     online_probe: bool = False,
     training: TrainingConfig | None = None,
@@ -227,7 +233,8 @@ def feature_set(
     with stage.once(accelerator) as results:
         if results is not None:
             provenance = {"inputs": stage.inputs}
-            write_feature_store(live.images, stage.directory, accelerator=accelerator, provenance=provenance)
+            samples: Any = live.images
+            write_feature_store(samples, stage.directory, accelerator=accelerator, provenance=provenance)
     return load_store(stage.directory)
 
 
@@ -327,18 +334,20 @@ def synthesize(
         for module in (generator, teacher):
             if isinstance(module, nn.Module):
                 lent.enter_context(preserve_state(module))
-        teacher = as_teacher(teacher, Normalize.of(real.images), accelerator.device, task)
+        judge = as_teacher(teacher, Normalize.of(real.images), accelerator.device, task)
+        if judge is None:
+            raise ValueError("synthesize needs a teacher, by whose answers samples are chosen; give one.")
         inputs = {
             "config": config.model_dump(mode="json", exclude={"force"}),
             "seed": seed,
             "real": fingerprint(real),
             "generator": fingerprint(generator),
-            "teacher": fingerprint(teacher),
+            "teacher": fingerprint(judge),
             "task": str(task),
         }
         synthesis = Synthesis(  # which refuses what does not fit before anything is written
             generator.to(accelerator.device),
-            teacher,
+            judge,
             task,
             real,
             config,

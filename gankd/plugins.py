@@ -99,19 +99,22 @@ def _load_file(path: Path) -> None:
     if known is not None and Path(getattr(known, "__file__", None) or "").resolve() != path and name not in PLUGINS:
         raise ValueError(f"plugins: {path} has the name of the module {name}, which is in use; rename the file.")
     spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None, path  # it is a .py
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # so that what it defines can be pickled
     spec.loader.exec_module(module)
     PLUGINS[name] = module
 
 
-def plugins_of(inputs: Any) -> dict[str, dict[str, str]]:
+def plugins_of(inputs: Any) -> dict[str, dict[str, str | None]]:
     """{"plugins": {name: hash of its content}} of those whose things are named in `inputs` (JSON values); {} without any."""
     from gankd.experiment.artifacts import file_hash
 
     words = set(_words(inputs)) if PLUGINS else set()
     used = {
-        name: file_hash(Path(module.__file__)) for name, module in PLUGINS.items() if words & set(_registered(module))
+        name: file_hash(Path(str(module.__file__)))
+        for name, module in PLUGINS.items()
+        if words & set(_registered(module))
     }
     return {"plugins": used} if used else {}
 

@@ -228,6 +228,7 @@ class Regression:
         error of the expectation, or negative log-likelihood."""
         labels = self.standardize(labels.float())
         if self.head == BINS:
+            assert self.sigma is not None, "bins without a width of labels"
             bins = self.centres(outputs.device)
             return label_distribution_loss(student_logits=outputs, labels=labels, bins=bins, sigma=self.sigma)[0]
         if self.head == GAUSSIAN:
@@ -301,6 +302,7 @@ class Regression:
         if self.head == GAUSSIAN:
             known = torch.full_like(mean, SMALLEST_LOG_VARIANCE) if log_variance is None else log_variance
             return torch.stack([mean, known], dim=1)
+        assert self.sigma is not None, "bins without a width of labels"
         # Narrower than the bins' spacing, all would fall into one bin and the mean be lost.
         variance = self.sigma**2 if log_variance is None else log_variance.exp().clamp(min=self.spacing**2)[:, None]
         return -(mean[:, None] - self.centres(outputs.device)).square() / (2 * variance)
@@ -434,8 +436,8 @@ def task_of(
     if num_bins is None:
         distinct = len(labels.unique())
         num_bins = max(16, distinct) if distinct < 100 else NUM_BINS
-    ends = ((end - task.mean) / task.std for end in (low, high))
-    bins, sigma = uniform_bins(*ends, num_bins, None if sigma is None else sigma / task.std)
+    low, high = ((end - task.mean) / task.std for end in (low, high))
+    bins, sigma = uniform_bins(low, high, num_bins, None if sigma is None else sigma / task.std)
     return dataclasses.replace(task, head=head, bins=bins, sigma=sigma)
 
 

@@ -99,7 +99,7 @@ class OptionsIn(NameIn):
         return {**handler(schema), **({"anyOf": [*known, {"maxProperties": 0}]} if known else {})}
 
 
-def options_of(function: Callable) -> type[Settings]:
+def options_of(function: Any) -> type[Settings]:
     """The keyword-only parameters of a function (or of a class's constructor) as settings: validated, in the schema, with a
     suggestion for a misspelt one.
 

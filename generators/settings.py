@@ -70,7 +70,7 @@ def sentences(error: ValidationError, values: Any) -> list[str]:
     return found
 
 
-def _keys(problem: dict, values: Any) -> list[str]:
+def _keys(problem: Any, values: Any) -> list[str]:
     """The user's keys on pydantic's path to a problem; the members of a union (a method's name, `int`) are on it too."""
     keys = []
     for step in problem["loc"]:

@@ -7,6 +7,8 @@ student still see the same view, which matters (Beyer et al., "Knowledge distill
 consistent", CVPR 2022, arXiv 2106.05237).
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -104,6 +106,6 @@ class Views(nn.Module):
         self.table[view, first : first + num_samples] = rows
 
 
-def view_of(augment: nn.Module, batch: Batch) -> Tensor:
+def view_of(augment: Callable, batch: Batch) -> Tensor:
     """The view of a batch that a training step looks at, float32 [N, C, H, W]: a fresh one, or one of those that repeat."""
     return augment(batch) if isinstance(augment, Views) else augment(batch.images)

@@ -4,7 +4,7 @@ A class with a `Config` is a method from the moment it is defined, in this packa
 find it by the `name` of its settings.
 """
 
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, SerializeAsAny
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from gankd.tasks import CLASSIFICATION, HEADS, REGRESSION
 from generators.registry import Registry
 from generators.settings import Settings
 
+if TYPE_CHECKING:
+    from gankd.training.config import TrainingConfig
+
 EVERY_TASK = frozenset({CLASSIFICATION, REGRESSION})
 METHODS: Registry["type[Method]"] = Registry("method")
 """By name, ours and those of users' own files."""
@@ -25,8 +28,11 @@ METHODS: Registry["type[Method]"] = Registry("method")
 class MethodConfig(Settings):
     """The base of the methods' settings: a `name: Literal[...]` and the paper's defaults."""
 
-    method: ClassVar["type[Method]"]
-    """The class that these are the settings of."""
+    method: ClassVar[Any]
+    """The `Method` that these are the settings of."""
+
+    if TYPE_CHECKING:
+        name: str = ""
 
     @property
     def parts(self) -> tuple["MethodConfig", ...]:
@@ -140,8 +146,8 @@ class Distiller(Method, nn.Module):
 
     # --- hooks: the loop calls them, most methods leave them as they are ----------------------------------------------
 
-    def first_stage(self, training: Settings) -> "tuple[Distiller, Settings] | None":
-        """What is trained before this, and how (a `TrainingConfig`): it leaves its result in modules that both share."""
+    def first_stage(self, training: "TrainingConfig") -> "tuple[Distiller, TrainingConfig] | None":
+        """What is trained before this, and how: it leaves its result in modules that both share."""
         return None
 
     def prepare(self, data: BatchSource) -> None:

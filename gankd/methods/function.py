@@ -71,10 +71,9 @@ def method(name: str, *, needs_teacher: bool = True) -> Callable[[Loss], Loss]:
 def method_of(function: Loss, name: str) -> type[FunctionTerm]:
     """The method that a function is, with a teacher or without; configurations do not know it."""
     options = options_of(function)
-    fields = {key: (field.annotation, field) for key, field in options.model_fields.items()}
-    config = create_model(
-        f"{name}Config", __base__=FunctionConfig, __module__=function.__module__, name=(Literal[name], name), **fields
-    )
+    fields: dict[str, Any] = {"name": (Literal[name], name)}
+    fields |= {key: (field.annotation, field) for key, field in options.model_fields.items()}
+    config = create_model(f"{name}Config", __base__=FunctionConfig, __module__=function.__module__, **fields)
     config.__doc__ = options.__doc__
     members = {
         "Config": config,
@@ -83,7 +82,8 @@ def method_of(function: Loss, name: str) -> type[FunctionTerm]:
         "__module__": function.__module__,
         "__qualname__": getattr(function, "__qualname__", name),
     }
-    return type(FunctionTerm)(name, (FunctionTerm,), members, register=False)
+    metaclass: Any = type(FunctionTerm)
+    return metaclass(name, (FunctionTerm,), members, register=False)
 
 
 def method_config(method: Any) -> MethodConfig:

@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
 from gankd.data.loader import Batch, BatchSource
 from gankd.models.taps import default_taps, feature_shapes
 from gankd.models.teacher import Teacher
-from gankd.tasks import Task
+from gankd.tasks import Classification, Regression
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,9 +18,10 @@ class Setup:
 
     student: nn.Module
     """The network to train; takes images normalised by `normalize`."""
-    teacher: Teacher | None
+    teacher: Teacher | Any
     """None for methods without one. A backbone may learn from a list of them."""
-    task: Task
+    task: Classification | Regression | Any
+    """What labels mean; a `Representation` where a backbone is trained without them."""
     data: BatchSource
     """What batches will come from: its `labels`, `num_samples` and `image_shape` size banks and heads."""
     augment: Callable[[Tensor], Tensor]
@@ -65,11 +67,11 @@ class Outputs:
     """What student and teacher made of one view of a batch: all that a loss between them needs."""
 
     batch: Batch
-    student: Tensor | None
+    student: Tensor | Any
     """The student's outputs [N, K]; None in a first stage without the student."""
     student_features: dict[str, Tensor]
     """By module path."""
-    teacher: Tensor | None
+    teacher: Tensor | Any
     """The teacher's outputs [N, K'], without gradient; None where no term reads them."""
     teacher_features: dict[str, Tensor]
     """By module path, without gradient."""

@@ -5,7 +5,7 @@
 `combined.Distillation` makes one pass through either network for all of its terms, which read outputs and tapped features.
 """
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 
@@ -26,6 +26,9 @@ class TermConfig(MethodConfig):
 
 class BlendedConfig(MethodConfig):
     """(1 - alpha) task loss + alpha distillation term, alpha a setting of the method."""
+
+    if TYPE_CHECKING:
+        alpha: float = 0.0
 
     @property
     def weight(self) -> float:
@@ -56,7 +59,7 @@ class Term(Method, nn.Module):
     Config: ClassVar[type[TermConfig]]
     tasks = EVERY_TASK
     repeats_views = True
-    reads_teacher_outputs: ClassVar[bool] = False
+    reads_teacher_outputs: bool = False
 
     def __init__(self, config: TermConfig, setup: Setup):
         super().__init__()

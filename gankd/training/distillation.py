@@ -130,7 +130,7 @@ def learn_without_labels(
     *,
     real: Tensor | Dataset | None,
     synthetic: Tensor | Dataset | None,
-    method: str | dict[str, Any] | MethodConfig,
+    method: Any,
     synthetic_fraction: float | None,
     online_probe: bool,
     training: TrainingConfig | None,
@@ -218,9 +218,7 @@ def _lent(*networks) -> contextlib.ExitStack:
     return stack
 
 
-def settings_of(
-    training: TrainingConfig, method: str | dict[str, Any] | MethodConfig, settings: dict[str, Any]
-) -> tuple[TrainingConfig, MethodConfig]:
+def settings_of(training: TrainingConfig, method: Any, settings: dict[str, Any]) -> tuple[TrainingConfig, MethodConfig]:
     """The settings of the training and of the method, single ones replaced by those that a call names.
 
     Raises:
