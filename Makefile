@@ -8,12 +8,15 @@ demo: $(VENV)/installed  ## both bundled experiments, end to end: classification
 	$(BIN)/accelerate launch scripts/gen_then_distill.py --config configs/digits.yaml
 	$(BIN)/accelerate launch scripts/gen_then_distill.py --config configs/rotated_digits.yaml
 
-test: $(VENV)/installed  ## lint and the whole test suite
+test: $(VENV)/installed  ## lint, formatting, types and the whole test suite
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/installed
+lint: $(VENV)/installed  ## mends what can be mended by itself
 	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 clean:  ## the environment and caches; run directories stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info
