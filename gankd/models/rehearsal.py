@@ -81,6 +81,13 @@ def to_channels_last(module: nn.Module, network: nn.Module, images: Tensor) -> b
     return works
 
 
+def has_idle_parameters(network: nn.Module, images: Tensor) -> bool:
+    """Whether some trainable parameter has no part in the outputs for `images`, normalised, [N, C, H, W]."""
+    with _as_it_was(network):
+        outputs_of(network.train()(images)).float().square().mean().backward()
+        return any(parameter.requires_grad and parameter.grad is None for parameter in network.parameters())
+
+
 @contextlib.contextmanager
 def _as_it_was(network: nn.Module) -> Iterator[None]:
     """Besides what `preserve_state` preserves, buffers, gradients and the random state are afterwards as before."""

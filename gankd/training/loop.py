@@ -15,14 +15,14 @@ import time
 from collections.abc import Iterator
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from gankd.data.loader import Batch, BatchSource
 from gankd.data.views import Views
 from gankd.distributed.batch_norm import synchronized
 from gankd.methods.base import Distiller
-from gankd.models.rehearsal import to_channels_last
+from gankd.models.rehearsal import has_idle_parameters, to_channels_last
 from gankd.models.state import frozen_parts, preserve_state
 from gankd.training.config import TrainingConfig, rate_factor
 from gankd.training.context import RunContext
@@ -85,7 +85,12 @@ def _fit(
         first_step = state["step"]
         distiller.load_state_dict(state["distiller"])
         optimizer.load_state_dict(state["optimizer"])
-    model, optimizer = accelerator.prepare(distiller, optimizer)
+    handler = accelerator.ddp_handler
+    if accelerator.num_processes > 1 and handler is None and has_idle_parameters(distiller.student, images):
+        handler = DistributedDataParallelKwargs(find_unused_parameters=True)  # or processes wait for their gradients
+    with _as_before(accelerator, "ddp_handler", accelerator.ddp_handler):
+        accelerator.ddp_handler = handler
+        model, optimizer = accelerator.prepare(distiller, optimizer)
     prepared += [model, optimizer]
     if state and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(state["scaler"])
