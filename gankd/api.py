@@ -67,25 +67,22 @@ def distill(
 ) -> nn.Module:
     """Train `student` (in place) on real data, synthetic data or both, and return it in eval mode.
 
-    Args:
-        student: any module from normalised images [N, C, H, W] to logits [N, K] or a scalar [N] or [N, 1].
-        teacher: a module of the same kind (inputs normalised like the student's, unless it was trained by gankd and knows
-            its own), or a `Teacher`; None for methods without one.
-        real, synthetic: map-style data sets of (image, label), `ImageSet`s among them. Images: see `as_image_set`.
-        method: a name, or a dictionary of a method's settings with `name`: {"name": "kd", "temperature": 2}; or a class or
-            function of your own (docs/extending.md).
-        synthetic_fraction: share of synthetic samples in every batch; None mixes the union of both sets uniformly.
-        training, **settings: the training's settings, and single ones that replace them or the method's (steps=2000,
-            learning_rate=0.01, temperature=2).
-        task: None takes what the labels say: class ids or a scalar.
-        normalize: of the student's input; None computes mean and standard deviation per channel of the real images.
-        directory: where checkpoints go; a run cut off there is resumed.
+    student: any module from normalised images [N, C, H, W] to logits [N, K] or a scalar [N] or [N, 1].
+    teacher: a module of the same kind (inputs normalised like the student's, unless it was trained by gankd and knows
+        its own), or a `Teacher`; None for methods without one.
+    real, synthetic: map-style data sets of (image, label), `ImageSet`s among them. Images: see `as_image_set`.
+    method: a name, or a dictionary of a method's settings with `name`: {"name": "kd", "temperature": 2}; or a class or
+        function of your own (docs/extending.md).
+    synthetic_fraction: share of synthetic samples in every batch; None mixes the union of both sets uniformly.
+    training, **settings: the training's settings, and single ones that replace them or the method's (steps=2000,
+        learning_rate=0.01, temperature=2).
+    task: None takes what the labels say: class ids or a scalar.
+    normalize: of the student's input; None computes mean and standard deviation per channel of the real images.
+    directory: where checkpoints go; a run cut off there is resumed.
 
     The returned student carries `input_normalization` (means, standard deviations per channel of inputs in [0, 1]) and
     `output_task` (what its outputs mean), which `evaluate` and a later `distill` with it as the teacher use.
-
-    Raises:
-        ValueError: neither data set, labels out of range, a method that does not fit the task, a diverged loss.
+    Raises ValueError: neither data set, labels out of range, a method that does not fit the task, a diverged loss.
     """
     from gankd.training import distillation
 
@@ -121,11 +118,8 @@ def distiller(
     Iterating over the batches begins at step 0 and never ends; `batches.batch(step)` is that of a step. The student stays
     where it is, its auxiliary outputs are left out, and the teacher is frozen from here on.
 
-    Args:
-        **settings: `batch_size` and `augmentation`, as in `distill`, and single settings of the method.
-
-    Raises:
-        ValueError: as `distill`.
+    **settings: `batch_size` and `augmentation`, as in `distill`, and single settings of the method.
+    Raises ValueError: as `distill`.
     """
     from gankd.training import distillation
 
@@ -161,18 +155,15 @@ def pretrain(
 
     What comes back is the initial student of `distill`, or what `probe` measures.
 
-    Args:
-        teacher: of simreg: one network or several, read at the input of their last linear layer; inputs as in `distill`.
-        real, synthetic: uint8 images [N, C, H, W], or map-style data sets of images or of (image, anything);
-            squeeze_and_span needs the synthetic ones of `feature_set`. No label is read.
-        online_probe: fit a linear layer to the labels of the real images on the side; the log then has `probe_metric` (top-1
-            in %, or the mean absolute error), and the backbone, which gets no gradient of it, is the same.
-        training, **settings: as in `distill`, with the method's own augmentation where `training` is None; photographs want
-            horizontal_flip too.
-        method, synthetic_fraction, normalize, directory: as in `distill`.
-
-    Raises:
-        ValueError: neither data set, a method that learns from labels, two views that are the same, a diverged loss.
+    teacher: of simreg: one network or several, read at the input of their last linear layer; inputs as in `distill`.
+    real, synthetic: uint8 images [N, C, H, W], or map-style data sets of images or of (image, anything);
+        squeeze_and_span needs the synthetic ones of `feature_set`. No label is read.
+    online_probe: fit a linear layer to the labels of the real images on the side; the log then has `probe_metric`
+        (top-1 in %, or the mean absolute error), and the backbone, which gets no gradient of it, is the same.
+    training, **settings: as in `distill`, with the method's own augmentation where `training` is None; photographs want
+        horizontal_flip too.
+    method, synthetic_fraction, normalize, directory: as in `distill`.
+    Raises ValueError: neither data set, a method that learns from labels, two views that are the same, a diverged loss.
     """
     from gankd.training import distillation
 
@@ -214,9 +205,7 @@ def feature_set(
     Without a directory the generator draws them while a student is trained, and none is kept: `num_samples` may be as many
     as the run looks at. With one they are written to a store, whose training needs no generator; a finished store with the
     same inputs is read back, one cut off is continued. Sample i is the same both ways.
-
-    Raises:
-        ValueError: a generator without known features, or a `directory` that holds something else.
+    Raises ValueError: a generator without known features, or a `directory` that holds something else.
     """
     from accelerate import Accelerator
 
@@ -252,10 +241,9 @@ def probe(
 
     The sets need not be those that the model was trained on (transfer). Images are taken as they are, without augmentation.
 
-    Args:
-        train: what probes are fitted to, and the neighbours' bank.
-        normalize: of the model's input; None takes what a model trained by gankd carries, else that of `train`.
-        seed: of the part of `train` on which the probes' regularisation is chosen.
+    train: what probes are fitted to, and the neighbours' bank.
+    normalize: of the model's input; None takes what a model trained by gankd carries, else that of `train`.
+    seed: of the part of `train` on which the probes' regularisation is chosen.
     """
     from accelerate import Accelerator
 
@@ -292,16 +280,13 @@ def synthesize(
 ) -> ImageSet:
     """Draw labelled images from `generator`, keep those that look real and that the teacher agrees with (cGAN-KD).
 
-    Args:
-        real: the real training data: it says what real images look like (M1) and which labels there are.
-        num_samples: how many samples to return, balanced over classes.
-        config, **settings: the synthesis' settings, and single ones that replace them (rho=0.7, subsample=...).
-        directory: where the store is written (see `synthesis.store`); a finished one with the same inputs is read back, one
-            cut off is continued.
-
-    Raises:
-        ValueError: too few samples survive, the generator's labels or images do not fit the real data, or `directory`
-            holds a store made from something else.
+    real: the real training data: it says what real images look like (M1) and which labels there are.
+    num_samples: how many samples to return, balanced over classes.
+    config, **settings: the synthesis' settings, and single ones that replace them (rho=0.7, subsample=...).
+    directory: where the store is written (see `synthesis.store`); a finished one with the same inputs is read back, one
+        cut off is continued.
+    Raises ValueError: too few samples survive, the generator's labels or images do not fit the real data, or
+    `directory` holds a store made from something else.
     """
     import contextlib
 
@@ -373,13 +358,11 @@ def evaluate(
 ) -> dict[str, float]:
     """Top-1 (and top-5) accuracy in %, or MAE, RMSE (units of the labels) and R2, on all of `dataset`.
 
-    Args:
-        normalize: of the model's input; None takes what a model trained by gankd carries.
-        task: what the outputs mean; None takes what a model trained by gankd carries, else, for classes, what the data says.
-
-    Raises:
-        ValueError: a network that does not say how its input is normalised, or in which units it answers; a class that it
-            does not know (classes are matched by name); outputs that are not finite.
+    normalize: of the model's input; None takes what a model trained by gankd carries.
+    task: what the outputs mean; None takes what a model trained by gankd carries, else, for classes, what the data
+        says.
+    Raises ValueError: a network that does not say how its input is normalised, or in which units it answers; a class
+    that it does not know (classes are matched by name); outputs that are not finite.
     """
     from accelerate import Accelerator
 

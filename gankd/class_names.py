@@ -1,7 +1,5 @@
 """Names of classes: their order, and how those of two sides are compared."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 
@@ -22,9 +20,7 @@ def sorted_class_names(names: Iterable[str]) -> list[str]:
 
 def class_columns(names: Sequence[str], others: Sequence[str], whose: str) -> list[int] | None:
     """Which of a network's outputs, one for each of `others`, stand for the classes `names`; None: all, in their order.
-
-    Raises ValueError: a class that `others` lack, or one that they name twice.
-    """
+    Raises ValueError: a class that `others` lack, or one that they name twice."""
     if (others := compared_names(names, others)) is None:
         return None
     for name in (names := [name.strip() for name in names]):

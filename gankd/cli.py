@@ -1,7 +1,5 @@
 """What the commands in scripts/ share: parse, validate, describe, run."""
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 import os

@@ -7,8 +7,6 @@ import gankd
 def tiny(num_classes: int, in_channels: int, *, width: int = 8) -> nn.Module: ...
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import sys
@@ -38,13 +36,10 @@ PLUGINS: dict[str, ModuleType] = {}
 def register(kind: str, name: str, **defaults: Any) -> Callable[[T], T]:
     """A decorator that enters a class or function under `name` among those of its kind.
 
-    Args:
-        kind: reader, network, generator_network, augmentation, optimizer or report_section. A method needs none: a class
-            with a `Config` registers itself.
-        **defaults: of an optimizer: `learning_rate`, `weight_decay` and the `batch_size` that the rate is for, if any.
-
-    Raises:
-        ValueError: an unknown kind or default, or a name that is taken.
+    kind: reader, network, generator_network, augmentation, optimizer or report_section. A method needs none: a class
+        with a `Config` registers itself.
+    **defaults: of an optimizer: `learning_rate`, `weight_decay` and the `batch_size` that the rate is for, if any.
+    Raises ValueError: an unknown kind or default, or a name that is taken.
     """
     if kind == "method":
         raise ValueError("a method registers itself: derive it from gankd.methods.Term or Distiller, with a Config.")
@@ -63,8 +58,7 @@ def load_plugins(names: Iterable[str], *, beside: str | Path = ".") -> list[str]
     """Import a user's files: modules by name, from `beside` or wherever Python finds them, or files by path, relative to
     `beside`. Returns their names, with absolute paths for files, under which they are found from anywhere.
 
-    Raises:
-        ValueError: nothing of that name, or a file that raises.
+    Raises ValueError: nothing of that name, or a file that raises.
     """
     return [_load(name, Path(beside)) for name in names]
 

@@ -119,16 +119,13 @@ class Regression:
     al., DLDL, TIP 2017, arXiv 1611.01731; DLDL-v2, IJCAI 2018); `gaussian`, mean and log variance [N, 2] (Kendall and Gal,
     NeurIPS 2017, arXiv 1703.04977).
 
-    Args:
-        label_min, label_max: the range of labels, by which generators are conditioned and predictions are clipped.
-        mean, std: of the real training labels.
-        unit: the word for the unit ("degrees").
-        bins: of head `bins`: the bins' centres, ascending, standardised; (): see `uniform_bins`.
-        sigma: of head `bins`: the width of a label's distribution, standardised; None: see `uniform_bins`. Of a `scalar`
-            network: its RMS error, standardised, where it is known: so wide it teaches another head (see `translate`).
-
-    Raises:
-        ValueError: a range without extent, an unknown head, bins or a sigma that cannot be.
+    label_min, label_max: the range of labels, by which generators are conditioned and predictions are clipped.
+    mean, std: of the real training labels.
+    unit: the word for the unit ("degrees").
+    bins: of head `bins`: the bins' centres, ascending, standardised; (): see `uniform_bins`.
+    sigma: of head `bins`: the width of a label's distribution, standardised; None: see `uniform_bins`. Of a `scalar`
+        network: its RMS error, standardised, where it is known: so wide it teaches another head (see `translate`).
+    Raises ValueError: a range without extent, an unknown head, bins or a sigma that cannot be.
     """
 
     label_min: float
@@ -377,8 +374,7 @@ class UnitVariance(Regression):
 class Representation:
     """Nothing is asked of a network's outputs: its backbone is trained without labels.
 
-    Args:
-        labels: what the labels of the images mean, where they have any and a probe is to watch the training by them.
+    labels: what the labels of the images mean, where they have any and a probe is to watch the training by them.
     """
 
     labels: Classification | Regression | None = None
@@ -419,10 +415,9 @@ def task_of(
 
     Mean and standard deviation are those of its labels; the label range too, where it is not given.
 
-    Args:
-        head: of a regression: see `Regression`.
-        num_bins: None: 64, or the number of distinct labels if fewer than 100, but 16 at least.
-        sigma: width of a label's distribution over the bins, in the labels' units; None: see `uniform_bins`.
+    head: of a regression: see `Regression`.
+    num_bins: None: 64, or the number of distinct labels if fewer than 100, but 16 at least.
+    sigma: width of a label's distribution over the bins, in the labels' units; None: see `uniform_bins`.
     """
     labels = train.labels
     if not labels.dtype.is_floating_point:

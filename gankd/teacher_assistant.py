@@ -30,13 +30,10 @@ def distill_chain(
 ) -> list[nn.Module]:
     """Train the first student by `teacher`, then each one by the one before it, and return them in this order.
 
-    Args:
-        students: from the largest assistant to the student that is wanted, the last.
-        directory: the checkpoints go to a folder of it for each student, by its number; a chain cut off there is resumed.
-        settings: of every step, as `distill` takes them (real, synthetic, method, steps, ...).
-
-    Raises:
-        ValueError: no student, or the same network twice; as `distill`.
+    students: from the largest assistant to the student that is wanted, the last.
+    directory: the checkpoints go to a folder of it for each student, by its number; a chain cut off there is resumed.
+    settings: of every step, as `distill` takes them (real, synthetic, method, steps, ...).
+    Raises ValueError: no student, or the same network twice; as `distill`.
     """
     students = list(students)
     if not students:

@@ -135,9 +135,7 @@ def all_finite(modules: Iterable[nn.Module]) -> bool:
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read what `save_checkpoint` wrote, onto the CPU.
-
-    Raises ValueError: the file is cut off, or holds objects other than tensors and plain values.
-    """
+    Raises ValueError: the file is cut off, or holds objects other than tensors and plain values."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

@@ -24,12 +24,11 @@ def check_generator(
 ) -> None:
     """Draw a few images for some of the labels, and refuse a generator whose images or labels are not those of the data.
 
-    Args:
-        labels: [N] in the user's units, those for which images are wanted.
-        num_classes: of the data; None for scalar labels.
-        class_names: of the data, in the order of their ids, compared with those of the generator where both have some.
-        real_images: uint8 [N, C, H, W], a tensor or what indexes like one. Without them a generator that never draws a
-            dark pixel is warned of instead of refused.
+    labels: [N] in the user's units, those for which images are wanted.
+    num_classes: of the data; None for scalar labels.
+    class_names: of the data, in the order of their ids, compared with those of the generator where both have some.
+    real_images: uint8 [N, C, H, W], a tensor or what indexes like one. Without them a generator that never draws a dark
+        pixel is warned of instead of refused.
 
     The generator is left in the mode in which it was; torch's global random state is not touched.
     Raises ValueError: another kind or number of labels, another image size or number of channels, values that are not

@@ -67,9 +67,7 @@ def code_length(label_input: LabelInput | Literal["code"], dim: int) -> int:
 
 def label_encoder(label_input: LabelInput | Literal["code"], dim: int, num_classes: int | None) -> nn.Module:
     """The encoder for a class id (`num_classes` given) or for a scalar in [0, 1]; its output has `dim` columns (nli: 1).
-
-    Raises ValueError: a way in that does not fit the kind of label.
-    """
+    Raises ValueError: a way in that does not fit the kind of label."""
     if (label_input == "embedding") != (num_classes is not None):
         valid = "'embedding' for classes" if num_classes else "'fourier', 'ili' or 'nli' for a scalar label"
         raise ValueError(f"label_input '{label_input}' does not fit these labels; use {valid}.")

@@ -23,12 +23,11 @@ class DiffusionGenerator(GeneratorModel):
     Features are those of the last step, when the image is all but noise-free: outputs of the decoding blocks of a UNet, or
     of four transformer blocks, whose tokens are laid out as maps [N, C, H, W].
 
-    Args:
-        denoiser: predicts noise (or what the scheduler's `prediction_type` says) from image, time and class.
-        scheduler: the noise levels.
-        decoder: makes the image from what was denoised; without it that is the image.
-        num_steps: evaluations of the denoiser an image.
-        guidance: weight of the class over no class, 1 for none; needs a denoiser that was trained with a null class.
+    denoiser: predicts noise (or what the scheduler's `prediction_type` says) from image, time and class.
+    scheduler: the noise levels.
+    decoder: makes the image from what was denoised; without it that is the image.
+    num_steps: evaluations of the denoiser an image.
+    guidance: weight of the class over no class, 1 for none; needs a denoiser that was trained with a null class.
     """
 
     ignore_for_config = ["denoiser", "scheduler", "decoder"]

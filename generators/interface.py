@@ -87,9 +87,7 @@ class ConditionalGenerator(nn.Module):
     @torch.no_grad()
     def sample(self, labels: Tensor, latents: Tensor | None = None) -> Tensor:
         """Images [N, C, H, W] in [-1, 1] for labels [N] in the user's units; latents [N, latent_dim] or fresh ones.
-
-        Raises ValueError: a label out of range, latents of another size.
-        """
+        Raises ValueError: a label out of range, latents of another size."""
         y = self.condition(labels)
         if latents is None:
             latents = self.draw_latents(len(y))

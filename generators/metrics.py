@@ -85,11 +85,8 @@ def label_score(
     label_min: float,
     label_max: float,
 ) -> tuple[float, float]:
-    """Mean and population standard deviation of |predicted - assigned| in raw units; lower is better.
-
-    Raises ValueError when the numbers of labels differ or are zero.
-    Source: Ding et al., "CcGAN", ICLR 2021, "Label Score".
-    """
+    """Mean and population standard deviation of |predicted - assigned| in raw units; lower is better. Raises ValueError
+    when the numbers of labels differ or are zero. Source: Ding et al., "CcGAN", ICLR 2021, "Label Score"."""
     predicted, assigned = predicted_labels.double().reshape(-1), assigned_labels.double().reshape(-1)
     if len(predicted) != len(assigned) or len(predicted) == 0:
         raise ValueError(f"label_score needs as many predictions as labels, got {len(predicted)} and {len(assigned)}")

@@ -27,12 +27,10 @@ class GeneratorDiverged(ValueError):
 class Monitor:
     """Saves a grid of samples every `sample_every` steps, takes a score every `score_every`, and keeps the best weights.
 
-    Args:
-        average: the averaged generator. A copy of it, with batch norm statistics of its own, draws the samples.
-        plan: the labels for those statistics.
-        score: a generator in evaluation mode to a number, lower is better.
-        directory: where `samples/step-N.png` go; None: no grids.
-
+    average: the averaged generator. A copy of it, with batch norm statistics of its own, draws the samples.
+    plan: the labels for those statistics.
+    score: a generator in evaluation mode to a number, lower is better.
+    directory: where `samples/step-N.png` go; None: no grids.
     Raises ValueError: scores are asked for without a `score`.
     """
 

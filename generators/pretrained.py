@@ -43,15 +43,13 @@ def load_generator(
 ) -> ConditionalGenerator:
     """A trained generator, ready to sample.
 
-    Args:
-        path: a folder written by `save_pretrained` (one of our generators, or a diffusers pipeline), the name of one on
-            the Hugging Face hub, or, with `architecture`, a checkpoint file of another project.
-        architecture: biggan, biggan_deep (BigGAN-PyTorch, cGAN-KD), ccgan_sagan, ccgan_sngan (CcGAN), studiogan_biggan or
-            studiogan_sngan (PyTorch-StudioGAN's CIFAR models).
-        label_embedding: CcGAN's label network (its y2h file). Without it the generator takes codes in place of labels.
-        config: with `architecture`, what the file was trained with, under its project's names, see `foreign`; for a
-            diffusers pipeline `num_steps` and `guidance`, see `diffusion`.
-
+    path: a folder written by `save_pretrained` (one of our generators, or a diffusers pipeline), the name of one on the
+        Hugging Face hub, or, with `architecture`, a checkpoint file of another project.
+    architecture: biggan, biggan_deep (BigGAN-PyTorch, cGAN-KD), ccgan_sagan, ccgan_sngan (CcGAN), studiogan_biggan or
+        studiogan_sngan (PyTorch-StudioGAN's CIFAR models).
+    label_embedding: CcGAN's label network (its y2h file). Without it the generator takes codes in place of labels.
+    config: with `architecture`, what the file was trained with, under its project's names, see `foreign`; for a
+        diffusers pipeline `num_steps` and `guidance`, see `diffusion`.
     Raises ValueError: nothing to load there; another architecture, width or class count than described (the first key
     that differs is named); a key that is missing; a file that holds pickled objects.
     """
@@ -136,9 +134,7 @@ def fill(
     name_there: Callable[[str], str | None] = lambda key: key,
 ) -> None:
     """Load `weights` into `module`; `name_there(key)` is the file's name of our `key`, None if the file need not have it.
-
-    Raises ValueError: a key that is missing, left over or of another shape; the message names it as the file does.
-    """
+    Raises ValueError: a key that is missing, left over or of another shape; the message names it as the file does."""
     state, left = module.state_dict(), dict(weights)
     for key, ours in state.items():
         name = name_there(key)
@@ -164,9 +160,7 @@ def fill(
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The generator's tensors in a checkpoint file, without prefixes of wrappers; averaged weights where there are any.
-
-    Raises ValueError: no such file, one that is cut off, one of pickled objects, or one without weights.
-    """
+    Raises ValueError: no such file, one that is cut off, one of pickled objects, or one without weights."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path} is no file; give the checkpoint itself.")
@@ -200,9 +194,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 def from_hub(path: Path) -> Path:
     """`path`, or the local copy of the repository of that name ("user/name") on the Hugging Face hub.
-
-    Raises ValueError: neither a folder here nor a repository that can be reached.
-    """
+    Raises ValueError: neither a folder here nor a repository that can be reached."""
     if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", path.as_posix()):
         return path
     from huggingface_hub import snapshot_download

@@ -16,12 +16,11 @@ T = TypeVar("T")
 class Progress(Generic[T]):
     """Iterates over `steps`, and shows elapsed and remaining time and what was noted last.
 
-    Args:
-        title: what is going on, one or two words.
-        total: steps in all, those before `first` included; None: `first` and the length of `steps`.
-        first: steps that an earlier run has done.
-        every: steps between two lines where there is no terminal.
-        shown: False for the processes that stay silent.
+    title: what is going on, one or two words.
+    total: steps in all, those before `first` included; None: `first` and the length of `steps`.
+    first: steps that an earlier run has done.
+    every: steps between two lines where there is no terminal.
+    shown: False for the processes that stay silent.
     """
 
     def __init__(

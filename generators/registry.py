@@ -35,10 +35,8 @@ class Registry(dict[str, T]):
         self.own_defaults: dict[str, dict[str, Any]] = {}
 
     def register(self, name: str, **defaults: Any) -> Callable[[T], T]:
-        """A decorator that enters a class or function under `name`, with its own `defaults`.
-
-        Raises ValueError: another one has this name; an unknown default. The same file, imported again, replaces its own.
-        """
+        """A decorator that enters a class or function under `name`, with its own `defaults`. Raises ValueError: another
+        one has this name; an unknown default. The same file, imported again, replaces its own."""
         for key in defaults.keys() - self.common_defaults.keys():
             known = nearest(key, self.common_defaults) if self.common_defaults else "; it has none"
             raise ValueError(f"{self.kind} '{name}': unknown default '{key}'{known}")

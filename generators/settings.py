@@ -38,9 +38,7 @@ class Settings(BaseModel):
     @classmethod
     def of(cls, values: dict[str, Any]):
         """The settings that a dictionary holds.
-
-        Raises ValueError: one line a problem: the key's dotted path, what is wrong with it, what was found.
-        """
+        Raises ValueError: one line a problem: the key's dotted path, what is wrong with it, what was found."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:

@@ -54,21 +54,19 @@ def train(
 ) -> GeneratorModel:
     """Train a generator and return it: averaged weights, recalibrated batch norms, eval mode, ready to sample.
 
-    Args:
-        images: uint8 [N, C, H, W] (a tensor, or anything that indexes like one), or a `Dataset` of (image, label) or of
-            dictionaries, read once.
-        labels: class ids [N] or scalars [N] in the user's units; with a `Dataset` they come from it.
-        num_classes: for class ids. Exactly one of this and `label_range` is given.
-        label_range: (min, max) of a scalar label in the user's units.
-        class_names: what the class ids mean, which the generator then says; None: what a `Dataset` says (its
-            `class_names` or `classes`).
-        config, **settings: the training's settings, and single ones that replace them (steps=2000, widths=(64, 48)).
-        directory: where checkpoints, grids and the trained generator go; a run cut off there is continued, if it had the
-            same images, labels (by their contents), settings and seed.
-        score: a generator to a number, lower is better, e.g. `metrics.frechet_score`. Taken every `config.score_every`
-            steps; the generator with the best one is returned, also when the training collapses after it.
-        log: receives one flat dictionary every `config.log_every` steps.
-
+    images: uint8 [N, C, H, W] (a tensor, or anything that indexes like one), or a `Dataset` of (image, label) or of
+        dictionaries, read once.
+    labels: class ids [N] or scalars [N] in the user's units; with a `Dataset` they come from it.
+    num_classes: for class ids. Exactly one of this and `label_range` is given.
+    label_range: (min, max) of a scalar label in the user's units.
+    class_names: what the class ids mean, which the generator then says; None: what a `Dataset` says (its `class_names`
+        or `classes`).
+    config, **settings: the training's settings, and single ones that replace them (steps=2000, widths=(64, 48)).
+    directory: where checkpoints, grids and the trained generator go; a run cut off there is continued, if it had the
+        same images, labels (by their contents), settings and seed.
+    score: a generator to a number, lower is better, e.g. `metrics.frechet_score`. Taken every `config.score_every`
+        steps; the generator with the best one is returned, also when the training collapses after it.
+    log: receives one flat dictionary every `config.log_every` steps.
     Raises ValueError: labels outside the range, all alike or indistinguishable in float32; an image size that the
     networks cannot take; a directory with another run's checkpoint.
     Raises OSError: one sentence, when the disk is full or the directory may not be written.

@@ -70,14 +70,12 @@ def wrap(
 ) -> ConditionalGenerator:
     """`source` as a generator, ready to sample. It draws in evaluation mode; otherwise `source` stays as it is.
 
-    Args:
-        source: a function or module of (z [N, latent_dim] standard normal, y [N]) that returns images [N, C, H, W] in
-            [-1, 1]; y are class ids (int64), or scalars scaled to [0, 1].
-        num_classes: for class ids; 1 for a source that knows no classes. Exactly one of this and `label_range` is given.
-        label_range: (min, max) of a scalar label in the user's units.
-        class_names: what the class ids mean, in their order; compared with the data's where they are known.
-        feature_names: submodules of `source` whose outputs `sample_with_features` returns.
-
+    source: a function or module of (z [N, latent_dim] standard normal, y [N]) that returns images [N, C, H, W] in [-1,
+        1]; y are class ids (int64), or scalars scaled to [0, 1].
+    num_classes: for class ids; 1 for a source that knows no classes. Exactly one of this and `label_range` is given.
+    label_range: (min, max) of a scalar label in the user's units.
+    class_names: what the class ids mean, in their order; compared with the data's where they are known.
+    feature_names: submodules of `source` whose outputs `sample_with_features` returns.
     Raises ValueError: both or neither kind of label, a feature name that `source` does not have.
     """
     if (num_classes is None) == (label_range is None):

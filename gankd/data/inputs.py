@@ -147,9 +147,7 @@ def _indexable(dataset: Any, name: str, memory_budget: int, is_labelled: bool) -
             )
         dataset = dataset.dataset  # the training makes batches itself
     if isinstance(dataset, Mapping):
-        raise ValueError(
-            f"{name} is a dictionary with the keys {', '.join(map(str, dataset))}: give one of its values."
-        )
+        raise ValueError(f"{name} is a dictionary with keys {', '.join(map(str, dataset))}: give one of its values.")
     if _is_array(dataset):
         if is_labelled:
             raise ValueError(f"{name} is an array of images without labels: give the pair (images, labels).")
@@ -209,9 +207,7 @@ def _pair(item: Any, where: str, is_labelled: bool) -> tuple[Any, Any]:
             return item[0], item[1] if len(item) > 1 else None
     elif not is_labelled:
         return item, None
-    raise ValueError(
-        f"{where} is {type(item).__name__} without a label; expected (image, label), or a dictionary of both."
-    )
+    raise ValueError(f"{where} is {type(item).__name__} without a label; expected (image, label) or a dictionary.")
 
 
 def _number_or_word(label: Any, where: str) -> int | float | str:

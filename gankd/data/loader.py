@@ -90,9 +90,7 @@ class BatchSource:
         sets = [dataset for dataset in (real, synthetic) if dataset is not None]
         _check_sets(sets)
         if batch_size < 1 or batch_size % world_size:
-            raise ValueError(
-                f"batch_size {batch_size} does not split over {world_size} processes: make it a multiple of them."
-            )
+            raise ValueError(f"batch_size {batch_size} does not split over {world_size} processes: make it a multiple.")
         num_drawn = batch_size  # from the passes; the rest of a batch are their partners
         if sampling != "uniform":
             _check_pairs(sets, sampling, batch_size, world_size)

@@ -258,9 +258,7 @@ def scalar_labels(values: Tensor, name: str) -> Tensor:
     scalars = values.float()
     if not scalars.isfinite().all():
         index = int((~scalars.isfinite()).nonzero()[0])
-        raise ValueError(
-            f"{name} has a label that is no finite number of 32 bits: {values[index].item()} at {index} (from 0)."
-        )
+        raise ValueError(f"{name} has a label that is no finite number of 32 bits: {values[index].item()} at {index}.")
     if len(values):
         values = values.double().sort().values
         extent, rounded = (values[-1] - values[0]).item(), values.float()

@@ -1,7 +1,5 @@
 """Batch norm with the statistics of all processes of a run, on any device (`torch.nn.SyncBatchNorm` refuses the CPU)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """Tensors of all processes of a run, in the order of the batch that they share; of a single process, its own."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -92,9 +90,8 @@ def share_with_gradient(found: Sequence[Sequence[Tensor]], idle: Sequence[Tensor
     The gradient of every process's loss comes back to the process that a tensor is from. As with `gather_with_gradient`,
     a loss that each process takes of everything has, averaged over processes, the gradient of that loss in one process.
 
-    Args:
-        found: of an item that another process found, tensors of the same shapes whose values do not matter.
-        idle: the parameters behind those items. They get the gradient zero, as processes wait for that of every one.
+    found: of an item that another process found, tensors of the same shapes whose values do not matter.
+    idle: the parameters behind those items. They get the gradient zero, as processes wait for that of every one.
     """
     owners = [index % distributed.get_world_size() for index, tensors in enumerate(found) for _ in tensors]
     shared = iter(_Share.apply(owners, *[tensor for tensors in found for tensor in tensors], *idle))

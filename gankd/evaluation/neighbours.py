@@ -82,9 +82,7 @@ def knn_accuracy(
     temperature: float | None = 0.1,
 ) -> float:
     """How often `knn_predict` finds the queries' labels (class ids [B]), in %.
-
-    Raises ValueError: as `knn_predict`; no query, or labels that are not one for each query.
-    """
+    Raises ValueError: as `knn_predict`; no query, or labels that are not one for each query."""
     _check_targets(query_labels, query_features)
     bank = {"bank_features": bank_features, "bank_labels": bank_labels, "num_classes": num_classes}
     _, predictions = knn_predict(query_features=query_features, **bank, k=k, temperature=temperature)

@@ -60,12 +60,10 @@ def extract_features(
 ) -> Tensor:
     """Features of un-augmented images, [N, D] in float32 on the CPU; `model` in eval mode, given back as it was lent.
 
-    Args:
-        images: uint8 [N, C, H, W], in memory or lazily read.
-        normalize: what turns images in [0, 1] into the model's input.
-        feature_path: module whose output (averaged over space) is the feature; None: the input of the last linear layer.
-        device: where the model runs; None: where its parameters are.
-
+    images: uint8 [N, C, H, W], in memory or lazily read.
+    normalize: what turns images in [0, 1] into the model's input.
+    feature_path: module whose output (averaged over space) is the feature; None: the input of the last linear layer.
+    device: where the model runs; None: where its parameters are.
     Raises ValueError: a feature_path that the model does not have, or no linear layer where none is named.
     """
     with preserve_state(model), preserve_state(normalize):
@@ -92,11 +90,9 @@ def linear_probe(
     `LOGISTIC_STRENGTHS` with the highest accuracy on a stratified fifth of the training samples (then the lowest
     cross-entropy), and the probe is fitted again on all of them.
 
-    Args:
-        train_features: [N, D]; train_labels: class ids [N]; test_features: [M, D]; test_labels: class ids [M].
-        groups: int64 [N]; training samples of one group never fall on both sides of the split.
-        seed: of the split.
-
+    train_features: [N, D]; train_labels: class ids [N]; test_features: [M, D]; test_labels: class ids [M].
+    groups: int64 [N]; training samples of one group never fall on both sides of the split.
+    seed: of the split.
     Raises ValueError: shapes that do not fit, labels that are not class ids, features that are not finite, or too few
     samples to hold some out.
     """

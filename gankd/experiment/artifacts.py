@@ -39,9 +39,8 @@ PENDING = "not made yet"
 class StageDirectory:
     """One directory of a run.
 
-    Args:
-        inputs: JSON values that determine what the stage makes.
-        replace: remove what other inputs made there, instead of stopping.
+    inputs: JSON values that determine what the stage makes.
+    replace: remove what other inputs made there, instead of stopping.
     """
 
     def __init__(self, directory: Path, inputs: dict[str, Any], *, replace: bool = False):
@@ -98,9 +97,8 @@ class StageDirectory:
     def begin(self, accelerator: Accelerator) -> bool:
         """Prepare the directory; True when the stage is finished and `results` holds what it left.
 
-        Raises:
-            ValueError: the directory was made from other inputs and `replace` was not asked for, belongs to somebody else,
-                or its files are no longer those that were written.
+        Raises ValueError: the directory was made from other inputs and `replace` was not asked for, belongs to somebody
+        else, or its files are no longer those that were written.
         """
         if sentence := self.refusal():
             raise ValueError(sentence)

@@ -3,8 +3,6 @@
 config = load_config("configs/digits.yaml", ["student.epochs=20", "synthesis.rho=0.7"])
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -197,7 +195,7 @@ class RepresentationConfig(TrainingConfig):
                 raise ValueError(f"arms.{name}: {error}") from error
         return self
 
-    def of_arm(self, arm: BackboneArmConfig) -> RepresentationConfig:
+    def of_arm(self, arm: BackboneArmConfig) -> "RepresentationConfig":
         """The same with the augmentation that an arm is trained with."""
         augmentation = self.augmentation or arm.method.method.backbone_augmentation
         return self.model_copy(update={"augmentation": augmentation})
@@ -302,9 +300,8 @@ class ExperimentConfig(Settings):
 def load_config(path: str | Path, overrides: list[str] | None = None) -> ExperimentConfig:
     """Read an experiment from a YAML file and apply overrides "dotted.key=value" (values in YAML's notation).
 
-    Raises:
-        ValueError: a missing file, no YAML, an unknown key (with the nearest valid one), a value of the wrong type: one
-            line a problem, each with the key's dotted path.
+    Raises ValueError: a missing file, no YAML, an unknown key (with the nearest valid one), a value of the wrong type:
+    one line a problem, each with the key's dotted path.
     """
     path = Path(path)
     if not path.is_file():
@@ -354,10 +351,7 @@ def _unshared(values: Any) -> Any:
 
 def apply_override(values: dict[str, Any], override: str) -> None:
     """Set values["a"]["b"] for "a.b=value" in place.
-
-    Raises:
-        ValueError: no "=", or a path through something that is not a group of keys.
-    """
+    Raises ValueError: no "=", or a path through something that is not a group of keys."""
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ValueError(f"override '{override}' is not of the form dotted.key=value.")

@@ -1,7 +1,5 @@
 """An experiment before anything runs: its data, its task and its networks."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from typing import Any
@@ -26,10 +24,7 @@ DOWNLOADS = frozenset({"pretrained", "weights"})
 
 class Experiment:
     """A configuration with its data, ready to be checked and run.
-
-    Raises:
-        ValueError: data that is missing or does not fit the task.
-    """
+    Raises ValueError: data that is missing or does not fit the task."""
 
     def __init__(self, config: ExperimentConfig, accelerator: Accelerator):
         self.config, self.accelerator, self.directory = config, accelerator, config.directory

@@ -1,7 +1,5 @@
 """One run at a time in a directory."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +15,7 @@ except ImportError:  # Windows, where two runs in one directory are not noticed
 @contextlib.contextmanager
 def locked(directory: Path, accelerator: Accelerator) -> Iterator[None]:
     """Hold a directory for this run, all of its processes; a killed run holds nothing.
-
-    Raises:
-        ValueError: another run is at work there.
-    """
+    Raises ValueError: another run is at work there."""
     if not accelerator.is_main_process or fcntl is None:
         yield
         return

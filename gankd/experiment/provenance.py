@@ -1,7 +1,5 @@
 """Where a number comes from: commit, configuration, versions, machine, processes."""
 
-from __future__ import annotations
-
 import json
 import platform
 import subprocess

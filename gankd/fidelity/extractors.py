@@ -64,9 +64,7 @@ def teacher_extractor(teacher: Teacher) -> TeacherExtractor:
 
 def inception_extractor(path: str | Path, *, device: torch.device | str = "cpu") -> InceptionExtractor:
     """The Inception of published FIDs from a weights file that the user has (torch-fidelity's release v0.2.0 holds it).
-
-    Raises ValueError: no such file, one that holds more than tensors, or the weights of something else.
-    """
+    Raises ValueError: no such file, one that holds more than tensors, or the weights of something else."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(

@@ -80,9 +80,7 @@ def frechet_scorer(
 
 def draw_fakes(generator: ConditionalGenerator, real: ImageSet, *, num_samples: int, seed: int = 0) -> ImageSet:
     """Images of a generator for labels distributed like the real ones, in the order of the labels.
-
-    Raises ValueError: real labels that the generator does not know, images outside [-1, 1], no image asked.
-    """
+    Raises ValueError: real labels that the generator does not know, images outside [-1, 1], no image asked."""
     if num_samples < 1:
         raise ValueError(f"{num_samples} images of a generator cannot be drawn; ask for at least one.")
     labels = real.labels[evenly_spread(real.labels, num_samples)]
@@ -108,23 +106,21 @@ def evaluate_generator(
 ) -> dict:
     """All scores of generated images against real ones, as JSON values; numbers of unlike settings do not compare.
 
-    Args:
-        fakes: labelled images, or a generator of which `num_samples` are drawn (see `draw_fakes`).
-        real: the reference; its training images, as is usual for FID, reward a generator that repeats them.
-        extractor: the feature space. Scores in a teacher's features do not compare with published ones (Inception), and
-            those against images that it was trained on are too bad: to a teacher, these look unlike any others.
-        teacher: judges the labels of the fakes; None takes that of a `TeacherExtractor`.
-        classifier: for scalar labels: of something that should vary within a label (the diversity of CcGAN).
-        half_width, num_windows: of the sliding FID, see `scalar_scores`.
-        kid_subsets, kid_subset_size: of KID.
-        cache: folder for the embedded reference, see `embed`.
+    fakes: labelled images, or a generator of which `num_samples` are drawn (see `draw_fakes`).
+    real: the reference; its training images, as is usual for FID, reward a generator that repeats them.
+    extractor: the feature space. Scores in a teacher's features do not compare with published ones (Inception), and
+        those against images that it was trained on are too bad: to a teacher, these look unlike any others.
+    teacher: judges the labels of the fakes; None takes that of a `TeacherExtractor`.
+    classifier: for scalar labels: of something that should vary within a label (the diversity of CcGAN).
+    half_width, num_windows: of the sliding FID, see `scalar_scores`.
+    kid_subsets, kid_subset_size: of KID.
+    cache: folder for the embedded reference, see `embed`.
 
     Returns:
         What was compared ("extractor", "num_features", "reference", "num_real", "num_fake", "seed"), what
         `fidelity_scores` and, by the task, `class_scores` (with "inception_score" and "inception_score_std" of the
         extractor's logits) or `scalar_scores` return, "warnings": sentences that belong beside the numbers, and
         "not_available": of scores that are None for want of images, why.
-
     Raises ValueError: no images on a side, images of unlike shapes or value ranges, labels outside the task, features
     or outputs that are not finite.
     """
@@ -173,9 +169,8 @@ def compare_with_real(
 ) -> dict[str, dict]:
     """The scores of a generator, and those that real images reach, which say what is good.
 
-    Args:
-        other: real images of another split than the reference `real`.
-        settings: as in `evaluate_generator`.
+    other: real images of another split than the reference `real`.
+    settings: as in `evaluate_generator`.
 
     Returns:
         "generated", the scores of `num_samples` images; "other_real"; and, where `other` holds fewer images,
@@ -205,10 +200,9 @@ def classification_accuracy_score(
 
     Read it beside the same call with real training images for `fakes`. For scalar labels it is an error, not an accuracy.
 
-    Args:
-        build_model: makes the network, seeded by `seed`.
-        training, **settings: as in `gankd.distill`.
-        normalize: of its inputs; None takes the statistics of `fakes`.
+    build_model: makes the network, seeded by `seed`.
+    training, **settings: as in `gankd.distill`.
+    normalize: of its inputs; None takes the statistics of `fakes`.
 
     Source: Ravuri & Vinyals, "Classification Accuracy Score for Conditional Generative Models", NeurIPS 2019.
     """
@@ -249,9 +243,7 @@ def score_rows(columns: list[dict], task: Task) -> list[list[str]]:
 
 def oddities(fakes: ImageSet, real: ImageSet) -> list[str]:
     """Sentences about what is odd about the pixels of the fakes beside those of the real images.
-
-    Raises ValueError: images of unlike shapes, or 0..1 on one side and 0..255 on the other.
-    """
+    Raises ValueError: images of unlike shapes, or 0..1 on one side and 0..255 on the other."""
     if fakes.image_shape != real.image_shape:
         raise ValueError(
             f"{fakes.name} holds images of {fakes.image_shape}, {real.name} of {real.image_shape}: bring both to one size "

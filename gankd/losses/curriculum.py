@@ -64,7 +64,6 @@ def curriculum_strength(
     """How hard the temperature works against the student in this epoch: easy first, hard from num_epochs on.
 
     cosine  (1 - cos(pi p)) / 2,   linear  p,   with p = min(epoch, num_epochs) / num_epochs
-
     Raises ValueError for an unknown schedule or a negative epoch.
     """
     if schedule not in ("cosine", "linear"):

@@ -138,9 +138,7 @@ def factor_transfer_loss(
 
 def map_pairs(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """(student, teacher) feature maps, stage by stage, in full precision and the teacher's without gradient.
-
-    Raises ValueError when there are none, their numbers or batches differ or one is not [N, C, H, W].
-    """
+    Raises ValueError when there are none, their numbers or batches differ or one is not [N, C, H, W]."""
     if len(student_features) != len(teacher_features) or len(student_features) == 0:
         found = f"the student gives {len(student_features)} feature maps and the teacher {len(teacher_features)}"
         raise ValueError(f"{found}; give one of each for every stage to compare")

@@ -26,9 +26,7 @@ def rotation_batch(
     labels: Tensor,  # [N] class ids
 ) -> tuple[Tensor, Tensor]:  # [4N, C, S, S], [4N]
     """Every image turned by 0, 90, 180 and 270 degrees counter-clockwise, and the joint labels 4 y + k.
-
-    Raises ValueError for images that are not square.
-    """
+    Raises ValueError for images that are not square."""
     if images.shape[-2] != images.shape[-1]:
         raise ValueError(f"rotations by 90 degrees need square images, not {images.shape[-2]} x {images.shape[-1]}")
     rotated = torch.stack([images.rot90(turns, (2, 3)) for turns in range(4)], dim=1)  # [N, 4, C, S, S]

@@ -133,9 +133,7 @@ def ddgsd_divergence(
     task: Equations = CLASSES,
 ) -> Tensor:
     """KL(s_a, s_b) + KL(s_b, s_a) + mmd_weight |mean_n f_a - mean_n f_b|^2, gradients into both means. A scalar.
-
-    Raises ValueError when there are not two views, their shapes differ or mmd is unknown.
-    """
+    Raises ValueError when there are not two views, their shapes differ or mmd is unknown."""
     if len(student_logits) != 2 or len(embeddings) != 2:
         raise ValueError(f"two views are needed, not {len(student_logits)} logits and {len(embeddings)} embeddings")
     check_same_shape(*embeddings, "embeddings of the two views")

@@ -49,7 +49,7 @@ def _replace_result(module: nn.Module, inputs: tuple, result: Any) -> Tensor:
     return outputs_of(result)
 
 
-def check_finite(outputs: Tensor, whose: str) -> None:
+def check_numbers(outputs: Tensor, whose: str) -> None:
     """Raise a ValueError that names `whose` outputs [N, ...] hold NaN or infinities, and in how many rows."""
     bad = ~outputs.detach().isfinite().flatten(1 if outputs.ndim > 1 else 0)
     if not bad.any():

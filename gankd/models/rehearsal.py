@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from gankd.models.outputs import check_finite, outputs_of
+from gankd.models.outputs import check_numbers, outputs_of
 from gankd.models.state import own_tensors, preserve_state
 
 
@@ -48,7 +48,7 @@ def check_trainable(network: nn.Module, images: Tensor, num_outputs: int, whose:
                     f"{name} has {outputs.numel() / len(images):g} outputs an image in {mode} mode, the task needs "
                     f"{num_outputs}: change its last layer."
                 )
-            check_finite(outputs, f"{name} in {mode} mode")
+            check_numbers(outputs, f"{name} in {mode} mode")
 
 
 def to_channels_last(module: nn.Module, network: nn.Module, images: Tensor) -> bool:

@@ -1,7 +1,5 @@
 """Backbones without labels: the generator's samples with its features, and every arm once a seed."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from gankd import api

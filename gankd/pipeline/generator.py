@@ -1,7 +1,5 @@
 """The conditional generator: trained on the real images, or the user's."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

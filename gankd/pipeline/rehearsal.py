@@ -3,8 +3,6 @@
 What cannot work stops here, with a ValueError and its key, and not after hours. Nothing is written or downloaded.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 

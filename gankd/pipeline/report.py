@@ -1,7 +1,5 @@
 """The report: the test split, read once for every finished network; metrics.json and report.html of what was made."""
 
-from __future__ import annotations
-
 import json
 
 from generators.checkpoints import replace_whole

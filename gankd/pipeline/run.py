@@ -9,8 +9,6 @@ runs/NAME/
     metrics.jsonl  metrics.json  report.html
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import json
@@ -43,11 +41,8 @@ STAGES = ("generator", "teacher", "representation", "synthesis", "students", "re
 class Run(Experiment):
     """An experiment being run: `run()` is the table of contents; a stage that is done is skipped.
 
-    Args:
-        replace: make stages that other settings left there again, instead of stopping.
-
-    Raises:
-        ValueError: what could not work, before anything is made: see `rehearse`.
+    replace: make stages that other settings left there again, instead of stopping.
+    Raises ValueError: what could not work, before anything is made: see `rehearse`.
     """
 
     def __init__(self, config: ExperimentConfig, accelerator: Accelerator, *, replace: bool = False):

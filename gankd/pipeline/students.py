@@ -1,7 +1,5 @@
 """The students: every arm once a seed; validation metrics are kept with each."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

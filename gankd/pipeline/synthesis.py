@@ -1,7 +1,5 @@
 """Synthetic data: samples of the generator that look real and that the teacher agrees with, in a store (cGAN-KD)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from gankd.data.sets import ImageSet

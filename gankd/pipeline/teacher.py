@@ -1,7 +1,5 @@
 """The teacher: trained on the real images, or loaded; its validation metrics are kept with it."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

@@ -21,10 +21,9 @@ from generators.checkpoints import replace_whole
 def write_report(directory: Path, data: Splits, metrics: dict) -> Path:
     """Write `directory/report.html` for a finished run, and return its path.
 
-    Args:
-        directory: of the run; config.yaml, metrics.jsonl and the store of images, if there is one, are read.
-        data: for examples of the training images.
-        metrics: what `gankd.report.tables.summarize` made.
+    directory: of the run; config.yaml, metrics.jsonl and the store of images, if there is one, are read.
+    data: for examples of the training images.
+    metrics: what `gankd.report.tables.summarize` made.
     """
     sections = "\n".join(drawn(FinishedRun(directory, data, metrics)))
     page = PAGE.substitute(name=escape(metrics["name"]), question=escape(metrics["title"]), sections=sections)

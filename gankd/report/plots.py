@@ -154,9 +154,8 @@ def plot_arms(arms: Sequence[Arm], *, mark: tuple[float, str] | None, axis: str,
 def plot_curves(lines: Sequence[Line], *, axis: str, percent: bool = False, logarithmic: bool = False) -> Figure:
     """Curves over training steps, each labelled at its end when there are several.
 
-    Args:
-        percent: values are shares in [0, 1].
-        logarithmic: where all values are positive.
+    percent: values are shares in [0, 1].
+    logarithmic: where all values are positive.
     """
     figure, axes = _figure(HALF, max(2.7, 0.8 + 0.18 * len(lines)))
     for line in lines:
@@ -192,9 +191,8 @@ def plot_histogram(
 ) -> Figure:
     """Candidates by a score [N]; those with kept [N] at the bottom, the rejected on top of them.
 
-    Args:
-        marks: thresholds [K], K >= 0: ticks at the upper edge where there are several, and a line at their median.
-        logarithmic: bins of equal width in the logarithm of the score.
+    marks: thresholds [K], K >= 0: ticks at the upper edge where there are several, and a line at their median.
+    logarithmic: bins of equal width in the logarithm of the score.
     """
     figure, axes = _figure(HALF, 2.7)
     values, marks = values.double(), marks.double()

@@ -26,9 +26,8 @@ from generators.randomness import seeded
 class Labels:
     """Which label a candidate gets, and which others share its ratio bound.
 
-    Args:
-        num_classes: classes come in turn, and each is a label group of its own.
-        low, high, num_bins: scalars are uniform in [low, high], cut into so many label groups.
+    num_classes: classes come in turn, and each is a label group of its own.
+    low, high, num_bins: scalars are uniform in [low, high], cut into so many label groups.
     """
 
     num_classes: int | None

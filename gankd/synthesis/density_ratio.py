@@ -32,9 +32,8 @@ def density_ratio_loss(
 class DensityRatio(nn.Module):
     """phi(label code, features) >= 0: per hidden width Linear, GroupNorm, ReLU, dropout; then Linear to 1, ReLU.
 
-    Args:
-        code_dim: length of the label code; 0 classes means that the caller gives the code itself.
-        num_classes: a learned table of codes for class ids, or None when labels come as codes.
+    code_dim: length of the label code; 0 classes means that the caller gives the code itself.
+    num_classes: a learned table of codes for class ids, or None when labels come as codes.
     """
 
     def __init__(
@@ -75,12 +74,10 @@ def train_density_ratio(
 ) -> DensityRatio:
     """Train `ratio` in place and return it in eval mode; every step pairs real samples with fakes of the same labels.
 
-    Args:
-        real_features: [N, D], real_labels: [N], class ids or scalars in the user's units.
-        frequencies: how often a real sample is drawn, [N], up to a factor; None: all as often.
-        fake_features: labels [B] -> features [B, D] of fresh generated images.
-        encode: labels [B] -> what `ratio` takes as its second argument.
-
+    real_features: [N, D], real_labels: [N], class ids or scalars in the user's units.
+    frequencies: how often a real sample is drawn, [N], up to a factor; None: all as often.
+    fake_features: labels [B] -> features [B, D] of fresh generated images.
+    encode: labels [B] -> what `ratio` takes as its second argument.
     Raises ValueError: the ratio has died (0 for every generated image), so that nothing could be accepted.
     """
     device = real_features.device

@@ -42,9 +42,7 @@ def even_frequencies(labels: Tensor, num_groups: int) -> Tensor:
 
 class RatioModel:
     """r(x|y) of uint8 images: a feature extractor and a ratio network, trained together or read from a file.
-
-    Raises ValueError: an extractor that does not fit the task.
-    """
+    Raises ValueError: an extractor that does not fit the task."""
 
     def __init__(
         self, generator: ConditionalGenerator, teacher: Teacher, task: Task, real: ImageSet, config: SubsamplingConfig

@@ -71,11 +71,8 @@ class Scores:
 
 
 def ratio_bounds(ratios: Tensor, groups: Tensor, num_groups: int, *, quantile: float) -> Tensor:
-    """The bound M of every label group, [G]: a quantile (1: the maximum) of the burn-in's ratios [N].
-
-    Raises ValueError: a label group in which the bound is 0, so that nothing could be accepted; a ratio that is not
-    finite.
-    """
+    """The bound M of every label group, [G]: a quantile (1: the maximum) of the burn-in's ratios [N]. Raises
+    ValueError: a label group in which the bound is 0, so that nothing could be accepted; a ratio that is not finite."""
     if not ratios.isfinite().all():
         raise ValueError("the density ratio is not finite; lower synthesis.subsample.learning_rate.")
     empty = (torch.bincount(groups, minlength=num_groups) == 0).nonzero().flatten().tolist()

@@ -51,10 +51,9 @@ class Selection:
 class Synthesis:
     """One run of the synthesis; `run` is its table of contents.
 
-    Args:
-        real: the images that the generator was trained on, which M1 compares its images with; their labels are drawn.
-        validation_error: error on the validation split of a student trained on a selection, for `rho: validation`.
-        provenance: what the manifest should tell besides.
+    real: the images that the generator was trained on, which M1 compares its images with; their labels are drawn.
+    validation_error: error on the validation split of a student trained on a selection, for `rho: validation`.
+    provenance: what the manifest should tell besides.
     """
 
     def __init__(
@@ -88,9 +87,7 @@ class Synthesis:
 
     def run(self) -> None:
         """Fill `directory` with a finished store; what an interrupted run left there is used.
-
-        Raises ValueError: see `check_samples`; too few candidates survive; a density ratio that is of no use.
-        """
+        Raises ValueError: see `check_samples`; too few candidates survive; a density ratio that is of no use."""
         with preserve_state(self.generator), preserve_state(self.teacher.module):
             self.generator.eval()
             self.make_store()

@@ -70,9 +70,7 @@ def write_store(directory: Path, samples: dict[str, Tensor], *, shard_size: int,
 
 def read_manifest(directory: str | Path) -> dict:
     """The manifest of a finished store.
-
-    Raises ValueError: there is none, it is damaged, or it lists other shards than lie beside it.
-    """
+    Raises ValueError: there is none, it is damaged, or it lists other shards than lie beside it."""
     directory = Path(directory)
     path = directory / MANIFEST
     again = f"delete {directory} and run the same command again"
@@ -92,9 +90,7 @@ def read_manifest(directory: str | Path) -> dict:
 
 def load_store(directory: str | Path) -> ImageSet:
     """The samples of a store as an `ImageSet`, with the teacher's outputs beside the labels.
-
-    Raises ValueError: no finished store, or a shard that is missing, cut off, or not the one that was written.
-    """
+    Raises ValueError: no finished store, or a shard that is missing, cut off, or not the one that was written."""
     directory, manifest = Path(directory), read_manifest(directory)
     shards = []
     for shard in manifest["shards"]:

@@ -1,7 +1,5 @@
 """What the user says about how a network is trained."""
 
-from __future__ import annotations
-
 import math
 from typing import Annotated, Any, Literal
 
@@ -94,7 +92,7 @@ class TrainingConfig(Settings):
     def num_steps(self, steps_per_epoch: int) -> int:
         return self.steps if self.epochs is None else max(1, round(self.epochs * steps_per_epoch))
 
-    def resolved(self, num_real: int) -> TrainingConfig:
+    def resolved(self, num_real: int) -> "TrainingConfig":
         """These settings alone, without those of a subclass, `epochs` counted out in steps: an epoch is a pass over the
         `num_real` real images, whatever an arm adds to them."""
         settings = {name: getattr(self, name) for name in TrainingConfig.model_fields}

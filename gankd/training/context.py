@@ -1,7 +1,5 @@
 """Where and how a training happens: one object below the doors of the library."""
 
-from __future__ import annotations
-
 import dataclasses
 import numbers
 from collections.abc import Callable

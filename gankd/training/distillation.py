@@ -1,7 +1,5 @@
 """What `gankd.distill` and `gankd.pretrain` do: batches, views and a method are made of what a user lends, and trained."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import warnings
@@ -220,10 +218,7 @@ def _lent(*networks) -> contextlib.ExitStack:
 
 def settings_of(training: TrainingConfig, method: Any, settings: dict[str, Any]) -> tuple[TrainingConfig, MethodConfig]:
     """The settings of the training and of the method, single ones replaced by those that a call names.
-
-    Raises:
-        ValueError: a name that neither of them has.
-    """
+    Raises ValueError: a name that neither of them has."""
     config = method_config(method)
     own = {key: value for key, value in settings.items() if key in TrainingConfig.model_fields}
     others = {key: value for key, value in settings.items() if key not in own}

@@ -3,8 +3,6 @@
 You, Gitman, Ginsburg, "Large Batch Training of Convolutional Networks", 2017, arXiv 1708.03888.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 
 import torch

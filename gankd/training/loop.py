@@ -5,8 +5,6 @@ logs every named term and writes checkpoints. A step is a function of (seed, ste
 uninterrupted one, bit for bit on the CPU.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import math
@@ -38,9 +36,7 @@ def fit(distiller: Distiller, source: BatchSource, config: TrainingConfig, conte
 
     An accelerator's `gradient_accumulation_steps` are passes into which a step's batch is cut, their gradients summed: less
     memory, the same step, but for batch norms, fresh random draws and losses that compare the images of a batch.
-
-    Raises:
-        ValueError: the loss is no longer finite; the checkpoint is another run's.
+    Raises ValueError: the loss is no longer finite; the checkpoint is another run's.
     """
     student = distiller.student
     frozen = frozen_parts(student)

@@ -7,8 +7,6 @@ The keyword arguments are the settings of `optimizer_options`; `groups` are para
 Rate and decay are for configurations that say none; with `batch_size` too, that rate grows in proportion to the batch.
 """
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import torch
@@ -48,11 +46,7 @@ def lars(groups: list[dict], learning_rate: float, *, momentum: Momentum = 0.9, 
 
 def build_optimizer(module: nn.Module, config) -> torch.optim.Optimizer:
     """The configured optimiser (a `TrainingConfig`) over the trainable parameters of a network or a distiller; without
-    `decay_all`, vectors among them do not decay.
-
-    Raises:
-        ValueError: all parameters are frozen.
-    """
+    `decay_all`, vectors among them do not decay. Raises ValueError: all parameters are frozen."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if not parameters:
         raise ValueError("all parameters of the student are frozen; set requires_grad on those that should be trained.")

@@ -151,14 +151,13 @@ class SynthesisBlock(nn.Module):
 class StyleGAN2Generator(GeneratorModel):
     """`forward(z, y)`: z [N, latent_dim], y int64 [N] -> image [N, C, H, W] in [-1, 1].
 
-    Args:
-        widths: channels at 4x4 and after every doubling.
-        num_classes: 1 for an unconditional generator.
-        mapping_layers: 8 in configuration F, 2 in StyleGAN2-ADA's for CIFAR.
-        truncation: 1 draws from the whole distribution; less trades variety for typical images (the paper's psi).
-        noise: `const`, the stored noise, which makes an image a function of class and latents; `random`, fresh noise from
-            torch's global generator; or `none`.
-        clamp: bound of the features, which training in half precision set (256), or None.
+    widths: channels at 4x4 and after every doubling.
+    num_classes: 1 for an unconditional generator.
+    mapping_layers: 8 in configuration F, 2 in StyleGAN2-ADA's for CIFAR.
+    truncation: 1 draws from the whole distribution; less trades variety for typical images (the paper's psi).
+    noise: `const`, the stored noise, which makes an image a function of class and latents; `random`, fresh noise from
+        torch's global generator; or `none`.
+    clamp: bound of the features, which training in half precision set (256), or None.
     """
 
     @register_to_config

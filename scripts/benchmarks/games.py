@@ -27,9 +27,7 @@ def measure_generator(
     config: GeneratorConfig, *, scalars: bool, size: int, accelerator: Accelerator, repeats: int
 ) -> Iterator[Measurement]:
     """Sampling, then the training step, of fresh networks on noise [NUM_IMAGES, 3, size, size].
-
-    Raises ValueError: a size or a kind of label that the networks cannot take.
-    """
+    Raises ValueError: a size or a kind of label that the networks cannot take."""
     device = accelerator.device
     num_classes, label_range = (None, LABEL_RANGE) if scalars else (NUM_CLASSES, None)
     images = torch.randint(256, (NUM_IMAGES, 3, size, size), dtype=torch.uint8)

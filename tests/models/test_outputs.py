@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gankd.models.inputs import Normalize
-from gankd.models.outputs import check_finite, outputs_of, plain_outputs
+from gankd.models.outputs import check_numbers, outputs_of, plain_outputs
 from gankd.models.taps import Taps
 from gankd.models.teacher import Teacher
 
@@ -81,14 +81,14 @@ def test_f18_teachers_and_taps_read_outputs_in_every_form() -> None:
 
 
 def test_f15_outputs_that_are_not_finite_are_an_error_with_a_name() -> None:
-    check_finite(OUTPUTS, "the teacher")
+    check_numbers(OUTPUTS, "the teacher")
     outputs = OUTPUTS.clone()
     outputs[1, 2] = float("nan")
     with pytest.raises(ValueError, match=r"the teacher: the outputs of 1 of 2 images hold NaN \(check its weights"):
-        check_finite(outputs, "the teacher")
+        check_numbers(outputs, "the teacher")
     outputs = OUTPUTS.clone()
     outputs[:, 1] = float("-inf")
     with pytest.raises(ValueError, match="hold infinite values .always in outputs 1; masked classes need a finite"):
-        check_finite(outputs, "the teacher")
+        check_numbers(outputs, "the teacher")
     with pytest.raises(ValueError, match="1 of 2 images hold infinite"):
-        check_finite(torch.tensor([0.0, float("inf")]), "the student")
+        check_numbers(torch.tensor([0.0, float("inf")]), "the student")

@@ -103,9 +103,7 @@ class _Decoder:
 
         image = decode(self.sources[index], self.name_of(index))
         if self.keeps_colour and image.mode == "RGB" and self.channels == 1:
-            raise ValueError(
-                f"{self.name_of(index)} has colour, {self.name_of(0)} is grey: set data.channels to 1 or 3."
-            )
+            raise ValueError(f"{self.name_of(index)} has colour, {self.name_of(0)} is grey: set data.channels.")
         image = image.convert("L" if self.channels == 1 else "RGB")
         if image.size != self.size:
             if not self.resizes:

@@ -40,9 +40,7 @@ def read_csv(config: DataConfig, kind: Kind, *, label: str = "label") -> tuple[I
         place = f"{table}, row {number}"
         image = next((file for file in _places(table.parent, row["path"]) if row["path"] and file.is_file()), None)
         if image is None:
-            raise ValueError(
-                f"{place}: {table.parent / row['path']} does not exist; correct the path or remove the row."
-            )
+            raise ValueError(f"{place}: {table.parent / row['path']} does not exist; correct or remove the row.")
         split = row.get("split", "").lower() or "train"
         if split not in ("train", "validation", "test"):
             raise ValueError(f"{place}: split '{split}' is none of train, validation, test.")

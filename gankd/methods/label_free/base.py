@@ -22,9 +22,7 @@ class LabelFreeConfig(MethodConfig):
 
     def check_task(self, task_kind: str, head: str = "scalar") -> None:
         if task_kind == REPRESENTATION and self.task_weight > 0:
-            raise ValueError(
-                f"{self.name} with a task_weight reads labels; use it as the method of a student, or set 0."
-            )
+            raise ValueError(f"{self.name} with a task_weight reads labels; use it as a student's method, or set 0.")
         if task_kind != REPRESENTATION and self.task_weight == 0:
             raise ValueError(
                 f"{self.name} trains no last layer; give a task_weight, or pretrain with it (gankd.pretrain, or an arm of "

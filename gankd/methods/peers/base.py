@@ -64,7 +64,7 @@ class PeersConfig(MethodConfig):
             )
         if self.peer_models and self.deploy == "best":
             raise ValueError(
-                "deploy: best chooses among networks of the student's kind, and peer_models names others; use first."
+                "deploy: best chooses among networks of one kind, and peer_models names others; use first."
             )
         if self.spread_peers and self.cannot_spread:
             raise ValueError(f"{self.name} cannot have spread_peers: {self.cannot_spread}.")
@@ -138,7 +138,7 @@ class Online(Distiller):
             taps = default_taps(setup.student, image_shape=self.image_shape)
             if len(taps) < 3:
                 raise ValueError(
-                    f"{type(setup.student).__name__} has a single stage, no trunk to share; set share: nothing."
+                    f"{type(setup.student).__name__} has one stage, no trunk to share; set share: nothing."
                 )
             self.trunk_path = taps[-3]
         self.others = nn.ModuleList([self._peer(index) for index in range(config.peers - 1)])

@@ -42,9 +42,7 @@ class KDCLConfig(PeersConfig):
 
     def check_task(self, task_kind: str, head: str = "scalar") -> None:
         if self.ensemble in ("min_logit", "linear") and task_kind != CLASSIFICATION:
-            raise ValueError(
-                f"kdcl's {self.ensemble} needs the label's logit; a scalar target has none: set ensemble: best."
-            )
+            raise ValueError(f"kdcl's {self.ensemble} needs the label's logit, which scalars lack: set ensemble: best.")
 
 
 class KDCL(Online):

@@ -99,18 +99,14 @@ class MCL(Online):
         self.form = config.form_for(setup.task.kind)
         vicinal = self.form != "queue" and config.positives == "vicinal"
         self.kappa = config.kappa if vicinal else None  # None: alike are those of one class
-        self.heads_of_peers = nn.ModuleList(
-            EmbeddingHead(shape[0], config.embedding_width) for shape in self.shapes("pooled")
-        )
         data, width = setup.data, config.embedding_width
+        self.heads_of_peers = nn.ModuleList(EmbeddingHead(shape[0], width) for shape in self.shapes("pooled"))
         if self.form == "memory":
             self.positives = PositiveSets(data.labels.cpu(), self.kappa)
             if self.positives.largest == data.num_samples:
                 raise ValueError("mcl has a sample that every other is alike to, and so no negatives; use form: queue.")
-            momentum = config.bank_momentum
-            self.banks = nn.ModuleList(
-                MemoryBank.of_directions(data.num_samples, width, momentum) for _ in range(config.peers)
-            )
+            size = (data.num_samples, width, config.bank_momentum)
+            self.banks = nn.ModuleList(MemoryBank.of_directions(*size) for _ in range(config.peers))
         if self.form == "queue":
             length = min(config.queue_length, data.num_samples)
             self.keys = KeyQueues(self.networks, self.heads_of_peers, width, length, config.encoder_momentum)
