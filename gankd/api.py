@@ -210,7 +210,8 @@ def feature_set(
     from accelerate import Accelerator
 
     from gankd.data.live import live_set
-    from gankd.experiment.artifacts import StageDirectory, fingerprint
+    from gankd.experiment.artifacts import StageDirectory
+    from gankd.fingerprints import fingerprint
     from gankd.synthesis.feature_store import write_feature_store
     from gankd.synthesis.store import load_store
 
@@ -294,7 +295,8 @@ def synthesize(
     from torch import nn
 
     from gankd.data.inputs import as_image_set
-    from gankd.experiment.artifacts import StageDirectory, fingerprint
+    from gankd.experiment.artifacts import StageDirectory
+    from gankd.fingerprints import fingerprint
     from gankd.models.inputs import Normalize
     from gankd.models.state import preserve_state
     from gankd.synthesis.config import SynthesisConfig

@@ -102,7 +102,7 @@ def _load_file(path: Path) -> None:
 
 def plugins_of(inputs: Any) -> dict[str, dict[str, str | None]]:
     """{"plugins": {name: hash of its content}} of those whose things are named in `inputs` (JSON values); {} without any."""
-    from gankd.experiment.artifacts import file_hash
+    from gankd.fingerprints import file_hash
 
     words = set(_words(inputs)) if PLUGINS else set()
     used = {

@@ -1,7 +1,8 @@
 """The base of every settings model: typed, frozen, strict, and helpful about a misspelt key."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -80,6 +81,17 @@ def _keys(problem: Any, values: Any) -> list[str]:
             continue
         keys.append(str(step))
     return keys
+
+
+def paths_in(values: Any) -> Iterator[Path]:
+    """The paths among settings, however deep they stand."""
+    if isinstance(values, Path):
+        yield values
+    elif isinstance(values, BaseModel | dict):
+        yield from paths_in(list(dict(values).values()))
+    elif isinstance(values, list | tuple):
+        for value in values:
+            yield from paths_in(value)
 
 
 UNESSENTIAL = frozenset({"log_every", "checkpoint_every", "sample_every", "workers", "memory_budget", "title", "force"})

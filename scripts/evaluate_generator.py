@@ -44,8 +44,8 @@ def evaluate(args: argparse.Namespace) -> int:
     from accelerate import Accelerator
 
     from gankd.experiment import provenance
-    from gankd.experiment.artifacts import fingerprint
     from gankd.fidelity import extractors, scores
+    from gankd.fingerprints import fingerprint
     from gankd.models.store import load_model
     from gankd.models.teacher import Teacher
     from gankd.pipeline import Run

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gankd.data.sets import ImageSet, LazyImages
-from gankd.experiment.artifacts import FORMAT, PENDING, STAGE_FILE, describe_difference, fingerprint
+from gankd.experiment.artifacts import FORMAT, PENDING, STAGE_FILE, describe_difference
 from gankd.experiment.artifacts import StageDirectory as Stage
+from gankd.fingerprints import fingerprint
 from generators.checkpoints import read_checkpoint, replace_whole, save_checkpoint
 from generators.networks.sngan import SNGANGenerator
 

@@ -8,7 +8,7 @@ from torch import nn
 
 import gankd
 from gankd.data.sets import ImageSet
-from gankd.experiment.artifacts import fingerprint
+from gankd.fingerprints import fingerprint
 from gankd.models import build_model
 from gankd.models.inputs import Normalize, card_of
 from generators import wrap

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,3 +63,47 @@ def test_files_are_short() -> None:
 @pytest.mark.xfail(strict=True, reason="until the areas are merged")
 def test_the_source_is_short() -> None:
     assert sum(LENGTHS.values()) <= 24_000
+
+
+# --- the floors that docs/architecture.md names -------------------------------------------------------------------------
+
+
+def floors() -> dict[str, int]:
+    """Every room's floor, 0 the lowest, as the document draws them: `a` < `b, c` < ..."""
+    text = (ROOT / "docs/architecture.md").read_text().split("an import only goes down:")[1].split(". Rooms")[0]
+    return {room: number for number, floor in enumerate(text.split("<")) for room in re.findall(r"\w+", floor) if room}
+
+
+def room(path: str) -> str:
+    """The room of a module or a file: the part of gankd that it is in, or another package."""
+    package, *parts = path.removesuffix(".py").removesuffix(".__init__").split(".")
+    return parts[0] if package == "gankd" and parts else package
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[ast.AST, str]]:
+    """What a file imports when it runs, at its top or later; what only a type checker reads is left out."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.Import):
+            yield from ((node, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module == "gankd":
+            yield from ((node, f"gankd.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node, node.module
+        yield from imports(node)
+
+
+def test_an_import_only_goes_down() -> None:
+    """Generators import nothing of gankd, losses nothing of tasks, tasks nothing of evaluation, and so on."""
+    levels, found = floors(), []
+    for path, tree in TREES.items():
+        own = room(".".join(path.relative_to(ROOT).parts))
+        if own in ("gankd", "__init__"):
+            continue  # the package itself names what its rooms hold
+        assert own in levels, f"{path.relative_to(ROOT)}: docs/architecture.md puts {own} on no floor"
+        for node, module in imports(tree):
+            other = room(module)
+            if module.split(".")[0] in PACKAGES and other not in (own, "gankd") and levels[other] >= levels[own]:
+                found.append(f"{where(path, node)} imports {module}: {own} is not above {other}")
+    assert not found, "\n".join(found)

@@ -70,6 +70,22 @@ def test_f4_a_failing_synthesis_does_not_stop_the_arms_that_never_read_it(short,
     assert json.loads((tmp_path / "runs/tiny/students/real/seed-0/stage.json").read_text())["finished"]
 
 
+def test_a_file_that_a_method_reads_is_among_its_inputs_and_one_that_it_made_is_not(
+    short, write_config, tmp_path
+) -> None:
+    """F9: hsakd's branches, which the first student writes and the second reads; any path among a method's settings."""
+    file = tmp_path / "branches.safetensors"
+    short["student"] |= {"seeds": [0, 1], "arms": {"turned": {"method": {"name": "hsakd", "branches": str(file)}}}}
+    path = write_config(short)
+    start(path).run("students")
+    assert file.exists()
+    assert {stage.refusal() for stage in start(path).stages("students")} == {None}
+    file.write_bytes(file.read_bytes() + b" ")
+    refusals = {stage.name: stage.refusal() for stage in start(path).stages("students")}
+    assert refusals["students/turned/seed-0"] is None
+    assert f"files.{file}" in refusals["students/turned/seed-1"]
+
+
 def test_f4_what_is_asked_for_by_name_is_made_though_no_arm_reads_it(short, write_config, tmp_path) -> None:
     short["student"]["arms"] = {"real": {}}
     start(write_config(short)).run("generator")
@@ -138,7 +154,7 @@ def test_f1_another_network_in_the_place_of_an_upstream_one_is_noticed(stage, sh
     weights.write_bytes(data)
     record = json.loads((directory / "stage.json").read_text())
     assert "is not the file that was written" in getattr(start(path), stage).refusal()
-    from gankd.experiment.artifacts import file_hash
+    from gankd.fingerprints import file_hash
 
     record["files"][weights.name] = file_hash(weights)
     (directory / "stage.json").write_text(json.dumps(record))

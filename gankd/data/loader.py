@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from gankd.data.live import LiveSamples
+from gankd.data.pairs import ClassPairs, DistinctClasses
 from gankd.data.sets import ImageSet, LazyImages, is_picklable
 from generators.randomness import mix, seeded
 
-SAMPLINGS = {"uniform": 1, "class_pairs": 2, "class_fours": 4}
+SAMPLINGS = {"uniform": 1, "class_pairs": 2, "distinct_pairs": 2, "class_fours": 4}
 """How batches are drawn: the images of a class that are put together."""
 
 
@@ -62,7 +63,9 @@ class BatchSource:
     sampling: "class_pairs" draws half of a batch as above, and puts behind it for each of these samples another one of
         its class, uniformly (itself where there is no other; of its kind, real or synthetic, where a fraction is
         given). An odd batch has a second partner for its first sample. "class_fours" draws a quarter, puts partners
-        behind it and then partners behind both; its images may repeat. Both need class ids.
+        behind it and then partners behind both; its images may repeat. "distinct_pairs" draws its half anew in every
+        step, of as many classes as there are: a sample has one other of its class in the batch, or as few as can be.
+        All need class ids.
 
     A synthetic set of a live generator (`data.live`) is drawn on the generator's device, batch by batch.
     Raises ValueError: no set, an empty one, two that do not fit together, a fraction out of range or that leaves one of
@@ -146,12 +149,15 @@ class BatchSource:
             ranges = [(0, self.num_real, num_drawn - num_synthetic, seed)]
             ranges += [(self.num_real, self.num_samples, num_synthetic, mix(seed, "synthetic"))]
         self.parts = [_EndlessPasses(*each, device=index_device) for each in ranges if each[2] > 0]
-        self.pairs = None
+        self.pairs, self.spread = None, []
         if sampling != "uniform":
             groups = self.labels.cpu()
             if num_synthetic is not None:  # a synthetic partner would change the share of synthetic samples
                 groups = 2 * groups + (torch.arange(self.num_samples, device="cpu") >= self.num_real)
-            self.pairs = _ClassPairs(groups, device=index_device)
+            self.pairs = ClassPairs(groups, device=index_device)
+        if sampling == "distinct_pairs":
+            parts = [each[:3] for each in ranges]
+            self.spread = [DistinctClasses(self.labels.cpu(), parts, seed=seed, device=index_device)]
 
     @property
     def steps_per_epoch(self) -> int:
@@ -224,7 +230,7 @@ class BatchSource:
     def _positions(self, step: int) -> Tensor:
         """int64 [batch_size / world_size], positions in the union."""
         generator = seeded(self.seed, "pairs", step)
-        drawn = torch.cat([part.positions(step) for part in self.parts])
+        drawn = torch.cat([part.positions(step) for part in self.spread or self.parts])
         return self._share(drawn, lambda positions: self.pairs.partners(positions, generator))
 
     def _share(self, batch: Tensor, partners: Callable[[Tensor], Tensor]) -> Tensor:
@@ -324,26 +330,6 @@ class _EndlessPasses:
         return self.passes[epoch]
 
 
-class _ClassPairs:
-    """For any sample another one of its group, drawn uniformly; the sample itself where its group has no other."""
-
-    def __init__(self, groups: Tensor, *, device: torch.device):
-        _, group, sizes = groups.unique(return_inverse=True, return_counts=True)
-        members = groups.argsort(stable=True)  # one group after the other
-        first = (sizes.cumsum(dim=0) - sizes)[group]
-        place = torch.empty_like(members)
-        place[members] = torch.arange(len(members), device="cpu")
-        self.members, self.first, self.size = members.to(device), first.to(device), sizes[group].to(device)
-        self.place = (place - first).to(device)
-
-    def partners(self, positions: Tensor, generator: torch.Generator) -> Tensor:
-        """int64 positions [M] to those of their partners, [M]."""
-        draws = torch.rand(len(positions), generator=generator, dtype=torch.float64, device="cpu")
-        size = self.size[positions]
-        steps_on = 1 + (draws.to(size.device, non_blocking=True) * (size - 1)).long()
-        return self.members[self.first[positions] + (self.place[positions] + steps_on) % size]
-
-
 class _Union(Dataset):
     """The images of several sets, read on the CPU a batch at a time."""
 
@@ -404,7 +390,7 @@ def _check_pairs(sets: list[ImageSet], sampling: str, batch_size: int, world_siz
     multiple = SAMPLINGS[sampling] * world_size
     if batch_size < 2 * world_size or (world_size > 1 and batch_size % multiple):
         raise ValueError(
-            f"batch_size {batch_size} does not split into {sampling.removeprefix('class_')} of one class over "
+            f"batch_size {batch_size} does not split into {sampling.split('_')[1]} of one class over "
             f"{world_size} processes: make it a multiple of {multiple}."
         )
     if labels.bincount().max() < 2:

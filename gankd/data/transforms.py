@@ -117,7 +117,8 @@ def adjust_brightness(images: Tensor, factors: Tensor) -> Tensor:
 
 def adjust_contrast(images: Tensor, factors: Tensor) -> Tensor:
     """mean + factor * (image - mean), clamped to [0, 1], with the image's mean grey; shapes as for brightness."""
-    mean = _grey(images).mean(dim=(2, 3), keepdim=True)  # [N, 1, 1, 1]
+    grey = _grey(images) if images.shape[1] in (1, 3) else images.mean(dim=1, keepdim=True)
+    mean = grey.mean(dim=(2, 3), keepdim=True)  # [N, 1, 1, 1]
     return torch.lerp(mean, images, factors[:, None, None, None]).clamp(0, 1)
 
 
@@ -138,7 +139,7 @@ def adjust_hue(images: Tensor, shifts: Tensor) -> Tensor:
     """
     if images.shape[1] == 1:
         return images
-    red, green, blue = images.split(1, dim=1)
+    red, green, blue = _colours(images)
     value = images.amax(dim=1, keepdim=True)  # [N, 1, H, W]
     chroma = value - images.amin(dim=1, keepdim=True)
     sixths = torch.where(
@@ -186,5 +187,14 @@ def _grey(images: Tensor) -> Tensor:
     """Luma of ITU-R BT.601 as [N, 1, H, W]; an image of one channel is its own grey."""
     if images.shape[1] == 1:
         return images
-    red, green, blue = images.split(1, dim=1)
+    red, green, blue = _colours(images)
     return 0.299 * red + 0.587 * green + 0.114 * blue
+
+
+def _colours(images: Tensor) -> tuple[Tensor, ...]:
+    """Red, green and blue of the images, each [N, 1, H, W]."""
+    if images.shape[1] != 3:
+        raise ValueError(
+            f"images of {images.shape[1]} channels have no colours; leave the augmentation's saturation, hue, greyscale 0."
+        )
+    return images.split(1, dim=1)

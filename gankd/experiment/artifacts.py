@@ -8,26 +8,18 @@ a cut-off one is continued, and one made from other inputs is never touched with
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
+from gankd.fingerprints import digest, file_hash
 from generators.checkpoints import read_json, replace_whole
-from generators.wrapping import WrappedGenerator
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-    from gankd.data.sets import ImageSet
-    from gankd.models.teacher import Teacher
 
 STAGE_FILE = "stage.json"
 FORMAT = 2
@@ -196,10 +188,10 @@ def _is_leftover(path: Path) -> bool:
 
 
 def _same(there: Any, here: Any) -> bool:
-    """Whether inputs are equal, as far as those of `here` are known."""
+    """Whether inputs are equal, as far as they are known; what a stage did not find there, it has made itself."""
     if isinstance(there, dict) and isinstance(here, dict):
         return set(there) == set(here) and all(_same(there[key], here[key]) for key in here)
-    return here == PENDING or there == here
+    return PENDING in (here, there) or there == here
 
 
 def describe_difference(there: Any, here: Any, path: str = "") -> str:
@@ -212,54 +204,3 @@ def describe_difference(there: Any, here: Any, path: str = "") -> str:
         ]
         return "; ".join(found[:3]) + ("; ..." if len(found) > 3 else "")
     return f"{path}: {json.dumps(there)} there, {json.dumps(here)} here"
-
-
-def digest(data: bytes) -> str:
-    """Twelve hexadecimal digits of SHA-256."""
-    return hashlib.sha256(data).hexdigest()[:12]
-
-
-def file_hash(path: Path | None) -> str | None:
-    """Short hash of a file's bytes, or of all files of a folder with their names; None when there is nothing there."""
-    if path is None or not Path(path).exists():
-        return None
-    path = Path(path)
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-        return digest(json.dumps([[str(file.relative_to(path)), file_hash(file)] for file in files]).encode())
-    found = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()[:12]
-
-
-def fingerprint(value: Tensor | ImageSet | Teacher | nn.Module) -> str:
-    """A short hash of what a tensor, a data set, a teacher or a network is.
-
-    Of a network, weights and buffers and the configuration that a generator carries; of a teacher, also how it reads images
-    and what its outputs mean. Of images see `ImageSet.fingerprint`.
-    """
-    if isinstance(value, Tensor):
-        data = value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
-        return digest(f"{value.dtype}{tuple(value.shape)}".encode() + data)
-    if not isinstance(value, nn.Module) and hasattr(value, "images"):  # an ImageSet
-        images = value.images
-        if (generator := getattr(images, "generator", None)) is not None:
-            return digest(f"{fingerprint(generator)}{generator.feature_names}{images.seed}{images.shape}".encode())
-        return value.fingerprint()
-    if not isinstance(value, nn.Module):  # a Teacher
-        normalization = "".join(name + fingerprint(buffer) for name, buffer in value.normalize.named_buffers())
-        return digest(f"{fingerprint(value.module)}{normalization}{value.feature_path}{value.task}".encode())
-    config = getattr(value, "config", {})
-    config = (
-        {key: entry for key, entry in config.items() if not key.startswith("_")} if isinstance(config, Mapping) else {}
-    )
-    state = sorted((name, entry) for name, entry in value.state_dict().items() if isinstance(entry, Tensor))
-    weights = "".join(name + fingerprint(tensor) for name, tensor in state)
-    if isinstance(value, WrappedGenerator) and not isinstance(value.source, nn.Module):  # is known by what it draws
-        labels = torch.tensor([0] if value.is_class_conditional else value.config.label_range)
-        latents = torch.linspace(-1, 1, len(labels) * value.config.latent_dim).view(len(labels), -1)
-        weights = fingerprint(value.sample(labels, latents.to(value.device)).mul(8).round())
-    structure = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value)) if not config else ""  # layers without weights
-    return digest((json.dumps(config, sort_keys=True, default=str) + structure + weights).encode())

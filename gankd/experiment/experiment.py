@@ -11,8 +11,8 @@ from torch import nn
 from gankd.data.readers import read_data, read_images
 from gankd.data.sets import ImageSet
 from gankd.evaluation import ProbeResult, labelled_features, measure, network_metrics
-from gankd.experiment.artifacts import fingerprint
 from gankd.experiment.config import ExperimentConfig
+from gankd.fingerprints import fingerprint
 from gankd.models import ModelConfig, build_model, load_checkpoint
 from gankd.models.checkpoints import read_card
 from gankd.models.inputs import Normalize, normalization_for, recall

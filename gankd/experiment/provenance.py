@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from gankd.experiment.artifacts import digest
+from gankd.fingerprints import digest
 
 
 def commit() -> str:

@@ -11,7 +11,7 @@ from torch_fidelity import FeatureExtractorBase, FeatureExtractorInceptionV3, re
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from gankd.data.sets import LazyImages
-from gankd.experiment.artifacts import digest, file_hash, fingerprint
+from gankd.fingerprints import digest, file_hash, fingerprint
 from gankd.models.teacher import Teacher
 from generators import checkpoints
 from generators.images import to_unit_range

@@ -64,8 +64,9 @@ def sampling_of(config: MethodConfig, task_kind: str) -> str:
 
 def check_views(config: MethodConfig, views: int | None) -> None:
     """Raise a ValueError when views are to repeat (`views`) in a method that draws fresh ones."""
-    if views and not config.method.repeats_views:
-        raise ValueError(f"method {config.name} draws fresh views in every step; leave `views` null.")
+    for part in (config, *config.parts):
+        if views and not part.method.repeats_views:
+            raise ValueError(f"method {part.name} draws fresh views in every step; leave `views` null.")
 
 
 def check_two_views(config: MethodConfig, augmentation: AugmentationConfig, *, has_real: bool) -> None:

@@ -4,6 +4,7 @@ A class with a `Config` is a method from the moment it is defined, in this packa
 find it by the `name` of its settings.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, SerializeAsAny
@@ -15,7 +16,7 @@ from gankd.methods.setup import Setup
 from gankd.models import ModelConfig
 from gankd.tasks import CLASSIFICATION, HEADS, REGRESSION
 from generators.registry import Registry
-from generators.settings import Settings
+from generators.settings import Settings, paths_in
 
 if TYPE_CHECKING:
     from gankd.training.config import TrainingConfig
@@ -44,6 +45,11 @@ class MethodConfig(Settings):
         """Networks that the method brings itself, besides student and teacher."""
         return ()
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Files that it reads, or makes where they are not there: all that its settings name."""
+        return tuple(paths_in(self))
+
     def check_networks(self, num_outputs: int, in_channels: int) -> None:
         """Raise a ValueError when one of `networks` cannot be built, or its checkpoint not be loaded."""
         for model in self.networks:
@@ -54,8 +60,8 @@ class MethodConfig(Settings):
 
     @property
     def sampling(self) -> str:
-        """How batches of classes are drawn: uniform, or `class_pairs` or `class_fours`, where every sample has others of
-        its class beside it."""
+        """How batches of classes are drawn: uniform, or `class_pairs`, `distinct_pairs` or `class_fours`, where every
+        sample has others of its class beside it (see `BatchSource`)."""
         return "uniform"
 
     @property

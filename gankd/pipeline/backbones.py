@@ -5,10 +5,11 @@ from typing import Any
 from gankd import api
 from gankd.data.live import live_set
 from gankd.data.sets import ImageSet
-from gankd.experiment.artifacts import PENDING, digest, file_hash
+from gankd.experiment.artifacts import PENDING
 from gankd.experiment.experiment import num_parameters
+from gankd.fingerprints import digest, file_hash
 from gankd.models.store import save_model
-from gankd.pipeline.stage import Stage, normalize_inputs, task_inputs
+from gankd.pipeline.stage import Stage, file_inputs, normalize_inputs, task_inputs
 from gankd.synthesis.feature_store import write_feature_store
 from gankd.synthesis.store import load_store
 from generators.settings import fingerprint_settings
@@ -88,7 +89,7 @@ class BackboneStage(Stage):
             "model": fingerprint_settings(run.backbone),
             "weights": file_hash(run.backbone.checkpoint),
             "arm": fingerprint_settings(self.arm),
-            "networks": [file_hash(model.checkpoint) for model in self.arm.method.networks],
+            "files": file_inputs(self.arm.method.files),
             "features": run.config.teacher.features if run.teacher in self.reads else None,
             "seed": self.seed,
             "train": run.content(run.unlabelled) if self.arm.synthetic < 1 else None,

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from gankd.experiment.artifacts import file_hash
 from gankd.experiment.experiment import num_parameters
+from gankd.fingerprints import file_hash
 from gankd.pipeline.stage import Stage
 from gankd.synthesis.stage import check_generator
 from generators.interface import ConditionalGenerator

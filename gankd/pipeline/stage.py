@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gankd.experiment.artifacts import PENDING, StageDirectory
+from gankd.fingerprints import file_hash
 from gankd.plugins import plugins_of
 
 if TYPE_CHECKING:
@@ -107,6 +110,11 @@ class Stage:
         """What it made, for those that read it."""
         self.results  # noqa: B018
         return self.load()
+
+
+def file_inputs(files: Iterable[Path]) -> dict[str, str]:
+    """The contents of files as JSON; PENDING for one that is still to be made."""
+    return {str(path): file_hash(path) or PENDING for path in files}
 
 
 def task_inputs(task: Task) -> dict[str, Any]:

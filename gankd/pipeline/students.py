@@ -7,12 +7,12 @@ from torch import nn
 
 from gankd import api
 from gankd.data.sets import ImageSet
-from gankd.experiment.artifacts import file_hash
 from gankd.experiment.config import ArmConfig
 from gankd.experiment.experiment import num_parameters
+from gankd.fingerprints import file_hash
 from gankd.models import load_checkpoint
 from gankd.models.store import save_model
-from gankd.pipeline.stage import Stage, normalize_inputs, task_inputs
+from gankd.pipeline.stage import Stage, file_inputs, normalize_inputs, task_inputs
 from generators.settings import fingerprint_settings
 
 
@@ -39,7 +39,7 @@ class StudentStage(Stage):
             "config": fingerprint_settings(config, {"arms", "seeds"}),
             "weights": file_hash(config.model.checkpoint),
             "arm": fingerprint_settings(self.arm),
-            "networks": [file_hash(model.checkpoint) for part in self.arm.method.parts for model in part.networks],
+            "files": file_inputs(self.arm.method.files),
             "seed": self.seed,
             "train": run.content(run.data.train) if self.arm.synthetic != 1 else None,
             "validation": run.content(run.data.validation),

@@ -4,8 +4,8 @@ import dataclasses
 from typing import Any
 
 from gankd import api
-from gankd.experiment.artifacts import file_hash
 from gankd.experiment.experiment import num_parameters
+from gankd.fingerprints import file_hash
 from gankd.methods.alone.supervised import Supervised
 from gankd.models.store import load_model, save_model
 from gankd.models.teacher import Teacher

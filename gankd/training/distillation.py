@@ -15,7 +15,7 @@ from gankd.data.inputs import as_image_set, as_unlabelled
 from gankd.data.loader import BatchSource
 from gankd.data.sets import ImageSet, match_classes
 from gankd.data.views import Views
-from gankd.experiment.artifacts import fingerprint
+from gankd.fingerprints import fingerprint
 from gankd.methods import (
     Distiller,
     MethodConfig,

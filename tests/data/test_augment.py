@@ -238,6 +238,20 @@ def test_factor_one_is_the_identity_and_every_image_has_its_own_factor(adjust, c
     assert changed.min() >= 0 and changed.max() <= 1
 
 
+@pytest.mark.parametrize("channels", [2, 4])
+def test_f22_images_of_other_channels_have_contrast_and_no_colours(channels):
+    images = random_floats(3, channels)
+    changed = adjust_contrast(images, torch.tensor([1.0, 0.5, 0.0]))
+    torch.testing.assert_close(changed[0], images[0])
+    assert torch.allclose(changed[2], images[2].mean())
+    for setting in ("saturation", "hue", "greyscale"):
+        augment = Augment(AugmentationConfig(**{setting: 0.4}))
+        with pytest.raises(
+            ValueError, match=f"images of {channels} channels have no colours; leave the augmentation's"
+        ):
+            augment((255 * images).to(torch.uint8))
+
+
 def test_brightness_multiplies_and_clamps():
     images = torch.tensor([0.2, 0.8]).view(1, 1, 1, 2)
     torch.testing.assert_close(adjust_brightness(images, torch.tensor([1.5])).flatten(), torch.tensor([0.3, 1.0]))

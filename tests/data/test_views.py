@@ -325,6 +325,31 @@ def test_a_teacher_whose_features_are_read_stays_live_and_sees_the_same_views() 
     assert all(torch.equal(*pair) for pair in zip(of_teacher, of_student, strict=True))
 
 
+@pytest.mark.parametrize("terms", [["kd", "dkd"], ["kd", "at"]])
+def test_combined_terms_repeat_views_together(terms: list[str]) -> None:
+    """Answers are kept where outputs alone are read, and asked for again where features are; nothing else differs."""
+    real, teacher, method = image_set(9), network(1), {"name": "combined", "terms": [{"name": name} for name in terms]}
+    asked: list[int] = []
+    teacher.register_forward_hook(lambda module, inputs, outputs: asked.append(len(outputs)))
+    arguments = {"real": real, "method": method, "steps": 6, "batch_size": 6, "normalize": Normalize.of(real.images)}
+    students, questions = [], []
+    for views in (None, 1):  # without augmentation
+        asked.clear()
+        students.append(gankd.distill(network(0), teacher, **arguments, views=views).state_dict())
+        questions.append(sum(asked))
+    for live, kept in zip(*(student.values() for student in students), strict=True):
+        torch.testing.assert_close(kept, live)
+    assert (questions[1] < questions[0]) == ("at" not in terms)
+
+
+def test_a_term_with_fresh_views_is_refused_among_others_too(monkeypatch) -> None:
+    config = method_config({"name": "combined", "terms": [{"name": "kd"}, {"name": "at"}]})
+    check_views(config, 2)
+    monkeypatch.setattr(METHODS["at"], "repeats_views", False)
+    with pytest.raises(ValueError, match="method at draws fresh views in every step"):
+        check_views(config, 2)
+
+
 def test_supervised_training_repeats_its_views_too() -> None:
     seen: list[Tensor] = []
     student = network(0)

@@ -363,7 +363,12 @@ def test_mcl_is_its_loss_on_the_embeddings_of_the_pooled_features() -> None:
 
 
 def test_only_a_contrast_within_the_batch_needs_pairs_of_a_class() -> None:
-    for form, drawn in ((None, "class_pairs"), ("batch", "class_pairs"), ("memory", "uniform"), ("queue", "uniform")):
+    for form, drawn in (
+        (None, "distinct_pairs"),
+        ("batch", "distinct_pairs"),
+        ("memory", "uniform"),
+        ("queue", "uniform"),
+    ):
         assert sampling_of(method_config({"name": "mcl", "form": form}), "classification") == drawn
     assert sampling_of(method_config("mcl"), "regression") == "uniform"
 

@@ -277,6 +277,40 @@ def test_pairs_keep_the_share_of_synthetic_samples_and_stay_within_a_process() -
     assert sorted(torch.cat([share.indices for share in shares]).tolist()) == sorted(whole.indices.tolist())
 
 
+def test_f22_pairs_of_distinct_classes_leave_one_positive_as_mcls_authors_draw_them() -> None:
+    """Shuffle the classes, take half a batch of them, two images of each; class_pairs leave 2.25 positives at this size."""
+    labels = list(range(20)) * 6 + [20] * 60  # and one class that is as frequent as ten others
+    source = pair_source(labels, batch_size=20, seed=1, sampling="distinct_pairs")
+    seen = torch.zeros(21)
+    for step in range(300):
+        batch = source.batch(step)
+        assert (batch.labels[:, None] == batch.labels).sum(dim=1).eq(2).all()  # itself and its one positive
+        assert (batch.indices[:10] != batch.indices[10:]).all()
+        assert torch.equal(batch.labels, torch.tensor(labels)[batch.indices])
+        seen[batch.labels] += 1
+    assert seen.min() > 0.7 * seen.mean() and seen.max() < 1.3 * seen.mean()  # every class as often
+    assert torch.equal(
+        pair_source(labels, batch_size=20, seed=1, sampling="distinct_pairs").batch(299).indices, batch.indices
+    )
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_pairs_of_distinct_classes_keep_the_share_of_synthetic_samples_and_need_not_be_all_distinct(world_size) -> None:
+    labels = [0, 1, 2, 3] * 4 + [1, 2, 3, 4] * 4  # 16 real ones, and synthetic ones without class 0
+    form = dict(num_synthetic=16, batch_size=12, synthetic_fraction=0.5, seed=3, sampling="distinct_pairs")
+    for step in range(20):
+        parts = [
+            pair_source(labels, **form, world_size=world_size, rank=rank).batch(step) for rank in range(world_size)
+        ]
+        found, synthetic = (torch.cat([getattr(part, name) for part in parts]) for name in ("labels", "is_synthetic"))
+        counts = torch.bincount(found, minlength=5)
+        assert counts.sum() == 12 and counts.max() == 4 and (counts > 0).sum() >= 4 and synthetic.sum() == 6
+        for part in parts:
+            half = len(part.labels) // 2
+            assert torch.equal(part.labels[:half], part.labels[half:])
+            assert torch.equal(part.is_synthetic[:half], part.is_synthetic[half:])
+
+
 def test_a_resident_set_and_one_that_is_read_give_the_same_pairs() -> None:
     resident, lazy = (pair_source([0, 1] * 6, batch_size=6, memory_budget=budget) for budget in (1 << 20, 0))
     lazy.workers = 0

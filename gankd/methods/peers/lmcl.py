@@ -48,7 +48,7 @@ class LMCLConfig(ContrastConfig):
 
     @property
     def sampling(self) -> str:
-        return "class_pairs"
+        return "distinct_pairs"
 
     cannot_spread: ClassVar[str] = "its meta step differentiates steps of all peers together; use mcl"
 

@@ -57,7 +57,7 @@ class MCLConfig(ContrastConfig):
 
     @property
     def sampling(self) -> str:
-        return "class_pairs" if self.form_for(CLASSIFICATION) == "batch" else "uniform"
+        return "distinct_pairs" if self.form_for(CLASSIFICATION) == "batch" else "uniform"
 
     def check_task(self, task_kind: str, head: str = "scalar") -> None:
         if self.form_for(task_kind) == "queue":

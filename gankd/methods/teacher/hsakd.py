@@ -47,6 +47,10 @@ class HSAKDTeacherConfig(MethodConfig):
     branches: Path | None = None
     """File that the trained branches are written to, for `hsakd` with this network as the teacher."""
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return ()
+
 
 class HSAKD(Distiller):
     """CE(p_s[upright], y) + KL_T(p_s, p_t) + sum_l KL_T(q_s,l, q_t,l), all KL over all four rotations, T^2 times.
