@@ -17,7 +17,6 @@ from gankd.fingerprints import file_hash
 from gankd.plugins import plugins_of
 
 if TYPE_CHECKING:
-    from gankd.pipeline.run import Run
     from gankd.tasks import Task
 
 
@@ -28,8 +27,8 @@ class Stage:
     kind: ClassVar[str]
     """Which of the run's `STAGES` it belongs to."""
 
-    def __init__(self, run: Run):
-        self.run = run
+    def __init__(self, run: Any):
+        self.run = run  # the `Run` that has the stages, which imports all of them
 
     @property
     def reads(self) -> list[Stage]:
