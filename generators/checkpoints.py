@@ -112,7 +112,7 @@ def check_same_run(state: dict[str, Any], run: dict[str, Any], path: Path) -> No
         )
 
 
-def fingerprint(values: Images) -> str:
+def images_fingerprint(values: Images) -> str:
     """A short hash of the contents of a tensor, or of what indexes like one, which is read in parts for it.
 
     Values that know their own, as `fingerprint`, are asked.

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from generators.checkpoints import all_finite, check_same_run, fingerprint, read_checkpoint, save_checkpoint
+from generators.checkpoints import all_finite, check_same_run, images_fingerprint, read_checkpoint, save_checkpoint
 from generators.config import GeneratorConfig
 from generators.game import Game
 from generators.images import Images
@@ -85,7 +85,7 @@ def train(
     run = {**config.model_dump(mode="json", include=ESSENTIAL), "seed": seed, "num_images": len(labels)}
     run |= {"num_classes": num_classes, "label_range": list(label_range or ())}
     if checkpoint:
-        run |= {"images": fingerprint(pixels), "labels": fingerprint(labels)}
+        run |= {"images": images_fingerprint(pixels), "labels": images_fingerprint(labels)}
 
     with torch.random.fork_rng():
         torch.manual_seed(mix(seed, "generator networks"))

@@ -50,14 +50,14 @@ def evaluate(args: argparse.Namespace) -> int:
     from gankd.models.teacher import Teacher
     from gankd.pipeline import Run
     from gankd.report.tables import print_scores
-    from gankd.synthesis.stage import check_generator
+    from gankd.synthesis.stage import check_generator_fits
     from generators.checkpoints import replace_whole
     from generators.pretrained import load_generator
 
     experiment, run = Run(config, Accelerator()), args.run or config.directory
     device, data, task = experiment.accelerator.device, experiment.data, experiment.task
     generator = load_generator(args.generator or config.generator.checkpoint or run / "generator", device=device)
-    check_generator(generator, task, data.train)
+    check_generator_fits(generator, task, data.train)
     teacher = extractor = None
     if (run / "teacher" / "model.json").exists():
         settings = {"feature_path": config.teacher.features, "task": experiment.teacher_task}

@@ -42,7 +42,6 @@ def test_no_method_is_named_outside_its_own_file() -> None:
     assert not found, "\n".join(found)
 
 
-@pytest.mark.xfail(strict=True, reason="until the areas are merged")
 def test_no_class_or_function_is_defined_twice_under_one_name() -> None:
     definitions: dict[str, list[str]] = defaultdict(list)
     for path, tree in TREES.items():

@@ -97,7 +97,7 @@ def embed(
     """
     file = None
     if cache is not None:
-        file = Path(cache) / f"{checkpoints.fingerprint(images)}-{extractor.get_name()}.safetensors"
+        file = Path(cache) / f"{checkpoints.images_fingerprint(images)}-{extractor.get_name()}.safetensors"
         if file.exists():
             try:
                 kept = load_file(file)

@@ -89,7 +89,7 @@ def focal_loss(
 
     Taken from log p, so that a vanishing p costs its finite logarithm.
     """
-    check_labels(student_logits, labels)
+    check_class_ids(student_logits, labels)
     log_probabilities = F.log_softmax(full_precision(student_logits), dim=1)
     log_correct = log_probabilities.gather(1, labels[:, None]).squeeze(1)  # [N]
     # the slope of x^gamma at x = 0 is infinite for gamma < 1, and infinity times log 1 is not a number
@@ -125,7 +125,7 @@ def virtual_softmax_logits(
 
     Gradients flow into all three. Returns [N, K + 1], the virtual class last.
     """
-    check_labels(logits, labels)
+    check_class_ids(logits, labels)
     num_samples, num_classes = logits.shape
     if len(embeddings) != num_samples or classifier_weight.shape != (num_classes, embeddings.shape[1]):
         raise ValueError(
@@ -139,13 +139,13 @@ def virtual_softmax_logits(
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """The mean cross-entropy of logits [N, K] and class ids [N], in full precision."""
-    check_labels(logits, labels)
+    check_class_ids(logits, labels)
     return F.cross_entropy(full_precision(logits), labels)
 
 
 def smoothed_one_hot(logits: Tensor, labels: Tensor, correct_probability: float) -> Tensor:
     """[N, K]: correct_probability at the label, the rest shared by the K - 1 other classes."""
-    check_labels(logits, labels)
+    check_class_ids(logits, labels)
     num_classes = logits.shape[1]
     if num_classes < 2:
         raise ValueError("smoothing labels needs at least 2 classes; these logits have 1")
@@ -153,7 +153,7 @@ def smoothed_one_hot(logits: Tensor, labels: Tensor, correct_probability: float)
     return others.scatter(1, labels[:, None], correct_probability)
 
 
-def check_labels(logits: Tensor, labels: Tensor) -> None:
+def check_class_ids(logits: Tensor, labels: Tensor) -> None:
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or labels.dtype != torch.int64:
         raise ValueError(
             f"logits {list(logits.shape)} and {labels.dtype} labels {list(labels.shape)} do not fit: "

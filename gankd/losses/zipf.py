@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .checks import check_same_shape
 from .precision import full_precision
-from .smoothing import check_labels
+from .smoothing import check_class_ids
 
 VOTING_ELEMENTS = 2**24  # entries of the largest temporary in class_votes: 64 MB in float32
 
@@ -111,7 +111,7 @@ def _log_zipf_targets(
     scores: Tensor, labels: Tensor, power: float, distribution: str, left_bound: float, right_bound: float
 ) -> tuple[Tensor, Tensor]:
     """log q of the other classes, and which classes they are: both [N, K - 1]. Logarithms survive any power."""
-    check_labels(scores, labels)
+    check_class_ids(scores, labels)
     num_classes = scores.shape[1]
     if num_classes == 1:
         raise ValueError("Zipf label smoothing ranks classes; this task has a scalar target")

@@ -6,7 +6,7 @@ from typing import Any
 from gankd.experiment.experiment import num_parameters
 from gankd.fingerprints import file_hash
 from gankd.pipeline.stage import Stage
-from gankd.synthesis.stage import check_generator
+from gankd.synthesis.stage import check_generator_fits
 from generators.interface import ConditionalGenerator
 from generators.networks import build_networks
 from generators.pretrained import load_generator
@@ -102,5 +102,5 @@ class LoadedGeneratorStage(GeneratorStage):
 
     def load(self) -> ConditionalGenerator:
         generator = super().load()
-        check_generator(generator, self.run.task, self.run.data.train)
+        check_generator_fits(generator, self.run.task, self.run.data.train)
         return generator

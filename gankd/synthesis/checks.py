@@ -16,7 +16,7 @@ from generators.metrics import draw_images, evenly_spread
 FEWEST, MOST = 200, 1000  # images by which a generator is judged before it is used
 
 
-def check_generator(generator: ConditionalGenerator, task: Task, real: ImageSet) -> None:
+def check_generator_fits(generator: ConditionalGenerator, task: Task, real: ImageSet) -> None:
     """Raise a ValueError unless a generator makes images like the real ones and takes the labels of their task, see
     `generators.checks`."""
     num_classes, names = (task.num_classes, task.class_names) if task.kind == CLASSIFICATION else (None, None)

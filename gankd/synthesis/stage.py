@@ -20,7 +20,7 @@ from gankd.data.sets import ImageSet
 from gankd.models.state import preserve_state
 from gankd.models.teacher import Teacher
 from gankd.synthesis.candidates import Candidates, Labels
-from gankd.synthesis.checks import check_generator, check_samples, check_teacher
+from gankd.synthesis.checks import check_generator_fits, check_samples, check_teacher
 from gankd.synthesis.config import SynthesisConfig
 from gankd.synthesis.ratio import RatioModel
 from gankd.synthesis.selection import Scores, ratio_bounds, select_rho, subsample, take, teacher_filter
@@ -77,7 +77,7 @@ class Synthesis:
         self.generator, self.real, self.config = generator, real, config
         self.directory, self.seed, self.accelerator, self.log = directory, seed, accelerator, log
         self.provenance, self.validation_error = provenance or {}, validation_error
-        check_generator(generator, task, real)
+        check_generator_fits(generator, task, real)
         check_teacher(teacher, task, real)
         self.rho = PAPER_RHO[task.kind] if config.rho == "paper" else config.rho
         if config.rho == "validation" and validation_error is None:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 import generators
-from generators.checkpoints import fingerprint, replace_whole
+from generators.checkpoints import images_fingerprint, replace_whole
 from generators.networks.sngan import SNGANGenerator
 
 TENSOR = {"weight": torch.zeros(4)}
@@ -96,15 +96,18 @@ def test_a_fingerprint_is_of_the_contents_however_they_are_held() -> None:
         def __getitem__(self, indices: torch.Tensor) -> torch.Tensor:
             return images[indices]
 
-    assert fingerprint(images) == fingerprint(Lazy()) == fingerprint(images.clone())
+    assert images_fingerprint(images) == images_fingerprint(Lazy()) == images_fingerprint(images.clone())
     changed = images.clone()
     changed[1400, 0, 3, 3] ^= 1
-    assert len({fingerprint(images), fingerprint(changed), fingerprint(images.view(1500, 4, 1, 4))}) == 3
+    assert (
+        len({images_fingerprint(images), images_fingerprint(changed), images_fingerprint(images.view(1500, 4, 1, 4))})
+        == 3
+    )
 
     class Known(Lazy):
         fingerprint = "as its reader says"
 
-    assert fingerprint(Known()) == "as its reader says"
+    assert images_fingerprint(Known()) == "as its reader says"
 
 
 @pytest.mark.parametrize("change", ["images", "labels", "label_range", "seed", "settings"])
