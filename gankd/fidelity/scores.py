@@ -173,12 +173,14 @@ def compare_with_real(
     settings: as in `evaluate_generator`.
 
     Returns:
-        "generated", the scores of `num_samples` images; "other_real"; and, where `other` holds fewer images,
-        "as_few_generated", because FIDs compare at equal numbers only.
+        "generated", the scores of `num_samples` images; "other_real", unless `other` is empty; and, where it holds fewer
+        images, "as_few_generated", because FIDs compare at equal numbers only.
     """
     if len(other) > num_samples:
         other = other.subset(evenly_spread(other.labels, num_samples))
     columns = {"generated": evaluate_generator(generator, real, num_samples=num_samples, seed=seed, **settings)}
+    if not len(other):
+        return columns
     if len(other) < num_samples:
         columns["as_few_generated"] = evaluate_generator(generator, real, num_samples=len(other), seed=seed, **settings)
     return {**columns, "other_real": evaluate_generator(other, real, seed=seed, **settings)}
@@ -207,6 +209,8 @@ def classification_accuracy_score(
     Source: Ravuri & Vinyals, "Classification Accuracy Score for Conditional Generative Models", NeurIPS 2019.
     """
     accelerator = accelerator or Accelerator()
+    if not len(real_test):
+        raise ValueError(f"{real_test.name} has no images to test a network on; give others, or set data.validation.")
     oddities(fakes, real_test)
     normalize = (normalize or Normalize.of(fakes.images)).to(accelerator.device)
     with torch.random.fork_rng():

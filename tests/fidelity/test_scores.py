@@ -726,3 +726,13 @@ def test_the_command_scores_the_generator_of_a_run(tiny, write_config, tmp_path)
 
 def test_the_command_wants_data_for_a_generator(tmp_path):
     assert "--config" in run("scripts/evaluate_generator.py", "--generator", tmp_path, status=2)
+
+
+def test_without_other_real_images_a_generator_is_scored_alone():
+    """As with `data.validation: 0`."""
+    real = class_set(40)
+    nothing = real.subset(torch.arange(0))
+    settings = {"extractor": teacher_extractor(class_teacher()), "task": CLASSES, "num_samples": 40, "seed": 0}
+    assert set(compare_with_real(class_generator(), real, nothing, **settings)) == {"generated"}
+    with pytest.raises(ValueError, match="has no images to test a network on"):
+        classification_accuracy_score(real, nothing, build_model=torch.nn.Identity, task=CLASSES)
