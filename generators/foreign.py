@@ -206,13 +206,26 @@ def studiogan_tables(weights: Weights, generator: GeneratorModel) -> Weights:
 # cGAN-KD's CIFAR-100; BigGAN-PyTorch's ImageNet at 128 pixels: channels 96, z_dim 120, num_classes 1000, attention [64],
 # shared_embedding and hierarchical
 CIFAR_100 = {
-    **{"resolution": 32, "channels": 64, "z_dim": 128, "num_classes": 100, "attention": ()},
-    **{"shared_embedding": False, "shared_dim": 128, "hierarchical": False},
+    "resolution": 32,
+    "channels": 64,
+    "z_dim": 128,
+    "num_classes": 100,
+    "attention": (),
+    "shared_embedding": False,
+    "shared_dim": 128,
+    "hierarchical": False,
 }
 # cGAN-KD's ImageNet-100
 IMAGENET_100 = {
-    **{"resolution": 128, "channels": 128, "z_dim": 128, "num_classes": 100, "attention": (64,)},
-    **{"shared_embedding": True, "shared_dim": 128, "hierarchical": True, "depth": 2},
+    "resolution": 128,
+    "channels": 128,
+    "z_dim": 128,
+    "num_classes": 100,
+    "attention": (64,),
+    "shared_embedding": True,
+    "shared_dim": 128,
+    "hierarchical": True,
+    "depth": 2,
 }
 ARCHITECTURES = {
     "biggan": Architecture(BigGANGenerator, CIFAR_100, BIGGAN, of_biggan),

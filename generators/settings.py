@@ -73,9 +73,9 @@ def _keys(problem: Any, values: Any) -> list[str]:
     """The user's keys on pydantic's path to a problem; the members of a union (a method's name, `int`) are on it too."""
     keys = []
     for step in problem["loc"]:
-        if isinstance(values, dict) and step in values:
-            values = values[step]
-        elif isinstance(values, list | tuple) and isinstance(step, int):
+        if (isinstance(values, dict) and step in values) or (
+            isinstance(values, list | tuple) and isinstance(step, int)
+        ):
             values = values[step]
         elif not (problem["type"] == "missing" and step == problem["loc"][-1]):
             continue

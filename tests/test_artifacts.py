@@ -343,7 +343,14 @@ def test_a_network_is_its_weights_and_buffers() -> None:
 
 def test_two_generators_of_equal_weights_that_read_labels_differently_differ() -> None:
     """The label range is no weight, but the same label then makes another image."""
-    settings = dict(resolution=8, image_channels=1, widths=(8, 8), latent_dim=4, label_dim=8, label_input="fourier")
+    settings = {
+        "resolution": 8,
+        "image_channels": 1,
+        "widths": (8, 8),
+        "latent_dim": 4,
+        "label_dim": 8,
+        "label_input": "fourier",
+    }
     one, other = (SNGANGenerator(label_range=ends, **settings) for ends in ((0.0, 1.0), (0.0, 90.0)))
     other.load_state_dict(one.state_dict())
     label = torch.tensor([0.5])

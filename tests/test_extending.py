@@ -14,9 +14,7 @@ import gankd
 from tests.conftest import ROOT, environment
 
 PAGE = (ROOT / "docs" / "extending.md").read_text()
-FILES = {
-    name: text for name, text in re.findall(r"^```(?:python|yaml) (\S+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-}
+FILES = dict(re.findall(r"^```(?:python|yaml) (\S+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
 
 
 @pytest.fixture

@@ -89,7 +89,7 @@ def test_regression_error_clips_the_prediction_to_the_range_and_is_in_label_unit
 def test_published_rules_take_outputs_on_the_zero_to_one_scale() -> None:
     # 0.25 of [0, 80] is 20; 1.5 is clipped to 80
     outputs, labels = torch.tensor([0.25, 1.5]), torch.tensor([30.0, 70.0])
-    keywords = dict(teacher_outputs=outputs, labels=labels, task="regression", label_min=0.0, label_max=80.0)
+    keywords = {"teacher_outputs": outputs, "labels": labels, "task": "regression", "label_min": 0.0, "label_max": 80.0}
     torch.testing.assert_close(teacher_error(**keywords), torch.tensor([10.0, 10.0]))
     torch.testing.assert_close(adjust_labels(**keywords, replace=True), torch.tensor([20.0, 80.0]))
     assert torch.equal(adjust_labels(**keywords, replace=False), labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from pathlib import Path
@@ -130,7 +131,11 @@ def test_two_steps_and_two_more_equal_four_bit_for_bit(tmp_path: Path, optimizer
 
 @pytest.mark.parametrize("regression", [False, True])
 def test_distillation_with_synthetic_data_resumes_bit_for_bit(tmp_path: Path, regression: bool) -> None:
-    arguments = dict(dataset=data(regression=regression), synthetic=data(regression=regression, size=7), method="kd")
+    arguments = {
+        "dataset": data(regression=regression),
+        "synthetic": data(regression=regression, size=7),
+        "method": "kd",
+    }
     whole = train(**arguments)
     train(**arguments, directory=tmp_path, interrupt_at=4)
     assert equal(train(**arguments, directory=tmp_path), whole)
@@ -267,8 +272,8 @@ def test_every_schedule_stays_in_zero_to_one_and_rises_before_it_falls(steps, wa
     found = rates(steps=steps, warmup=warmup, schedule=schedule)
     assert all(0 < value <= 1 for value in found)
     peak = found.index(max(found))
-    assert all(a < b for a, b in zip(found[:peak], found[1 : peak + 1], strict=True))
-    assert all(a >= b for a, b in zip(found[peak:], found[peak + 1 :], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(found[: peak + 1]))
+    assert all(a >= b for a, b in itertools.pairwise(found[peak:]))
 
 
 def test_the_loop_uses_the_schedule() -> None:

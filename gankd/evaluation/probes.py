@@ -25,8 +25,11 @@ LOGISTIC_STRENGTHS = tuple(10.0**exponent for exponent in range(0, -7, -1))
 RIDGE_STRENGTHS = tuple(10.0 ** (exponent / 2) for exponent in range(6, -13, -1))
 ITERATIONS = 200
 PROBES = {
-    **{"linear": "linear", "knn_200": "200-NN, weighted", "knn_1": "1-NN"},
-    **{"ridge": "ridge", "knn_20": "20-NN, weighted"},
+    "linear": "linear",
+    "knn_200": "200-NN, weighted",
+    "knn_1": "1-NN",
+    "ridge": "ridge",
+    "knn_20": "20-NN, weighted",
 }
 """Names of the protocols in tables; those of classes, and of scalars."""
 

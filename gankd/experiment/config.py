@@ -180,7 +180,7 @@ class RepresentationConfig(TrainingConfig):
 
     @model_validator(mode="after")
     def _arms_are_possible(self):
-        if self.arms and not self.seeds or len(set(self.seeds)) < len(self.seeds):
+        if (self.arms and not self.seeds) or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds {list(self.seeds)}: give at least one, and none twice")
         if self.online_probe and self.unlabelled is not None:
             raise ValueError("the images of unlabelled have no labels for an online_probe; set it to false.")

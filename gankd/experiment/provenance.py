@@ -1,5 +1,6 @@
 """Where a number comes from: commit, configuration, versions, machine, processes."""
 
+import itertools
 import json
 import platform
 import subprocess
@@ -48,7 +49,7 @@ def requested_processes() -> int | None:
         words = psutil.Process().parent().cmdline()
     except (psutil.Error, AttributeError):
         return None
-    for flag, value in zip(words, words[1:], strict=False):
+    for flag, value in itertools.pairwise(words):
         if flag in ("--num_processes", "--num-processes") and value.isdigit():
             return int(value)
     return None

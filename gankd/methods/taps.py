@@ -58,7 +58,9 @@ class RelationTerm(Term):
         super().__init__(config, setup)
         self.student_taps, self.teacher_taps = setup.taps(config, lambda taps: taps[self.place])
         self.shapes = setup.shapes(self.student_taps, self.teacher_taps)
-        for path, shape in zip((*self.student_taps, *self.teacher_taps), sum(self.shapes, []), strict=True):
+        for path, shape in zip(
+            (*self.student_taps, *self.teacher_taps), (*self.shapes[0], *self.shapes[1]), strict=True
+        ):
             if shape in ((), (1,)):
                 raise ValueError(
                     f"{config.name} needs features of at least 2 dimensions, but '{path}' gives one number; name another "

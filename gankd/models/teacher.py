@@ -69,7 +69,8 @@ class Teacher:
         if own.kind != task.kind:
             raise ValueError(f"the teacher was trained for {own.kind}, the task is {task.kind}: give one of this task.")
         if isinstance(task, Classification) and isinstance(own, Classification):
-            if (columns := class_columns(task.class_names, own.class_names, "the teacher")) is not None:
+            columns = class_columns(task.class_names, own.class_names, "the teacher")
+            if columns is not None:
                 asked.translate = lambda outputs: outputs[:, columns]
         if isinstance(task, Regression) and isinstance(own, Regression):
             if task.unit and own.unit and task.unit != own.unit:

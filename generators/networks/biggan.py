@@ -6,6 +6,7 @@ Discriminator: residual blocks, projection of the class onto the summed features
 Source: Brock, Donahue and Simonyan, "Large Scale GAN Training for High Fidelity Natural Image Synthesis", ICLR 2019.
 """
 
+import itertools
 from functools import partial
 from typing import Literal
 
@@ -94,7 +95,7 @@ class BigGANGenerator(GeneratorModel):
         norm = partial(ConditionalBatchNorm, dim=code_dim, layer=layer)
         self.linear = linear(self.slice, widths[0] * 16)
         self.blocks = nn.ModuleList()
-        for index, (wide, narrow) in enumerate(zip(widths, widths[1:], strict=False)):
+        for index, (wide, narrow) in enumerate(itertools.pairwise(widths)):
             stage = nn.ModuleList([GeneratorBlock(wide, narrow, norm, convolution)])
             if 8 * 2**index in attention:
                 stage.append(SelfAttention(narrow, convolution))
@@ -130,7 +131,7 @@ class BigGANDiscriminator(nn.Module):
         check_settings(resolution, num_classes, attention)
         widths = [image_channels, *(channels * width for width in DISCRIMINATOR_WIDTHS[resolution])]
         blocks, size = [], resolution
-        for index, (narrow, wide) in enumerate(zip(widths, widths[1:], strict=False)):
+        for index, (narrow, wide) in enumerate(itertools.pairwise(widths)):
             halve = index < HALVINGS[resolution]
             size //= 1 + halve
             blocks.append(DiscriminatorBlock(narrow, wide, halve, first=index == 0, convolution=SNConv2d))

@@ -5,6 +5,7 @@ the last of which doubles the image. Channels are dropped, or joined by new ones
 Source: Brock, Donahue and Simonyan, ICLR 2019, appendix B (BigGAN-deep).
 """
 
+import itertools
 from functools import partial
 
 import torch
@@ -67,7 +68,7 @@ class BigGANDeepGenerator(GeneratorModel):
         self.shared = nn.Embedding(num_classes, label_dim)
         self.linear = SNLinear(code_dim, widths[0] * 16)
         self.blocks, feature_names = nn.ModuleList(), []
-        for index, (wide, narrow) in enumerate(zip(widths, widths[1:], strict=False)):
+        for index, (wide, narrow) in enumerate(itertools.pairwise(widths)):
             for inner in range(depth):
                 last = inner == depth - 1
                 self.blocks.append(nn.ModuleList([BottleneckUp(wide, narrow if last else wide, code_dim, last)]))
@@ -134,7 +135,7 @@ class BigGANDeepDiscriminator(nn.Module):
         check_settings(resolution, num_classes, attention)
         widths = [channels * width for width in DISCRIMINATOR_WIDTHS[resolution]]
         blocks, size = [SNConv2d(image_channels, widths[0], 3, padding=1)], resolution
-        for index, (narrow, wide) in enumerate(zip(widths, widths[1:], strict=False)):
+        for index, (narrow, wide) in enumerate(itertools.pairwise(widths)):
             halve = index < HALVINGS[resolution]
             size //= 1 + halve
             for inner in range(depth):

@@ -6,6 +6,7 @@ everywhere but in the maps from code to batch norm.
 Sources: Zhang et al., "Self-Attention GANs", ICML 2019; in the form of Ding et al., CcGAN, T-PAMI 2023 (scalar labels).
 """
 
+import itertools
 from functools import partial
 from typing import Literal
 
@@ -62,7 +63,7 @@ class SAGANGenerator(GeneratorModel):
         self.encoder = label_encoder(label_input, label_dim, num_classes)
         self.dense = xavier(nn.Linear(latent_dim, widths[0] * 16))
         self.blocks, feature_names, size = nn.ModuleList(), [], 4
-        for index, (wide, narrow) in enumerate(zip(widths, widths[1:], strict=False)):
+        for index, (wide, narrow) in enumerate(itertools.pairwise(widths)):
             self.blocks.append(GeneratorBlock(wide, narrow, norm, convolution))
             feature_names.append(f"blocks.{index}")
             size *= 2
@@ -104,7 +105,7 @@ class SAGANDiscriminator(nn.Module):
         self.label_input = label_input
         widths = [image_channels, *(channels * width for width in DISCRIMINATOR_WIDTHS[resolution])]
         blocks, size = [], resolution
-        for index, (narrow, wide) in enumerate(zip(widths, widths[1:], strict=False)):
+        for index, (narrow, wide) in enumerate(itertools.pairwise(widths)):
             blocks.append(DiscriminatorBlock(narrow, wide, size > 4, first=index == 0, convolution=convolution))
             size = max(size // 2, 4)
             if size == ATTENTION:

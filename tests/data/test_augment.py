@@ -109,7 +109,7 @@ def test_drawn_boxes_lie_within_the_image_and_reach_its_borders():
     assert top.min() == 0 and left.min() == 0 and (top + height).max() == 24 and (left + width).max() == 32
     assert height.max() == 24 and width.max() == 32  # the whole image at most
     small = height * width < 24 * 32 / 3
-    assert 0.9 * 24 * 32 / 4 < (height * width).min()  # 0.9: sides are rounded to whole pixels
+    assert (height * width).min() > 0.9 * 24 * 32 / 4  # 0.9: sides are rounded to whole pixels
     assert 0.65 < (width / height)[small].min() < 0.8 and 1.25 < (width / height)[small].max() < 1.5
 
 

@@ -185,7 +185,7 @@ def test_the_two_sets_are_shuffled_independently():
     fraction=st.sampled_from([None, 0, 0.5, 1]),
 )  # fmt: skip
 def test_the_ranks_split_the_one_process_batch(world_size, share, step, fraction):
-    keywords = dict(batch_size=2 * share * world_size, synthetic_fraction=fraction, seed=3)
+    keywords = {"batch_size": 2 * share * world_size, "synthetic_fraction": fraction, "seed": 3}
     whole = BatchSource(*make_pair(9, 14), **keywords).batch(step)
     for rank in range(world_size):
         mine = BatchSource(*make_pair(9, 14), **keywords, rank=rank, world_size=world_size).batch(step)
@@ -201,7 +201,7 @@ def test_the_ranks_split_the_one_process_batch(world_size, share, step, fraction
 @pytest.mark.parametrize("lazy", [False, True])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_reading_by_workers_gives_the_batches_of_the_resident_path(fraction, lazy, workers):
-    keywords = dict(batch_size=6, synthetic_fraction=fraction, seed=5)
+    keywords = {"batch_size": 6, "synthetic_fraction": fraction, "seed": 5}
     resident = BatchSource(*make_pair(11, 17, outputs=True), **keywords)
     sets = make_pair(11, 17, outputs=True, lazy=lazy)
     read = BatchSource(*sets, **keywords, memory_budget=0, workers=workers)
@@ -213,7 +213,7 @@ def test_reading_by_workers_gives_the_batches_of_the_resident_path(fraction, laz
 
 
 def test_reading_by_workers_splits_over_the_ranks_as_well():
-    keywords = dict(batch_size=6, memory_budget=0, workers=0)
+    keywords = {"batch_size": 6, "memory_budget": 0, "workers": 0}
     whole = BatchSource(*make_pair(5, 8), **keywords).batch(4)
     for rank in range(3):
         source = BatchSource(*make_pair(5, 8), **keywords, rank=rank, world_size=3)
@@ -330,7 +330,13 @@ def test_a_live_set_gives_the_batches_of_the_stored_one(num_classes, fraction, b
     live, stored = drawing(11, num_classes=num_classes, seed=4)
     batch_size *= world_size
     real = None if fraction is None else make_set(9, shape=(1, 4, 4), labels=live.labels.dtype)
-    keywords = dict(synthetic_fraction=fraction, batch_size=batch_size, rank=rank, world_size=world_size, seed=2)
+    keywords = {
+        "synthetic_fraction": fraction,
+        "batch_size": batch_size,
+        "rank": rank,
+        "world_size": world_size,
+        "seed": 2,
+    }
     sources = [BatchSource(real, synthetic, **keywords) for synthetic in (live, stored)]
     assert_same_batches(*(source.stream(3, 9) for source in sources))
     for batch in sources[0].stream(0, 4):
@@ -354,7 +360,7 @@ def test_features_belong_to_their_images(fraction):
 
 def test_the_ranks_split_the_features_too():
     for synthetic in drawing(13):
-        keywords = dict(synthetic_fraction=0.5, batch_size=8)
+        keywords = {"synthetic_fraction": 0.5, "batch_size": 8}
         whole = BatchSource(make_set(9, shape=(1, 4, 4)), synthetic, **keywords).batch(5)
         for rank in range(2):
             mine = BatchSource(make_set(9, shape=(1, 4, 4)), synthetic, **keywords, rank=rank, world_size=2).batch(5)
@@ -365,7 +371,7 @@ def test_the_ranks_split_the_features_too():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_live_set_goes_with_real_images_beyond_the_memory_budget(workers):
     live, stored = drawing(11)
-    keywords = dict(synthetic_fraction=0.5, batch_size=6)
+    keywords = {"synthetic_fraction": 0.5, "batch_size": 6}
     resident = BatchSource(make_set(9, shape=(1, 4, 4)), stored, **keywords)
     read = BatchSource(
         make_set(9, shape=(1, 4, 4), lazy=True), live, **keywords, memory_budget=0, workers=workers

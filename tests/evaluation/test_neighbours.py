@@ -43,7 +43,7 @@ def test_scores_are_the_summed_votes_of_the_k_nearest(seed: int, k: int, tempera
     )
     for query, row, prediction in zip(queries, scores, predictions, strict=True):
         cosines = [float(query @ vector / (query.norm() * vector.norm())) for vector in bank]
-        nearest = sorted(range(30), key=lambda index: -cosines[index])[:k]  # noqa: B023 (used at once)
+        nearest = sorted(range(30), key=lambda index: -cosines[index])[:k]
         votes = [0.0] * 3
         for index in nearest:
             votes[labels[index]] += 1 if temperature is None else math.exp(cosines[index] / temperature)

@@ -128,7 +128,7 @@ def test_cutout_refuses_a_box_that_is_no_part_of_the_image(ratio: float) -> None
 def test_draws_cover_their_whole_range(side: int, ratio: float, largest_shift: int, largest_offset: int) -> None:
     draws = draw_diff_augment(4000, side, side, cutout_ratio=ratio, generator=torch.Generator().manual_seed(0))
     assert draws["color_uniforms"].shape == (3, 4000)
-    assert 0 <= draws["color_uniforms"].min() and draws["color_uniforms"].max() < 1
+    assert draws["color_uniforms"].min() >= 0 and draws["color_uniforms"].max() < 1
     for axis in range(2):
         assert set(draws["shifts"][:, axis].tolist()) == set(range(-largest_shift, largest_shift + 1))
         assert set(draws["offsets"][:, axis].tolist()) == set(range(largest_offset + 1))

@@ -19,10 +19,10 @@ from generators.conditioning import FourierEncoder, LabelNetwork
 from generators.networks.sngan import SNGANDiscriminator, SNGANGenerator
 
 KINDS = {
-    "embedding": dict(num_classes=3, label_input="embedding"),
-    "fourier": dict(label_range=(-40.0, 60.0), label_input="fourier"),
-    "ili": dict(label_range=(-40.0, 60.0), label_input="ili"),
-    "nli": dict(label_range=(-40.0, 60.0), label_input="nli"),
+    "embedding": {"num_classes": 3, "label_input": "embedding"},
+    "fourier": {"label_range": (-40.0, 60.0), "label_input": "fourier"},
+    "ili": {"label_range": (-40.0, 60.0), "label_input": "ili"},
+    "nli": {"label_range": (-40.0, 60.0), "label_input": "nli"},
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -338,7 +338,18 @@ def test_importing_costs_no_more_than_torch() -> None:
     assert not heavy & {name.split(".")[0] for name in loaded}
 
 
-LIGHT = "checkpoints config images interface labels randomness registry settings vicinity wrapping".split()
+LIGHT = [
+    "checkpoints",
+    "config",
+    "images",
+    "interface",
+    "labels",
+    "randomness",
+    "registry",
+    "settings",
+    "vicinity",
+    "wrapping",
+]
 
 
 def test_what_everybody_imports_costs_no_more_than_torch() -> None:

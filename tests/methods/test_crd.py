@@ -153,8 +153,9 @@ def test_banks_and_normalisers_are_in_the_checkpoint_and_labels_are_not() -> Non
             "teacher_bank.rows",
             "student_head.weight",
             "student_head.bias",
+            "teacher_head.weight",
+            "teacher_head.bias",
         )
-        + ("teacher_head.weight", "teacher_head.bias")
     }
 
 

@@ -382,7 +382,7 @@ def test_hints_count_as_much_as_the_teachers_prediction(head: str) -> None:
 
 @pytest.mark.parametrize("name", ["attentive_imitation", "attentive_hint", "outlier_rejection"])
 def test_what_was_measured_survives_in_the_checkpoint(name: str) -> None:
-    distiller, source = prepared(name)
+    distiller, _source = prepared(name)
     fresh, _ = make(name, "regression")
     fresh.load_state_dict(distiller.state_dict())
     key = "threshold" if name == "outlier_rejection" else "error_range"

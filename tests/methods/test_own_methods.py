@@ -85,7 +85,7 @@ def test_a_method_is_found_by_its_name_from_the_moment_it_is_defined(name: str) 
 
 
 def test_a_functions_settings_are_its_keyword_parameters() -> None:
-    wide, teacher = make("hinge_kd", "classification", {"margin": 100.0, "weight": 3.0})
+    wide, _teacher = make("hinge_kd", "classification", {"margin": 100.0, "weight": 3.0})
     assert wide(BATCH)["hinge_kd"].item() == 0
     config = method_config({"name": "hinge_kd", "margin": 0.25, "weight": 3})
     assert (config.margin, config.weight, config.task_weight) == (0.25, 3.0, 1.0)

@@ -162,7 +162,7 @@ def test_teacher_free_distillation_weighs_labels_against_the_teacher() -> None:
     expected = 0.7 * cross_entropy(logits, batch.labels) + 0.3 * regulariser
     assert distiller(batch)["loss"].item() == pytest.approx(expected, rel=1e-5)
 
-    itself, teacher = make("tf_kd_self", "classification", {"alpha": 0.9, "temperature": 4, "multiplier": 3})
+    itself, _teacher = make("tf_kd_self", "classification", {"alpha": 0.9, "temperature": 4, "multiplier": 3})
     plain, _ = make("kd", "classification", {"alpha": 0.9, "temperature": 4})
     assert itself(batch)["loss"].item() == pytest.approx(plain(batch)["loss"].item(), rel=1e-5)  # K = 3 classes
     with pytest.raises(ValueError, match="method tf_kd_self needs a teacher"):
@@ -241,7 +241,7 @@ def test_class_fours_are_pairs_of_pairs(labels: list[int], batch_size: int, step
 
 
 def test_fours_stay_within_a_process() -> None:
-    arguments = dict(num_synthetic=8, batch_size=16, synthetic_fraction=0.5, seed=3, sampling="class_fours")
+    arguments = {"num_synthetic": 8, "batch_size": 16, "synthetic_fraction": 0.5, "seed": 3, "sampling": "class_fours"}
     whole = pair_source([0, 1, 2, 3] * 8, **arguments).batch(5)
     assert whole.is_synthetic.sum() == 8
     shares = [pair_source([0, 1, 2, 3] * 8, **arguments, rank=rank, world_size=2).batch(5) for rank in range(2)]
@@ -267,7 +267,7 @@ def test_partners_are_drawn_uniformly_and_the_first_of_a_pair_goes_through_its_p
 
 def test_pairs_keep_the_share_of_synthetic_samples_and_stay_within_a_process() -> None:
     labels = [0, 1, 2] * 8
-    arguments = dict(num_synthetic=12, batch_size=16, synthetic_fraction=0.75, seed=3)
+    arguments = {"num_synthetic": 12, "batch_size": 16, "synthetic_fraction": 0.75, "seed": 3}
     whole = pair_source(labels, **arguments).batch(5)
     assert whole.is_synthetic.sum() == 12
     assert torch.equal(whole.is_synthetic[:8], whole.is_synthetic[8:])
@@ -297,7 +297,7 @@ def test_f22_pairs_of_distinct_classes_leave_one_positive_as_mcls_authors_draw_t
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_pairs_of_distinct_classes_keep_the_share_of_synthetic_samples_and_need_not_be_all_distinct(world_size) -> None:
     labels = [0, 1, 2, 3] * 4 + [1, 2, 3, 4] * 4  # 16 real ones, and synthetic ones without class 0
-    form = dict(num_synthetic=16, batch_size=12, synthetic_fraction=0.5, seed=3, sampling="distinct_pairs")
+    form = {"num_synthetic": 16, "batch_size": 12, "synthetic_fraction": 0.5, "seed": 3, "sampling": "distinct_pairs"}
     for step in range(20):
         parts = [
             pair_source(labels, **form, world_size=world_size, rank=rank).batch(step) for rank in range(world_size)

@@ -3,6 +3,7 @@
 import base64
 import functools
 import io
+import itertools
 import json
 import math
 import re
@@ -354,7 +355,7 @@ def cells(html):
 
 
 def test_an_experiment_on_backbones_alone_has_no_word_on_students(tmp_path):
-    html, page = write_and_parse(store_generated(without_students(with_backbones(make_run(tmp_path)))))
+    _html, page = write_and_parse(store_generated(without_students(with_backbones(make_run(tmp_path)))))
     assert set(page.pictures) == {BACKBONES, "Real and generated images", "Training"}
     assert "tudents" not in page.text and SELECTION not in page.text
     assert "0 for data and synthesis; backbones 0, 1" in page.text
@@ -586,10 +587,10 @@ def test_large_images_are_reduced():
 @given(heights=st.lists(st.floats(-2, 2), min_size=1, max_size=8).map(sorted), distance=st.floats(0.01, 1))
 def test_labels_are_spread_without_overlap_and_no_more_than_needed(heights, distance):
     moved = spread(heights, distance)
-    gaps = [high - low for low, high in zip(moved, moved[1:], strict=False)]
+    gaps = [high - low for low, high in itertools.pairwise(moved)]
     assert all(gap >= distance - 1e-9 for gap in gaps)
     assert math.isclose(fmean(moved), fmean(heights), abs_tol=1e-9)
-    if all(high - low >= distance for low, high in zip(heights, heights[1:], strict=False)):
+    if all(high - low >= distance for low, high in itertools.pairwise(heights)):
         assert moved == pytest.approx(heights)
 
 

@@ -209,7 +209,7 @@ def test_generator_and_teacher_are_given_back_as_they_were_lent_f20(tmp_path: Pa
 
 @pytest.mark.parametrize(("kind", "rho"), [("classification", 0.9), ("regression", 0.7)])
 def test_the_share_that_is_kept_is_the_papers_f22(tmp_path: Path, kind: str, rho: float) -> None:
-    run(kind, tmp_path, SynthesisConfig(**{**PLAIN.model_dump(exclude={"rho"})}))
+    run(kind, tmp_path, SynthesisConfig(**PLAIN.model_dump(exclude={"rho"})))
     assert gankd.synthesis.read_manifest(tmp_path)["rho"] == rho
 
 

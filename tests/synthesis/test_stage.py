@@ -60,7 +60,7 @@ def make_real(kind: str, size: int = 8) -> ImageSet:
 
 def make_generator(kind: str, size: int = 8, label_input: str | None = None) -> ConditionalGenerator:
     """Untrained, but with batch norm statistics of its own, so that its images differ."""
-    labels = dict(num_classes=3) if kind == "classification" else dict(label_range=(-40.0, 60.0))
+    labels = {"num_classes": 3} if kind == "classification" else {"label_range": (-40.0, 60.0)}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         generator = SNGANGenerator(
@@ -240,7 +240,7 @@ def test_the_rejections_follow_from_the_ratios_the_bounds_and_the_candidates_own
 
 
 def test_the_examples_show_every_fate(store) -> None:
-    kind, directory = store
+    _kind, directory = store
     examples, scores = load_file(directory / "examples.safetensors"), load_file(directory / "scores.safetensors")
     fates = {
         "kept": scores["kept"],
@@ -581,7 +581,7 @@ def test_every_feature_extractor_makes_a_store_that_can_be_continued(tmp_path, k
         subsample={**SUBSAMPLING, "features": features, "extractor_steps": 1, "steps": 3, "label_bins": 3},
     )
     logged: list[dict] = []
-    arguments = dict(real=make_real(kind, size), generator=make_generator(kind, size))
+    arguments = {"real": make_real(kind, size), "generator": make_generator(kind, size)}
     run(kind, tmp_path / "whole", config, log=logged.append, **arguments)
     assert {"extractor", "density_ratio"} <= {values["stage"] for values in logged}
     assert "ratios" in rows(tmp_path / "whole")

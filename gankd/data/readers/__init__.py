@@ -23,7 +23,7 @@ from gankd.data.splits import Splits, check_classes, few_shot, hold_out
 
 TEST_SEED = 0  # the test split belongs to the data: no run may draw itself another one
 
-__all__ = ["READERS", "Kind", "read_data", "read", "read_images"]
+__all__ = ["READERS", "Kind", "read", "read_data", "read_images"]
 
 
 def read_data(config: DataConfig, *, kind: Kind, seed: int) -> Splits:

@@ -100,7 +100,7 @@ class ZipfLS(Term):
 
     def forward(self, outputs: Outputs) -> Tensor:
         labels, config = outputs.batch.labels, self.config
-        law = dict(power=config.power, distribution=config.distribution)
+        law = {"power": config.power, "distribution": config.distribution}
         scores = outputs.student.detach()
         if config.votes == "pixels":
             last, *shallower = (outputs.student_features[path] for path in self.student_taps)

@@ -1,5 +1,7 @@
 """What methods without labels have in common: a backbone is trained by its pooled feature, and its classifier is not."""
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -109,6 +111,6 @@ class Projector(nn.Sequential):
     def __init__(self, in_width: int, hidden_width: int, out_width: int, layers: int):
         widths = [in_width, *[hidden_width] * (layers - 1)]
         hidden = []
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in itertools.pairwise(widths):
             hidden += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU()]
         super().__init__(*hidden, nn.Linear(widths[-1], out_width, bias=False))

@@ -145,10 +145,11 @@ class LMCL(Online):
         buffers = {name: buffer.clone() for name, buffer in peers.named_buffers()}  # batch norm's move: forgotten
         for objective in ("contrast", "contrast", "labels"):
             stages = functional_call(peers, {**weights, **buffers}, (images,))
-            if objective == "labels":
-                loss = self.label_losses_of(stages, labels)
-            else:
-                loss = self.contrast(stages, labels, meta)[0]
+            loss = (
+                self.label_losses_of(stages, labels)
+                if objective == "labels"
+                else self.contrast(stages, labels, meta)[0]
+            )
             gradients = torch.autograd.grad(
                 loss, list(weights.values()), create_graph=True, allow_unused=True, materialize_grads=True
             )
