@@ -19,20 +19,20 @@ class GeneratorConfig(Settings):
     options: Annotated[dict[str, Any], OptionsIn(NETWORKS)] = {}
     """Settings of a network of your own: the keyword-only parameters of what was registered. Ours have theirs below."""
     widths: tuple[Count, ...] = (256, 256, 256, 256)
-    """sngan: generator channels at 4x4 pixels and after every doubling; fewer doublings than the image needs end in a
+    """Generator channels at 4x4 pixels and after every doubling (sngan); fewer doublings than the image needs end in a
     bilinear enlargement."""
     discriminator_widths: tuple[Count, ...] = (128,)
-    """sngan: discriminator channels after every halving down to 4x4 and of a last block; one number means it everywhere."""
+    """Discriminator channels after every halving down to 4x4 and of a last block (sngan); one number means it everywhere."""
     channels: Count = 64
-    """sagan, biggan, biggan_deep, dcgan: the unit in which the architecture counts its widths (the papers' ch)."""
+    """Unit in which sagan, biggan, biggan_deep and dcgan count their widths (the papers' ch)."""
     attention: tuple[Count, ...] = ()
-    """biggan, biggan_deep: image sizes at which self-attention follows (the paper: 64 at 128 pixels)."""
+    """Image sizes at which in biggan and biggan_deep self-attention follows (the paper: 64 at 128 pixels)."""
     shared_embedding: bool = False
-    """biggan: one class code of label_dim feeds all batch norms, instead of a table in each."""
+    """Whether one class code of label_dim feeds all batch norms, instead of a table in each (biggan)."""
     hierarchical: bool = False
-    """biggan: every block gets a slice of the latents beside the class code."""
+    """Whether every block gets a slice of the latents beside the class code (biggan)."""
     depth: Count = 2
-    """biggan_deep: blocks at every image size."""
+    """Blocks at every image size (biggan_deep)."""
     latent_dim: Count = 128
     """Length of the latent vector."""
     label_dim: Count = 128
@@ -70,10 +70,10 @@ class GeneratorConfig(Settings):
     """Mirror half of the real images (only where that keeps the label)."""
 
     balanced: bool = False
-    """Class ids: draw every class equally often, however rare its images are. (Scalars: every distinct label always is.)"""
+    """Whether every class is drawn equally often, however rare its images are; distinct scalars always are."""
 
     steps: Count = 20_000
-    """Generator updates."""
+    """Updates of the generator."""
     batch_size: Count = 64
     """Real images a discriminator update, over all processes."""
     accumulate: Count = 1

@@ -331,6 +331,15 @@ def test_every_setting_is_described(model: type[Settings]) -> None:
     assert model.__doc__
 
 
+@pytest.mark.parametrize("model", all_settings(), ids=lambda model: model.__name__)
+def test_r4_a_tooltip_stands_alone(model: type[Settings]) -> None:
+    """A sentence or a phrase of three words and more, which needs nothing that stands before it."""
+    for name, field in model.model_fields.items():
+        text = field.description or ""
+        assert text[:1].isupper() and text.endswith(".") and len(text.split()) > 2, (name, text)
+        assert not text.startswith("Of "), (name, text)
+
+
 def test_the_schema_for_editors_describes_every_field_of_every_group() -> None:
     schema = ExperimentConfig.model_json_schema()
     groups = {"ExperimentConfig": schema, **schema["$defs"]}

@@ -60,7 +60,7 @@ class TeacherConfig(TrainingConfig):
     """The large model: trained here, or loaded (model.checkpoint)."""
 
     model: ModelConfig = ModelConfig(options={"widths": [32, 64, 128]})
-    """The network."""
+    """The network that is trained."""
     train: bool = True
     """False: use model.checkpoint as it is."""
     train_on: Literal["train", "pool"] = "train"
@@ -69,7 +69,7 @@ class TeacherConfig(TrainingConfig):
     """Input normalisation of a loaded teacher, one number a channel of images in [0, 1]. Null: what its weights or its
     network (timm) say, else the training data's, with a warning."""
     std: tuple[float, ...] | None = None
-    """See `mean`."""
+    """Deviation of each channel, as `mean`."""
     outputs: Literal["standardized", "raw", "unit"] = "standardized"
     """Scalars: what a loaded teacher answers in. Standardised by the training labels, as gankd trains (by those that its
     weights remember); the label's own units; or [0, 1] over the label range."""
@@ -109,7 +109,7 @@ class StudentConfig(TrainingConfig):
     """The small model, and the arms in which it is trained."""
 
     model: ModelConfig = ModelConfig(options={"widths": [8, 16]})
-    """The network."""
+    """The network that is trained."""
     seeds: tuple[Seed, ...] = (0, 1, 2)
     """Every arm is trained once a seed (initial weights, order of samples, augmentation)."""
     arms: dict[FolderName, ArmConfig] = {
@@ -133,7 +133,7 @@ class BackboneArmConfig(Settings):
     """One way to train a backbone without labels; every arm takes the same number of steps, on the same network."""
 
     method: AnyMethodConfig = SqueezeAndSpanConfig()
-    """squeeze_and_span, simreg, vicreg or simsiam, with its settings."""
+    """A method without labels, with its settings: squeeze_and_span, simreg, vicreg or simsiam."""
     synthetic: Share = 0.0
     """Share of generated samples in every batch: 0 real only, 1 generated only (squeeze_and_span: squeeze alone)."""
     title: str | None = None
@@ -161,7 +161,7 @@ class RepresentationConfig(TrainingConfig):
     arms: dict[FolderName, BackboneArmConfig] = {}
     """By name, in the order of the table; none by default."""
     model: ModelConfig | None = None
-    """The network. Null: the student's."""
+    """The network that is trained. Null: the student's."""
     seeds: tuple[Seed, ...] = (0, 1, 2)
     """Every arm is trained once a seed."""
     train_on: Literal["train", "pool"] = "pool"
@@ -229,7 +229,7 @@ class ExperimentConfig(Settings):
     """Your own files, imported first: modules (my_module) or paths relative to this file (path/to/file.py). What they
     register (methods, readers, networks, augmentations, optimisers, ...) can be named in this configuration."""
     data: DataConfig
-    """The images."""
+    """Where the images come from."""
     task: TaskConfig = TaskConfig()
     """What their labels are."""
     teacher: TeacherConfig = TeacherConfig()

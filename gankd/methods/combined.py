@@ -20,7 +20,7 @@ class CombinedConfig(MethodConfig):
     """task_weight * task loss + the weighted terms of other methods (their own task_weight does not count)."""
 
     name: Literal["combined"] = "combined"
-    """The method."""
+    """The method's name."""
     task_weight: Weight = 1.0
     """Weight of the labels' loss."""
     terms: Annotated[tuple[MethodSetting, ...], Field(min_length=1)]

@@ -17,9 +17,9 @@ class ModelConfig(Settings):
     """A network by name."""
 
     name: str = DEFAULT
-    """small_resnet, a network of the CIFAR literature (resnet8x4, wrn_16_2, vgg8, MobileNetV2, ...; resnet20_a and its like
-    have shortcuts without parameters), `torchvision:NAME` for any classifier of torchvision, `timm:NAME`, or the name under
-    which a plugin registered its own."""
+    """Name of the architecture: small_resnet, a network of the CIFAR literature (resnet8x4, wrn_16_2, vgg8, MobileNetV2,
+    ...; resnet20_a and its like have shortcuts without parameters), `torchvision:NAME` for any classifier of torchvision,
+    `timm:NAME`, or the name under which a plugin registered its own."""
     options: dict[str, Any] = {}
     """Keyword arguments of the network's builder, e.g. {widths: [8, 16], stem_stride: 2}."""
     checkpoint: Path | None = None

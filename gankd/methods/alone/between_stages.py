@@ -25,7 +25,7 @@ class SADConfig(StagesTermConfig):
     """Task loss + weight * sum over neighbouring stages of the squared difference of attention."""
 
     name: Literal["sad"] = "sad"
-    """The method."""
+    """The method's name."""
     weight: Weight = 1000.0
     """Weight of the term."""
 
@@ -56,7 +56,7 @@ class BYOTConfig(StagesTermConfig):
     """Task loss + weight * sum over the branches of (task loss + T^2 KL to the deepest + feature_weight MSE)."""
 
     name: Literal["byot"] = "byot"
-    """The method."""
+    """The method's name."""
     temperature: Positive = 4.0
     """Temperature that softens both distributions of classes."""
     feature_weight: Weight = 0.05
@@ -102,7 +102,7 @@ class DKSConfig(StagesTermConfig):
     """CE + weight * (CE of the branches + T^2 KL of every ordered pair of heads)."""
 
     name: Literal["dks"] = "dks"
-    """The method."""
+    """The method's name."""
     temperature: Positive = 4.0
     """Temperature that softens both distributions."""
 

@@ -23,7 +23,7 @@ class CSKDConfig(TermConfig):
     """CE + weight * T^2 KL to the prediction on another image of the class."""
 
     name: Literal["cs_kd"] = "cs_kd"
-    """The method."""
+    """The method's name."""
     weight: Weight = 1.0
     """Weight of the term; 3 on fine-grained data sets."""
     temperature: Positive = 4.0
@@ -90,7 +90,7 @@ class BAKEConfig(TermConfig):
     """Task loss + weight * T^2 KL to the ensembled predictions."""
 
     name: Literal["bake"] = "bake"
-    """The method."""
+    """The method's name."""
     weight: Weight = 1.0
     """Weight of the term."""
     temperature: Positive = 4.0

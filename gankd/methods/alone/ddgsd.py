@@ -21,7 +21,7 @@ class DDGSDConfig(TermConfig):
     """task_weight * (mean task loss of the two views) / 2 + weight * (mutual divergence + mmd_weight MMD^2)."""
 
     name: Literal["ddgsd"] = "ddgsd"
-    """The method."""
+    """The method's name."""
     temperature: Positive = 4.0
     """Temperature that softens both distributions of classes."""
     mmd_weight: Weight = 5e-4

@@ -24,7 +24,7 @@ class FRSKDConfig(StagesTermConfig):
     """Task loss + weight * (task loss of the self-teacher + kd_weight T^2 KL to it + attention_weight * attention)."""
 
     name: Literal["frskd"] = "frskd"
-    """The method."""
+    """The method's name."""
     temperature: Positive = 4.0
     """Temperature that softens both distributions of classes."""
     kd_weight: Weight = 2.0

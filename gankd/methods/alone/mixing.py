@@ -25,7 +25,7 @@ class MixupConfig(MethodConfig):
     """Task loss on blends of two images, to the same blend of their labels."""
 
     name: Literal["mixup"] = "mixup"
-    """The method."""
+    """The method's name."""
     alpha: Weight = 0.4
     """The shares are drawn from Beta(alpha, alpha), one a batch; 0 does not mix. Manifold mixup has 2."""
     blended: Literal["images", "stages"] = "images"
@@ -80,7 +80,7 @@ class CutMixConfig(MethodConfig):
     """Cross-entropy on images with a box of another one, to both labels by their shares of the pixels."""
 
     name: Literal["cutmix"] = "cutmix"
-    """The method."""
+    """The method's name."""
     alpha: Weight = 1.0
     """The shares are drawn from Beta(alpha, alpha), one a batch; 0 does not mix."""
 

@@ -27,7 +27,7 @@ class MixSKDConfig(MethodConfig):
     """Clean loss + mixed_weight mixed loss + kd_weight KL + feature_weight MSE + adversarial_weight BCE."""
 
     name: Literal["mixskd"] = "mixskd"
-    """The method."""
+    """The method's name."""
     alpha: Weight = 0.4
     """The images' shares are drawn from Beta(alpha, alpha), one a batch; 0.4 on CIFAR-100, 0.2 on ImageNet; 0 does not
     mix."""

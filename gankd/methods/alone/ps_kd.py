@@ -20,7 +20,7 @@ class PSKDConfig(MethodConfig):
     """Loss to (1 - a) label + a last prediction, with a = alpha (e + 1) / E in epoch e = 0, 1, .. of E."""
 
     name: Literal["ps_kd"] = "ps_kd"
-    """The method."""
+    """The method's name."""
     alpha: Share = 0.8
     """Weight of the last predictions at the end; 0 is training on the labels."""
 

@@ -34,7 +34,7 @@ class LabelSmoothingConfig(ReplacingConfig):
     """Cross-entropy to 1 - smoothing on the label and smoothing / (K - 1) on every other class."""
 
     name: Literal["label_smoothing"] = "label_smoothing"
-    """The method."""
+    """The method's name."""
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Probability taken from the label; 0 is the cross-entropy."""
 
@@ -65,7 +65,7 @@ class FocalConfig(ReplacingConfig):
     """Cross-entropy in which a sample counts less the better it is classified."""
 
     name: Literal["focal"] = "focal"
-    """The method."""
+    """The method's name."""
     gamma: Weight = 2.0
     """Power of the error; 0 is the cross-entropy."""
 
@@ -91,7 +91,7 @@ class MaxEntropyConfig(TermConfig):
     """CE + weight * mean of p log p."""
 
     name: Literal["max_entropy"] = "max_entropy"
-    """The method."""
+    """The method's name."""
     weight: Weight = 0.5
     """Weight of the term, whose mean is over samples and classes: with more classes the same weight does less."""
 
@@ -117,7 +117,7 @@ class VirtualSoftmaxConfig(ReplacingConfig):
     """Cross-entropy with one more class, which every embedding fits perfectly."""
 
     name: Literal["virtual_softmax"] = "virtual_softmax"
-    """The method."""
+    """The method's name."""
 
 
 class VirtualSoftmax(Term):

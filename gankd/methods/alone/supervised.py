@@ -13,7 +13,7 @@ class SupervisedConfig(MethodConfig):
     """Cross-entropy, or squared error on standardised labels."""
 
     name: Literal["supervised"] = "supervised"
-    """The method."""
+    """The method's name."""
 
 
 class Supervised(Distiller):

@@ -20,7 +20,7 @@ class TFKDRegConfig(BlendedConfig):
     (.95, 40, 1), ShuffleNetV2 (.95, 10, 1), GoogLeNet (.1, 40, 50)."""
 
     name: Literal["tf_kd_reg"] = "tf_kd_reg"
-    """The method."""
+    """The method's name."""
     alpha: Share = 0.1
     """Weight of the regulariser against the labels."""
     temperature: Positive = 20.0
@@ -62,7 +62,7 @@ class TFKDSelfConfig(BlendedConfig):
     CIFAR-100: MobileNetV2 and ShuffleNetV2 (.95, 20, 1), ResNet-18 (.95, 6, 50), ResNeXt-29 (.9, 20, 100)."""
 
     name: Literal["tf_kd_self"] = "tf_kd_self"
-    """The method."""
+    """The method's name."""
     alpha: Share = 0.95
     """Weight of the earlier self against the labels."""
     temperature: Positive = 20.0

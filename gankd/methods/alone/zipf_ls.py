@@ -27,7 +27,7 @@ class ZipfLSConfig(TermConfig):
     classifiers that shallower stages vote by."""
 
     name: Literal["zipf_ls"] = "zipf_ls"
-    """The method."""
+    """The method's name."""
     weight: Weight = 0.1
     """Weight of the term: 0.1 on CIFAR-100 and ImageNet, 1 on TinyImageNet and iNaturalist."""
     power: Positive = 1.0
@@ -40,7 +40,7 @@ class ZipfLSConfig(TermConfig):
     upsample_scale: Count | None = None
     """A map is enlarged before it votes. Null: twice up to 4x4 pixels (64 votes, as on CIFAR), else not."""
     stages: Count = 1
-    """pixels: how many of the deepest stages vote together; all but the last by a linear classifier of their own."""
+    """How many of the deepest stages vote together (pixels); all but the last by a linear classifier of their own."""
     auxiliary_weight: Positive = 0.5
     """Weight of the cross-entropy of those classifiers, whatever `weight` is."""
     only_correct: bool = False

@@ -39,7 +39,7 @@ class SimRegConfig(LabelFreeConfig):
     """sum over teachers of weight * |head(feature)/|.| - [teacher's feature]/|.||^2."""
 
     name: Literal["simreg"] = "simreg"
-    """The method."""
+    """The method's name."""
     head_layers: Count = 4
     """Number of linear layers of each regression head: two for every perceptron with one hidden layer, twice as wide as the
     student's feature (4: a projection and a prediction), or 1 behind a batch norm."""

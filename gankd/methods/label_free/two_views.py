@@ -24,7 +24,7 @@ class VICRegConfig(VarianceSettings):
     """lambda invariance + mu variances + nu covariances of two views."""
 
     name: Literal["vicreg"] = "vicreg"
-    """The method."""
+    """The method's name."""
     projector_layers: Count = 3
     """Number of linear layers between the backbone's feature and the embedding; they are dropped after training."""
     projector_width: Count | None = 2048
@@ -62,7 +62,7 @@ class SimSiamConfig(LabelFreeConfig):
     """-1/2 the cosines between each view's predicted embedding and the embedding of the other view."""
 
     name: Literal["simsiam"] = "simsiam"
-    """The method."""
+    """The method's name."""
     embedding_width: Count = 2048
     """Width of the embeddings and of the projector's hidden layers."""
     predictor_width: Count = 512

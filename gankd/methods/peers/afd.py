@@ -21,7 +21,7 @@ class AFDConfig(PeersConfig):
     """sum over students of the task's loss + weight * mutual learning + feature_weight * fooling the discriminators."""
 
     name: Literal["afd"] = "afd"
-    """The method."""
+    """The method's name."""
     weight: Weight = 1.0
     """Weight of what the students learn from one another's outputs."""
     temperature: Positive = 3.0

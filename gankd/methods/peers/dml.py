@@ -19,7 +19,7 @@ class DMLConfig(BranchesConfig):
     """sum over students of the task's loss + weight * how far it is from the other students."""
 
     name: Literal["dml"] = "dml"
-    """The method."""
+    """The method's name."""
     share: Literal["trunk", "nothing"] = "nothing"
     """Whether the peers share everything but the last stage and what follows it, or nothing."""
     weight: Weight = 1.0

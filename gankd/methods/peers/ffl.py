@@ -30,7 +30,7 @@ class FFLConfig(FusionConfig):
     """sum over students and fused classifier of the task's loss + weight * w(step) * how far they are from their targets."""
 
     name: Literal["ffl"] = "ffl"
-    """The method."""
+    """The method's name."""
 
 
 class Align(nn.Module):

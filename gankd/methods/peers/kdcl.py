@@ -26,7 +26,7 @@ class KDCLConfig(PeersConfig):
     """task_weight * sum over students of the task's loss + weight * how far they are from the common target."""
 
     name: Literal["kdcl"] = "kdcl"
-    """The method."""
+    """The method's name."""
     task_weight: Weight = 1.0
     """Weight of the labels' loss."""
     weight: Weight = 1.0
@@ -38,7 +38,7 @@ class KDCLConfig(PeersConfig):
     relative to the label's, the average of the batch with the lowest cross-entropy (both of classes only), or the mixture
     whose errors cancel best on held-out samples."""
     held_out: Annotated[float, Field(gt=0, le=0.5)] = 0.1
-    """general: share of the real samples that the losses leave out and the mixture is computed from, 1,000 at most."""
+    """Share of the real samples that the losses leave out, to compute the mixture from (general); 1,000 at most."""
 
     def check_task(self, task_kind: str, head: str = "scalar") -> None:
         if self.ensemble in ("min_logit", "linear") and task_kind != CLASSIFICATION:

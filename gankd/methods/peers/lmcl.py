@@ -28,7 +28,7 @@ class LMCLConfig(ContrastConfig):
     """sum over peers, stages and their aggregate of the task's loss + weight * contrastive terms + logit_weight * KL."""
 
     name: Literal["lmcl"] = "lmcl"
-    """The method."""
+    """The method's name."""
     vcl_weight: Weight = 0.1
     """Weight of the contrast within a peer."""
     icl_weight: Weight = 0.1

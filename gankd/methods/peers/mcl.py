@@ -24,14 +24,14 @@ class MCLConfig(ContrastConfig):
     """sum over peers of the task's loss + weight * the four contrastive terms + logit_weight * following the mean output."""
 
     name: Literal["mcl"] = "mcl"
-    """The method."""
+    """The method's name."""
     form: Literal["batch", "memory", "queue"] | None = None
     """What an image is contrasted with: the batch, memory banks (many classes), or queues of earlier images without their
     labels. Null: batch for classes, queue for a scalar target."""
     positives: Literal["class", "vicinal"] = "class"
-    """batch, memory: images of one class, or (scalar target) whose labels differ by at most `kappa`."""
+    """What is alike (batch, memory): images of one class, or (scalar target) whose labels differ by at most `kappa`."""
     kappa: Positive | None = None
-    """vicinal: in the labels' units."""
+    """Largest difference of two labels that are alike (`positives: vicinal`), in the labels' units."""
     vcl_weight: Weight | None = None
     """Weight of the contrast within a peer. Null: 0.1, and 1 for queues."""
     icl_weight: Weight | None = None
@@ -39,17 +39,17 @@ class MCLConfig(ContrastConfig):
     contrastive_temperature: Positive | None = None
     """Temperature of the similarities. Null: 0.1 within the batch, else 0.07."""
     include_self: bool = True
-    """batch: whether following also covers an image's similarity to itself, the same for every peer."""
+    """Whether following (batch) also covers an image's similarity to itself, the same for every peer."""
     logit_weight: Weight = 0.0
     """Weight of following the peers' mean output: both of two peers do, of more the student alone. The paper has 1."""
     negatives: Count = 8192
-    """memory: negatives of an image; no more than every image finds without meeting one twice."""
+    """Negatives of an image (memory); no more than every image finds without meeting one twice."""
     bank_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """memory: what a sample's row keeps of itself."""
+    """Share that a sample's row keeps of itself (memory)."""
     queue_length: Count = 65536
-    """queue: keys of a peer; no more are kept than there are samples."""
+    """Keys of a peer (queue); no more are kept than there are samples."""
     encoder_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    """queue: of the key encoders."""
+    """Share that the key encoders keep of themselves (queue)."""
 
     def form_for(self, task_kind: str) -> str:
         """batch, memory or queue."""

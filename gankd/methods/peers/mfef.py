@@ -21,7 +21,7 @@ class MFEFConfig(FusionConfig):
     """sum over students and fused classifier of the task's loss + weight * w(step) * how far they are from their targets."""
 
     name: Literal["mfef"] = "mfef"
-    """The method."""
+    """The method's name."""
     peers: Annotated[int, Field(ge=2)] = 3
     """Students that learn together, the one to be deployed among them."""
     scales: Annotated[int, Field(ge=2)] = 4

@@ -20,7 +20,7 @@ class OKDDipConfig(RampedConfig):
     """sum over peers and leader of the task's loss + weight * w(step) * how far each is from its own target."""
 
     name: Literal["okddip"] = "okddip"
-    """The method."""
+    """The method's name."""
     peers: Annotated[int, Field(ge=3)] = 4
     """Students, the leader among them."""
     reduction: Count = 8

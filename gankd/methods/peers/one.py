@@ -21,7 +21,7 @@ class ONEConfig(RampedConfig):
     """sum over branches and ensemble of the task's loss + weight * w(step) * how far branches are from the ensemble."""
 
     name: Literal["one"] = "one"
-    """The method."""
+    """The method's name."""
     peers: Annotated[int, Field(ge=2)] = 3
     """Branches, the student's own last stage among them."""
     share: Literal["trunk"] = "trunk"

@@ -23,9 +23,9 @@ class ABConfig(FeatureTermConfig):
     """First the sum over stages of a hinge on the signs before the ReLU alone, then the task loss alone."""
 
     name: Literal["ab"] = "ab"
-    """The method."""
+    """The method's name."""
     weight: Weight = 1.0
-    """0 leaves the term out. Any other weight is the same: the first stage minimises the term alone, unweighted."""
+    """Whether the term is used: 0 leaves it out, any other weight is the same, as the first stage minimises it alone."""
     task_weight: Positive = 1.0
     """Weight of the labels' loss, the only one in the second stage."""
     margin: Positive = 1.0
@@ -70,7 +70,7 @@ class OFDConfig(FeatureTermConfig):
     """task loss + weight * (sum over stages of a partial squared distance before the ReLU)."""
 
     name: Literal["ofd"] = "ofd"
-    """The method."""
+    """The method's name."""
     weight: Weight = 1e-3
     """Weight of the term, which is a sum over channels and positions."""
     teacher_taps: tuple[str, ...] | None = None

@@ -19,7 +19,7 @@ class ATConfig(FeatureTermConfig):
     """task loss + weight * (sum over stages of the mean squared difference of attention maps)."""
 
     name: Literal["at"] = "at"
-    """The method."""
+    """The method's name."""
     weight: Weight = 1000.0
     """Weight of the term."""
     power: Count = 2
@@ -46,7 +46,7 @@ class NSTConfig(FeatureTermConfig):
     """task loss + weight * (sum over stages of the maximum mean discrepancy between channels)."""
 
     name: Literal["nst"] = "nst"
-    """The method."""
+    """The method's name."""
     weight: Weight = 50.0
     """Weight of the term."""
 

@@ -47,7 +47,7 @@ class AttentiveImitationConfig(TermConfig):
     """task_weight * (s - y)^2 + weight * c (s - t)^2."""
 
     name: Literal["attentive_imitation"] = "attentive_imitation"
-    """The method."""
+    """The method's name."""
     weight: Weight = 0.5
     """Weight of the imitation, the paper's 1 - alpha."""
     task_weight: Weight = 0.5
@@ -76,7 +76,7 @@ class AttentiveHintConfig(FitNetConfig):
     """task loss + weight mean c (r(s) - t)^2 on the maps of the second stage."""
 
     name: Literal["attentive_hint"] = "attentive_hint"
-    """The method."""
+    """The method's name."""
 
 
 class AttentiveHint(TrustTerm, FitNet):

@@ -24,7 +24,7 @@ class CRDConfig(FeatureTermConfig):
     """task loss + weight (L(student against the teacher's bank) + L(teacher against the student's bank))."""
 
     name: Literal["crd"] = "crd"
-    """The method."""
+    """The method's name."""
     weight: Weight = 0.8
     """Weight of the term."""
     dimension: Count = 128

@@ -18,7 +18,7 @@ class FitNetConfig(FeatureTermConfig):
     """task loss + weight mean (r(s) - t)^2 on the maps of the second stage."""
 
     name: Literal["fitnet"] = "fitnet"
-    """The method."""
+    """The method's name."""
     weight: Weight = 100.0
     """Weight of the term."""
 

@@ -18,9 +18,9 @@ class FSPConfig(FeatureTermConfig):
     """First the sum over consecutive maps of mean (G_s - G_t)^2 alone, then the task loss alone."""
 
     name: Literal["fsp"] = "fsp"
-    """The method."""
+    """The method's name."""
     weight: Weight = 50.0
-    """0 leaves the term out. Any other weight is the same: the first stage minimises the term alone, unweighted."""
+    """Whether the term is used: 0 leaves it out, any other weight is the same, as the first stage minimises it alone."""
     task_weight: Positive = 1.0
     """Weight of the labels' loss, the only one in the second stage."""
     first_stage: Positive = 30 / 240

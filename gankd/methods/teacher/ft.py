@@ -18,7 +18,7 @@ class FTConfig(FeatureTermConfig):
     """First the paraphraser's reconstruction, then task loss + weight mean |q_s - q_t| on the maps of the last stage."""
 
     name: Literal["ft"] = "ft"
-    """The method."""
+    """The method's name."""
     weight: Weight = 200.0
     """Weight of the term."""
     factor_share: Positive = 0.5

@@ -28,7 +28,7 @@ class HSAKDConfig(MethodConfig):
     """task loss + KL of the classes + sum over stages of KL of classes and rotations, on four rotations of each image."""
 
     name: Literal["hsakd"] = "hsakd"
-    """The method."""
+    """The method's name."""
     temperature: Positive = 3.0
     """What all logits are divided by."""
     stages: Count | None = None
@@ -43,7 +43,7 @@ class HSAKDTeacherConfig(MethodConfig):
     """task loss + sum over stages of CE of classes and rotations, on four rotations of every image; no teacher."""
 
     name: Literal["hsakd_teacher"] = "hsakd_teacher"
-    """The method."""
+    """The method's name."""
     branches: Path | None = None
     """File that the trained branches are written to, for `hsakd` with this network as the teacher."""
 

@@ -27,7 +27,7 @@ class KDConfig(BlendedConfig):
     """(1 - alpha) task loss + alpha distillation loss."""
 
     name: Literal["kd"] = "kd"
-    """The method."""
+    """The method's name."""
     alpha: Share = 0.9
     """Weight of the teacher against the labels."""
     temperature: TemperatureSetting = 4.0
@@ -80,7 +80,7 @@ class CTKDConfig(KDConfig):
     """(1 - alpha) task loss + alpha distillation loss at a temperature that is learned."""
 
     name: Literal["ctkd"] = "ctkd"
-    """The method."""
+    """The method's name."""
     temperature: LearnedTemperature = LearnedTemperature()
     """How the temperature is learned. `kd` and `dkd` take the same settings as their temperature."""
 
@@ -102,7 +102,7 @@ class DKDConfig(TermConfig):
     """task loss + weight (alpha TCKD + beta NCKD), the weight rising in the warm-up."""
 
     name: Literal["dkd"] = "dkd"
-    """The method."""
+    """The method's name."""
     alpha: Weight = 1.0
     """Weight of the label against all other classes together."""
     beta: Weight = 8.0
@@ -144,7 +144,7 @@ class DISTConfig(TermConfig):
     """task loss + weight T^2 (beta inter + gamma intra)."""
 
     name: Literal["dist"] = "dist"
-    """The method."""
+    """The method's name."""
     weight: Weight = 2.0
     """Weight of the term."""
     beta: Weight = 1.0

@@ -23,7 +23,7 @@ class SPConfig(FeatureTermConfig):
     """task loss + weight |G_t - G_s|^2 / N^2 on the maps of the last stage."""
 
     name: Literal["sp"] = "sp"
-    """The method."""
+    """The method's name."""
     weight: Weight = 3000.0
     """Weight of the term; it belongs to batches of 64, as the term shrinks like 1 / N."""
 
@@ -47,7 +47,7 @@ class PKTConfig(FeatureTermConfig):
     """task loss + weight mean P_t log(P_t / P_s) on the pooled features."""
 
     name: Literal["pkt"] = "pkt"
-    """The method."""
+    """The method's name."""
     weight: Weight = 30000.0
     """Weight of the term; it belongs to batches of 64, as the term shrinks like 1 / N."""
 
@@ -70,7 +70,7 @@ class RKDConfig(FeatureTermConfig):
     """task loss + weight (distance_weight * distance term + angle_weight * angle term) on the pooled features."""
 
     name: Literal["rkd"] = "rkd"
-    """The method."""
+    """The method's name."""
     weight: Weight = 1.0
     """Weight of the term."""
     distance_weight: Weight = 25.0
@@ -98,12 +98,12 @@ class CCConfig(FeatureTermConfig):
     """task loss + weight * congruence of the embedded pooled features."""
 
     name: Literal["cc"] = "cc"
-    """The method."""
+    """The method's name."""
     weight: Weight = 0.02
     """Weight of the term; the default belongs to `form: neighbours`."""
     form: Literal["neighbours", "kernel"] = "neighbours"
-    """neighbours: the form behind the published comparisons, errors of samples that follow each other multiplied, so that
-    the order of the batch counts. kernel: the paper's, Gaussian kernel matrices compared."""
+    """How samples are compared. neighbours: as in the published comparisons, errors of samples that follow each other
+    multiplied, so that the order of the batch counts. kernel: the paper's, Gaussian kernel matrices compared."""
     dimensions: Count = 128
     """Width of both embeddings."""
 

@@ -22,7 +22,7 @@ class ReviewKDConfig(FeatureTermConfig):
     """task loss + weight * (sum over stages of the hierarchical context loss)."""
 
     name: Literal["reviewkd"] = "reviewkd"
-    """The method."""
+    """The method's name."""
     weight: Weight = 5.0
     """Weight of the term. CIFAR-100: 5 for resnet32x4, wrn and ShuffleV1 students, 8 for ShuffleV2, 0.6 for resnet56 to
     resnet20, 1 for resnet110 to resnet32."""

@@ -55,7 +55,7 @@ class TeacherBoundedConfig(TermConfig):
     """task_weight * l(s - y) + weight * b."""
 
     name: Literal["teacher_bounded"] = "teacher_bounded"
-    """The method."""
+    """The method's name."""
     weight: Weight = 0.5
     """Weight of the squared error where the student has not yet passed the teacher."""
     margin: float = 0.0
@@ -95,7 +95,7 @@ class OutlierRejectionConfig(TermConfig):
     """task_weight * (s - y)^2 of the labels that are kept + weight * (s' - t)^2."""
 
     name: Literal["outlier_rejection"] = "outlier_rejection"
-    """The method."""
+    """The method's name."""
     weight: Weight = 1.0
     """Weight of the imitation."""
     two_heads: bool = True

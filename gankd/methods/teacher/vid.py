@@ -24,7 +24,7 @@ class VIDConfig(FeatureTermConfig):
     """task loss + weight * (sum over stages of -log of a Gaussian's density of the teacher's map, given the student's)."""
 
     name: Literal["vid"] = "vid"
-    """The method."""
+    """The method's name."""
     weight: Weight = 1.0
     """Weight of the term."""
     initial_variance: Annotated[float, Field(gt=SMALLEST_VARIANCE)] = 5.0
