@@ -11,7 +11,6 @@ demo: $(VENV)/installed  ## both bundled experiments, end to end: classification
 test: $(VENV)/installed  ## lint, formatting, types and the whole test suite
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
-	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/installed  ## mends what can be mended by itself
