@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import time
 
@@ -328,3 +329,24 @@ def test_f1_f12_a_loaded_teacher_answers_in_the_units_in_which_it_was_trained(sh
     second.run(until="teacher")
     assert second.teacher_task.mean != second.task.mean
     assert second.teacher.results["validation"] == first.teacher.results["validation"]
+
+
+# --- H: how long it will take -----------------------------------------------------------------------------------------
+
+
+def test_h_the_time_that_a_run_has_left_is_said_when_it_begins_and_after_every_stage(short, write_config) -> None:
+    """Not the seconds, which are the machine's: what is known, what is timed and what is not known."""
+    short["student"]["seeds"] = [0, 1]
+
+    def said() -> list[str]:
+        run, lines = start(write_config(short)), []
+        run.say = lines.append
+        run.run("students")
+        return [re.sub(r"\d+:\d\d:\d\d", "TIME", line.strip()) for line in lines if "time left" in line]
+
+    timed = " (training by a timed step of each network)"
+    begin, *ends = said()
+    assert begin == f"time left: at least TIME{timed}, unknown for generator, synthetic"
+    assert ends[0] == f"time left: at least TIME{timed}, unknown for synthetic"
+    assert ends[-1] == "time left: about TIME" and len(ends) == 6, "after every stage but the last"
+    assert said() == [], "nothing is left to do"

@@ -105,6 +105,10 @@ class BackboneStage(Stage):
         work = f"{len(config.arms)} arms x {len(config.seeds)} seeds, {steps} steps of {config.batch_size} each"
         return f"{size}; {work}; {real}"
 
+    @property
+    def training(self):
+        return self.run.backbone, self.run.task, self.config.resolved(len(self.run.unlabelled))
+
     def make(self) -> dict[str, Any]:
         run, config, share = self.run, self.config, self.arm.synthetic
         model = api.pretrain(

@@ -33,9 +33,12 @@ from gankd.pipeline.stage import Stage
 from gankd.pipeline.students import StudentStage
 from gankd.pipeline.synthesis import SyntheticStage
 from gankd.pipeline.teacher import TeacherStage
+from gankd.pipeline.time_left import TimeLeft
 from generators.checkpoints import replace_whole
 
 STAGES = ("generator", "teacher", "representation", "synthesis", "students", "report")
+DONE = ("done", "there", "drawn live")
+"""States of stages that have nothing to make."""
 
 
 class Run(Experiment):
@@ -80,13 +83,19 @@ class Run(Experiment):
     def make(self, stages: list[Stage]) -> None:
         """Make the stages in order. One that fails stops those that read it, and the run after the others."""
         failures: dict[Stage, ValueError] = {}
+        left, time_left = [stage for stage in stages if stage.state() not in DONE], TimeLeft(self)
+        if left:
+            self.say(time_left.line(left))
         for stage in stages:
             if not failures.keys() & set(everything_read(stage)):
                 try:
-                    stage.results  # noqa: B018 (what is asked for is made)
+                    time_left.note(stage)  # which asks for it, so that it is made
                 except ValueError as error:
                     failures[stage] = error
                     self.say(f"[bold]{stage.name}[/bold]: [red]{escape(str(error))}[/red]")
+            left = [one for one in left if one is not stage and not failures.keys() & set(everything_read(one))]
+            if left and stage.made:
+                self.say(time_left.line(left))
         for error in failures.values():
             raise error
 

@@ -17,7 +17,9 @@ from gankd.fingerprints import file_hash
 from gankd.plugins import plugins_of
 
 if TYPE_CHECKING:
+    from gankd.models import ModelConfig
     from gankd.tasks import Task
+    from gankd.training import TrainingConfig
 
 
 class Stage:
@@ -26,6 +28,8 @@ class Stage:
     name: str
     kind: ClassVar[str]
     """Which of the run's `STAGES` it belongs to."""
+    made = False
+    """Whether it was made in this run."""
 
     def __init__(self, run: Any):
         self.run = run  # the `Run` that has the stages, which imports all of them
@@ -47,6 +51,11 @@ class Stage:
     def plan(self) -> str:
         """What it and those like it are about to do, in half a line."""
         raise NotImplementedError
+
+    @property
+    def training(self) -> tuple[ModelConfig, Task, TrainingConfig] | None:
+        """The network that it trains, for what task and how; None where its work is another."""
+        return None
 
     def make(self) -> dict[str, Any]:
         """Do the work in `path`; returns what is to be kept of it in stage.json."""
@@ -102,6 +111,7 @@ class Stage:
             self.run.say(f"[bold]{self.name}[/bold]: {'done before, skipped' if done else 'running'}")
             if not done:
                 results |= self.make()
+                self.made = True
         return directory.results
 
     @functools.cached_property

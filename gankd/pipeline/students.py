@@ -54,6 +54,11 @@ class StudentStage(Stage):
         work = f"{len(config.arms)} arms x {len(config.seeds)} seeds, {steps} steps of {config.batch_size} each"
         return f"{size}; {work}"
 
+    @property
+    def training(self):
+        run, config = self.run, self.run.config.student
+        return config.model, run.task, config.resolved(len(run.data.train))
+
     def make(self) -> dict[str, Any]:
         run, config = self.run, self.run.config.student
         model = run.build(config.model, self.seed)

@@ -39,6 +39,12 @@ class TeacherStage(Stage):
             return f"{size}; loaded from {config.model.checkpoint}"
         return f"{size}; {config.resolved(len(run.part(config.train_on))).steps} steps of {config.batch_size}"
 
+    @property
+    def training(self):
+        run, config = self.run, self.run.config.teacher
+        resolved = config.resolved(len(run.part(config.train_on))) if config.train else None
+        return resolved and (config.model, run.teacher_task, resolved)
+
     def make(self) -> dict[str, Any]:
         run, config = self.run, self.run.config.teacher
         model, real = run.build(config.model, run.config.seed, run.teacher_task), run.part(config.train_on)
