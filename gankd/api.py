@@ -219,7 +219,7 @@ def feature_set(
     live = live_set(generator.to(accelerator.device), num_samples, seed=seed)
     if directory is None:
         return live
-    stage = StageDirectory(Path(directory), {"generated": fingerprint(live)})
+    stage = StageDirectory(Path(directory), {"generated": fingerprint(live)}, replace=None)
     with stage.once(accelerator) as results:
         if results is not None:
             provenance = {"inputs": stage.inputs}
@@ -344,7 +344,7 @@ def synthesize(
             provenance={"inputs": inputs},
             log=log or no_log,
         )
-        with StageDirectory(directory, inputs).once(accelerator) as results:
+        with StageDirectory(directory, inputs, replace=None).once(accelerator) as results:
             if results is not None:
                 synthesis.run()
     return load_store(directory)

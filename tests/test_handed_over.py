@@ -107,16 +107,49 @@ def test_g_what_is_no_generator_or_no_teacher_is_one_sentence(tmp_path) -> None:
     assert not (tmp_path / "store").exists()
 
 
+def make_store(directory, num_samples: int) -> None:
+    generator = wrap(
+        lambda z, y: z.new_ones(len(z), 3, 8, 8) * (y.view(-1, 1, 1, 1) - 1), resolution=8, latent_dim=4, num_classes=3
+    )
+    off = {"force": True, "rho": None, "subsample": {"enabled": False}, "chunk_size": 6}
+    gankd.synthesize(generator, SHARED, real=CLASSES, num_samples=num_samples, directory=directory, **off)
+
+
+def test_g_a_library_call_does_not_advise_an_option_of_the_command_line(tmp_path) -> None:
+    make_store(tmp_path / "store", 3)
+    with pytest.raises(
+        ValueError, match="other settings .config.num_samples: 3 there, 4 here.: choose another dir"
+    ) as e:
+        make_store(tmp_path / "store", 4)
+    assert "--replace" not in str(e.value)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["half", "scripted", "traced", "quantised", "minus infinity"])
+def test_g_students_learn_from_teachers_of_every_kind(kind: str) -> None:
+    teacher = network().eval()
+    if kind == "minus infinity":
+        [module for module in teacher.modules() if isinstance(module, nn.Linear)][-1].bias.data[0] = -torch.inf
+    given = {
+        "half": teacher.half,
+        "scripted": lambda: torch.jit.script(teacher),
+        "traced": lambda: torch.jit.trace(teacher, torch.rand(2, 3, 8, 8)),
+        "quantised": lambda: torch.ao.quantization.quantize_dynamic(teacher, {nn.Linear}, dtype=torch.qint8),
+        "minus infinity": lambda: teacher,
+    }[kind]()
+    student = gankd.distill(network(), given, real=CLASSES, method="kd", **SHORT)
+    assert all(parameter.isfinite().all() for parameter in student.parameters())
+    if kind in ("scripted", "traced"):
+        with pytest.raises(ValueError, match="scripted network does not let its features be read"):
+            gankd.distill(network(), given, real=CLASSES, method="at", **SHORT)
+
+
 def test_g_arrays_with_channels_last_train_a_generator() -> None:
     images, labels = read_inputs(IMAGES.permute(0, 2, 3, 1).numpy(), CLASSES.labels)
     assert torch.equal(images, IMAGES) and torch.equal(labels, CLASSES.labels)
 
 
 def test_h_a_log_has_lines_and_no_bars_while_samples_are_drawn(tmp_path, capsys) -> None:
-    generator = wrap(
-        lambda z, y: z.new_ones(len(z), 3, 8, 8) * (y.view(-1, 1, 1, 1) - 1), resolution=8, latent_dim=4, num_classes=3
-    )
-    off = {"force": True, "rho": None, "subsample": {"enabled": False}, "chunk_size": 6}
-    gankd.synthesize(generator, network(), real=CLASSES, num_samples=3, directory=tmp_path / "store", **off)
+    make_store(tmp_path / "store", 3)
     said = capsys.readouterr().err
     assert "candidates" in said and "\r" not in said and "%|" not in said

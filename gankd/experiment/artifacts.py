@@ -32,10 +32,10 @@ class StageDirectory:
     """One directory of a run.
 
     inputs: JSON values that determine what the stage makes.
-    replace: remove what other inputs made there, instead of stopping.
+    replace: remove what other inputs made there, instead of stopping. None: nor is it offered, as in the library.
     """
 
-    def __init__(self, directory: Path, inputs: dict[str, Any], *, replace: bool = False):
+    def __init__(self, directory: Path, inputs: dict[str, Any], *, replace: bool | None = False):
         self.directory, self.replace = Path(directory), replace
         self.inputs = json.loads(json.dumps(inputs))  # tuples become lists, as they will be read back
         self.results: dict[str, Any] = {}
@@ -72,6 +72,8 @@ class StageDirectory:
             return f"{self.directory} is a file where a directory is needed; choose another output or name."
         state, elsewhere = self.state(), "choose another output or name, or pass --replace to make this stage and what "
         elsewhere += "follows from it again."
+        if self.replace is None:
+            elsewhere = "choose another directory, or delete this one."
         if state == "other" and not self.replace:
             difference = describe_difference(self._record()["inputs"], self.inputs)
             return f"{self.directory} was made with other settings ({difference}): {elsewhere}"

@@ -34,11 +34,8 @@ class Taps:
 
     def __init__(self, model: nn.Module, paths: Sequence[str]):
         self.model, self.paths = model, list(paths)
-        if isinstance(model, torch.jit.ScriptModule):
-            raise ValueError(
-                "a scripted network does not let its features be read: give the nn.Module that it was scripted from, or use "
-                "a method that reads outputs alone."
-            )
+        if self.paths:
+            _check_readable(model)
         for path in self.paths:
             _module(model, path)
 
@@ -77,6 +74,14 @@ def _attach(module: nn.Module, path: str, keep):
     return module.register_forward_hook(lambda _, __, output: keep(path, output))
 
 
+def _check_readable(model: nn.Module) -> None:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError(
+            "a scripted network does not let its features be read: give the nn.Module that it was scripted from, or use a "
+            "method that reads outputs alone."
+        )
+
+
 def _module(model: nn.Module, path: str) -> nn.Module:
     name = path.removesuffix(INPUT)
     try:
@@ -106,6 +111,7 @@ def default_taps(
     image_shape: (C, H, W) of the images, to watch a foreign network at work; 224 pixels by default.
     Raises ValueError: `preact` of a foreign network; one that does not take such images or has no linear layer.
     """
+    _check_readable(model)
     if hasattr(model, "feature_taps"):
         return model.feature_taps(preact)
     if preact:

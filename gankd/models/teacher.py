@@ -45,7 +45,9 @@ class Teacher:
                 f"{type(module).__name__} does not say how its inputs are normalised: give Teacher(network, "
                 "Normalize(mean, std)) with the means and standard deviations per channel that it was trained with."
             )
-        self.module = module.to(device).eval().requires_grad_(False)
+        self.module = module.to(device).eval()
+        for parameter in self.module.parameters():  # a scripted module has no requires_grad_
+            parameter.requires_grad_(False)
         self.normalize = normalize.to(device)
         self.device = torch.device(device)
         self.dtype = next((each.dtype for each in module.parameters() if each.is_floating_point()), torch.float32)
