@@ -281,7 +281,13 @@ def test_f24_a_seed_that_no_library_takes_is_refused(tmp_path: Path, key: str) -
     assert key.split("=")[0] in refusal(tmp_path, MINIMAL, key)
 
 
+def test_g_the_key_of_an_unknown_network_is_named(tmp_path: Path) -> None:
+    sentence = refusal(tmp_path, MINIMAL, "student.model.name=smal_resnet")
+    assert "student.model.name: unknown network 'smal_resnet'; did you mean 'small_resnet'?" in sentence
+
+
 def test_a_name_too_long_for_the_file_system_is_refused(tmp_path: Path) -> None:
+    """G: it ended in an OSError."""
     assert "name: " in refusal(tmp_path, MINIMAL, f"name={'x' * 300}")
     assert "student.arms" in refusal(tmp_path, MINIMAL, f"student.arms.{'x' * 300}.synthetic=0")
 

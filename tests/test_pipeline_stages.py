@@ -57,6 +57,7 @@ def test_f4_an_experiment_makes_what_its_arms_read(short, arms, made, write_conf
     folders = {path.name for path in (tmp_path / "runs/tiny").iterdir() if path.is_dir()}
     assert folders == made | {"students"}
     assert {key for key in ("generator", "teacher") if metrics[key]} == made - {"synthetic"}
+    assert all(arm["test"]["top1"]["std"] is None for arm in metrics["arms"].values()), "H: one seed has no spread"
     assert (metrics["synthesis"] is not None) == ("synthetic" in made)
     assert (tmp_path / "runs/tiny/report.html").stat().st_size > 0
 

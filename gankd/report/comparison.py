@@ -117,7 +117,7 @@ def compare(arms: Collection[dict], metric: str, name: str, task: dict, decimals
     if ours is None or real is None:
         return f"{title} reaches a {name} of {value(ours or real)}"
     gain = sign * (ours["test"][metric]["mean"] - real["test"][metric]["mean"])
-    variance = sum(arm["test"][metric]["std"] ** 2 / len(arm["seeds"]) for arm in (ours, real))
+    variance = sum((arm["test"][metric]["std"] or 0.0) ** 2 / len(arm["seeds"]) for arm in (ours, real))
     against = f"{value(ours)} against {value(real)}"
     if gain > 2 * math.sqrt(variance):
         return f"{title} reaches a {name} of {against} for {real['title']}"

@@ -137,11 +137,11 @@ def summarize_backbones(experiment, recorded: dict[str, dict]) -> dict | None:
 
 
 def _collect(values: list[dict[str, float]]) -> dict[str, dict]:
-    """Per metric: the values of the seeds, their mean and their spread."""
+    """Per metric: the values of the seeds, their mean and their spread, which one seed does not show (None)."""
     collected = {}
     for metric in values[0]:
         series = [value[metric] for value in values]
-        spread = statistics.stdev(series) if len(series) > 1 else 0.0
+        spread = statistics.stdev(series) if len(series) > 1 else None
         collected[metric] = {"values": series, "mean": statistics.fmean(series), "std": spread}
     return collected
 

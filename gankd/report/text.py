@@ -21,7 +21,7 @@ def num_decimals(metrics: dict, name: str) -> int:
     The rounding rule of the Particle Data Group, "Review of Particle Physics", introduction.
     """
     arms = metrics["arms"].values()
-    spread = max(arm["test"][name]["std"] for arm in arms)
+    spread = max(arm["test"][name]["std"] or 0.0 for arm in arms)
     if spread > 0:
         return num_digits(spread, 2 if spread / 10 ** math.floor(math.log10(spread)) < 3.55 else 1)
     return num_digits(max(abs(arm["test"][name]["mean"]) for arm in arms), 3)

@@ -133,7 +133,7 @@ def test_reading_options_leaves_torch_as_strict_as_before(tmp_path: Path) -> Non
     assert argparse.Namespace not in torch.serialization.get_safe_globals()
 
 
-# --- what people's training code leaves behind ------------------------------------------------------------------------
+# --- G: what people's training code leaves behind ----------------------------------------------------------------------
 
 
 def equal(first: nn.Module, second: nn.Module) -> bool:

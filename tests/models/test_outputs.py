@@ -81,6 +81,7 @@ def test_f18_teachers_and_taps_read_outputs_in_every_form() -> None:
 
 
 def test_f15_outputs_that_are_not_finite_are_an_error_with_a_name() -> None:
+    """G: logits of -inf are among them where they are measured; for a teacher's see test_handed_over."""
     check_numbers(OUTPUTS, "the teacher")
     outputs = OUTPUTS.clone()
     outputs[1, 2] = float("nan")

@@ -43,7 +43,7 @@ def make_images(count, kind, generator, *, shape=(3, 6, 6), **fields):
 
 
 def collect(values):
-    return {"values": values, "mean": fmean(values), "std": stdev(values) if len(values) > 1 else 0.0}
+    return {"values": values, "mean": fmean(values), "std": stdev(values) if len(values) > 1 else None}
 
 
 def make_arm(title, synthetic, test, *, validation=None, name="top1", method="kd"):
