@@ -9,8 +9,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from gankd.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
@@ -59,9 +57,8 @@ def test_files_are_short() -> None:
     assert not long, long
 
 
-@pytest.mark.xfail(strict=True, reason="until the areas are merged")
-def test_the_source_is_short() -> None:
-    assert sum(LENGTHS.values()) <= 24_000
+def test_the_source_does_not_grow() -> None:
+    assert sum(LENGTHS.values()) <= 28_600  # 24,000 is where it should go
 
 
 # --- the floors that docs/architecture.md names -------------------------------------------------------------------------
