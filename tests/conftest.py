@@ -1,6 +1,7 @@
 """A whole experiment, small enough to run in seconds; and how a user would start it."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -83,7 +84,13 @@ def start(*arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
     """Start a command of scripts/ as a user would."""
     command = [sys.executable, *launcher, *map(str, arguments)]
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background of a shell ignore it
     )
 
 
