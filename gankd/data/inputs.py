@@ -113,9 +113,13 @@ class _Samples:
         where = f"{self.name}[{index}]"
         image, label = _image_and_label(self.dataset[index], where, self.is_labelled)
         if self.shape is not None and image.shape != self.shape:
+            same_size = image.shape[1:] == self.shape[1:]
+            remedy = (
+                'convert the images to one mode (.convert("RGB"))' if same_size else "resize the images to one size"
+            )
             raise ValueError(
                 f"{where} has shape {tuple(image.shape)}, {self.name}[0] has {self.shape}: "
-                "resize the images to one size in the data set's transform."
+                f"{remedy} in the data set's transform."
             )
         return image, _number_or_word(label, where) if self.is_labelled else 0
 
