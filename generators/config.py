@@ -2,12 +2,59 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from generators.conditioning import LabelInput
 from generators.networks import NETWORK_SETTINGS, NETWORKS
 from generators.registry import NameIn, OptionsIn
 from generators.settings import Count, Positive, Settings, Share, Weight
+
+
+class FeatureHeadsConfig(Settings):
+    """Discriminators on the maps of a frozen network (projected GAN), beside the one on pixels or in its place."""
+
+    weight: Positive = 1.0
+    """Weight of the loss of each of them; that of the one on pixels is 1."""
+    channels: Count = 64
+    """Channels to which a fixed random mixing brings every map."""
+    mix_scales: bool = True
+    """Whether the finer maps receive the coarser ones, mixed at random, too."""
+    pixels: bool = True
+    """Whether the discriminator on pixels stays."""
+    augment: str = "translation"
+    """DiffAugment of the images before the network: a comma-separated choice of color, translation, cutout."""
+
+    @field_validator("augment")
+    @classmethod
+    def _names_known_changes(cls, augment: str) -> str:
+        return checked_policy(augment)
+
+
+class GuidanceConfig(Settings):
+    """How much somebody who knows the labels (a teacher) helps the generator: a term of its loss."""
+
+    weight: Positive = 0.5
+    """Weight of the guide's loss, which is 1 or so for images that show little."""
+    warmup: Share = 0.1
+    """Share of the training in which the weight rises from 0: the first images are worth no answer."""
+    decay: Share = 0.0
+    """Share of the training, at its end, in which the weight falls to 0."""
+    augment: str = "translation"
+    """DiffAugment of the images before they are shown: a comma-separated choice of color, translation, cutout."""
+
+    @field_validator("augment")
+    @classmethod
+    def _names_known_changes(cls, augment: str) -> str:
+        return checked_policy(augment)
+
+
+def checked_policy(augment: str) -> str:
+    """The same policy of DiffAugment.
+    Raises ValueError: an unknown word in it."""
+    words = set(filter(None, (word.strip() for word in augment.split(","))))
+    if unknown := words - {"color", "translation", "cutout"}:
+        raise ValueError(f"augment names '{unknown.pop()}'; choose from color, translation, cutout")
+    return augment
 
 
 class GeneratorConfig(Settings):
@@ -68,6 +115,10 @@ class GeneratorConfig(Settings):
     """DiffAugment's cutout box as a share of the image side."""
     horizontal_flip: bool = False
     """Mirror half of the real images (only where that keeps the label)."""
+    features: FeatureHeadsConfig | None = None
+    """Discriminators on the frozen `features` that `generators.train` is given. Null: the defaults, if it is given any."""
+    guidance: GuidanceConfig | None = None
+    """How much the `guide` that `generators.train` is given counts. Null: the defaults, where it is given one."""
 
     balanced: bool = False
     """Whether every class is drawn equally often, however rare its images are; distinct scalars always are."""
@@ -146,7 +197,5 @@ class GeneratorConfig(Settings):
             )
         if self.network == "sngan" and len(self.widths) < 2:
             raise ValueError("widths needs two numbers or more: a generator without a block would not see its label")
-        words = set(filter(None, (word.strip() for word in self.augment.split(","))))
-        if unknown := words - {"color", "translation", "cutout"}:
-            raise ValueError(f"augment names '{unknown.pop()}'; choose from color, translation, cutout")
+        checked_policy(self.augment)
         return self

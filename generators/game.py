@@ -1,12 +1,17 @@
 """The adversarial game: two networks, their losses and their optimisers, and one update of the one or the other."""
 
+import functools
+from collections.abc import Iterable
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from generators import losses
 from generators.augment import random_diff_augment
-from generators.config import GeneratorConfig
+from generators.config import FeatureHeadsConfig, GeneratorConfig, GuidanceConfig
+from generators.feature_heads import FeatureHeads, FeatureMaps
+from generators.guidance import Guidance, Guide
 from generators.images import to_generator_range
 from generators.interface import ConditionalGenerator
 from generators.labels import Plan, ScalarLabels
@@ -15,8 +20,11 @@ from generators.labels import Plan, ScalarLabels
 class Game:
     """The two networks, their losses and their optimisers.
 
-    What it remembers beside the weights: the number of discriminator updates (for the lazy penalty) and the probability of
-    the adaptive augmentation.
+    What it remembers beside the weights: the number of discriminator updates (for the lazy penalty), the probability of
+    the adaptive augmentation and how well the guide likes the images.
+
+    features: maps of a frozen network, on which discriminators of their own look (`config.features`).
+    guide: what else the generator's images should please (`config.guidance`).
     """
 
     def __init__(
@@ -26,13 +34,23 @@ class Game:
         plan: Plan,
         config: GeneratorConfig,
         accelerator: Accelerator,
+        *,
+        features: FeatureMaps | None = None,
+        guide: Guide | None = None,
     ):
         self.generator, self.discriminator, self.plan, self.config = generator, discriminator, plan, config
         self.accelerator, self.device = accelerator, accelerator.device
+        self.maps_of, self.heads, self.features, judges = features, None, config.features, discriminator
+        if features is not None:
+            self.features = config.features or FeatureHeadsConfig()
+            self.heads = FeatureHeads.on(features, generator.config, self.features, self.device)
+            self.heads.to(self.device).train()
+            judges = nn.ModuleList([discriminator, self.heads] if self.features.pixels else [self.heads])
+        self.guidance = None if guide is None else Guidance(guide, config.guidance or GuidanceConfig(), generator)
         rate = config.learning_rate
         self.generator_player = Player(generator, rate, config, accelerator)
         rate = config.discriminator_learning_rate or rate
-        self.discriminator_player = Player(discriminator, rate, config, accelerator)
+        self.discriminator_player = Player(judges, rate, config, accelerator)
         self.discriminator_updates = 0
         adapts = config.augment_target is not None
         self.augment_probability = torch.zeros((), device=self.device) if adapts else None
@@ -66,8 +84,10 @@ class Game:
         with torch.no_grad(), self.accelerator.autocast():
             fake = self.generator(z, batch["fake_input"])
         both = torch.cat([real, fake.float()])
-        real_logits, fake_logits = self.judge(both, torch.cat([batch["real_y"], batch["fake_y"]])).chunk(2)
-        loss = self.adversarial_loss(batch, real_logits, fake_logits)
+        logits = self.judge(both, torch.cat([batch["real_y"], batch["fake_y"]]))
+        real_logits, fake_logits = logits.chunk(2, dim=1)
+        pairs = zip(self.weights(), real_logits, fake_logits, strict=True)
+        loss = sum_of(weight * self.adversarial_loss(batch, real, fake) for weight, real, fake in pairs)
         values = {
             "discriminator_loss": loss.detach(),
             "real_accuracy": (real_logits > 0).float().mean(),
@@ -127,7 +147,10 @@ class Game:
         fake = fake.float()
         hinge = self.config.loss == "hinge"
         adversarial = losses.hinge_generator_loss if hinge else losses.nonsaturating_generator_loss
-        loss = adversarial(fake_logits=self.judge(fake, y))
+        logits = zip(self.weights(), self.judge(fake, y), strict=True)
+        loss = sum_of(weight * adversarial(fake_logits=each) for weight, each in logits)
+        if self.guidance is not None:
+            loss = loss + self.guidance.loss(fake, y, self.progress)
         if self.config.mode_seeking:
             (first, second), (first_z, second_z) = fake.chunk(2), z.chunk(2)
             loss = loss + self.config.mode_seeking * losses.mode_seeking_loss(
@@ -138,10 +161,29 @@ class Game:
     # --- both ---------------------------------------------------------------------------------------------------------
 
     def judge(self, images: Tensor, y: Tensor) -> Tensor:
-        """The discriminator's logits [N] of augmented images, float32."""
-        augmented = random_diff_augment(images, self.config.augment, self.config.cutout, self.augment_probability)
-        with self.accelerator.autocast():
-            return self.discriminator(augmented.contiguous(memory_format=torch.channels_last), y).float()
+        """The logits [K, N] of augmented images, float32: of the discriminator on pixels and of those on features."""
+        config, logits = self.config, []
+        if self.heads is None or self.features.pixels:
+            augmented = random_diff_augment(images, config.augment, config.cutout, self.augment_probability)
+            with self.accelerator.autocast():
+                logits.append(self.discriminator(augmented.contiguous(memory_format=torch.channels_last), y)[None])
+        if self.heads is not None:
+            augmented = random_diff_augment(images, self.features.augment)
+            with self.accelerator.autocast():
+                maps = self.maps_of(augmented.contiguous(memory_format=torch.channels_last))
+                logits.append(self.heads(maps, y))
+        return torch.cat(logits).float()
+
+    def weights(self) -> list[float]:
+        """How much each of the discriminators counts, in the order of their logits."""
+        if self.heads is None:
+            return [1.0]
+        return [1.0] * self.features.pixels + [self.features.weight] * len(self.heads.heads)
+
+    @property
+    def progress(self) -> float:
+        """Share of the generator's updates that are done."""
+        return (self.discriminator_updates / self.config.discriminator_steps - 1) / self.config.steps
 
     def state_dict(self) -> dict:
         return {
@@ -149,6 +191,7 @@ class Game:
             "discriminator": self.discriminator_player.state_dict(),
             "discriminator_updates": self.discriminator_updates,
             "augment_probability": self.augment_probability,
+            "guidance": None if self.guidance is None else self.guidance.level,
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -157,6 +200,13 @@ class Game:
         self.discriminator_updates = state["discriminator_updates"]
         if self.augment_probability is not None:
             self.augment_probability = state["augment_probability"].to(self.device)
+        if self.guidance is not None:
+            self.guidance.level = state["guidance"]
+
+
+def sum_of(losses: Iterable[Tensor]) -> Tensor:
+    """Their sum []; of one alone, that one to the bit."""
+    return functools.reduce(torch.add, losses)
 
 
 class Player:

@@ -33,6 +33,11 @@ def to_generator_range(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
 
 
+def from_generator_to_unit(images: Tensor) -> Tensor:
+    """Float [..., H, W] in [-1, 1] to [0, 1], with its gradient."""
+    return (images + 1) / 2
+
+
 def from_generator_range(images: Tensor) -> Tensor:
     """Float [..., H, W] in [-1, 1] to uint8, clamped and rounded to nearest (the original cGAN-KD code truncates)."""
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

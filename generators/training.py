@@ -20,7 +20,9 @@ from torch.utils.data import Dataset
 
 from generators.checkpoints import all_finite, check_same_run, images_fingerprint, read_checkpoint, save_checkpoint
 from generators.config import GeneratorConfig
+from generators.feature_heads import FeatureMaps
 from generators.game import Game
+from generators.guidance import Guide
 from generators.images import Images
 from generators.inputs import read_inputs
 from generators.interface import ConditionalGenerator
@@ -49,6 +51,8 @@ def train(
     seed: int = 0,
     accelerator: Accelerator | None = None,
     score: Callable[[ConditionalGenerator], float] | None = None,
+    features: FeatureMaps | None = None,
+    guide: Guide | None = None,
     log: Callable[[dict], None] = lambda values: None,
     **settings: Any,
 ) -> GeneratorModel:
@@ -66,6 +70,10 @@ def train(
         same images, labels (by their contents), settings and seed.
     score: a generator to a number, lower is better, e.g. `metrics.frechet_score`. Taken every `config.score_every`
         steps; the generator with the best one is returned, also when the training collapses after it.
+    features: images [N, C, H, W] in [-1, 1] to maps [N, C_l, H_l, W_l] of a frozen network, differentiable: discriminators
+        look at them too (`config.features`), see `feature_heads`.
+    guide: images in [-1, 1] and labels [N] to losses [N] that join the generator's (`config.guidance`), see `guidance`.
+        Neither is moved, trained or saved: a run that is continued must be given the same ones.
     log: receives one flat dictionary every `config.log_every` steps.
     Raises ValueError: labels outside the range, all alike or indistinguishable in float32; an image size that the
     networks cannot take; a directory with another run's checkpoint.
@@ -84,6 +92,8 @@ def train(
     checkpoint = directory / "checkpoint.pt" if directory else None
     run = {**config.model_dump(mode="json", include=ESSENTIAL), "seed": seed, "num_images": len(labels)}
     run |= {"num_classes": num_classes, "label_range": list(label_range or ())}
+    helped = {name: True for name, help in (("features", features), ("guide", guide)) if help is not None}
+    run |= {"helped by": helped} if helped else {}
     if checkpoint:
         run |= {"images": images_fingerprint(pixels), "labels": images_fingerprint(labels)}
 
@@ -102,7 +112,7 @@ def train(
         for network in (generator, discriminator):
             network.to(device, memory_format=torch.channels_last).train()
         average = copy.deepcopy(generator)
-        game = Game(generator, discriminator, plan, config, accelerator)
+        game = Game(generator, discriminator, plan, config, accelerator, features=features, guide=guide)
         where = {"directory": directory, "seed": seed, "accelerator": accelerator}
         monitor = Monitor(average, plan, config, score=score, log=log, **where)
         first_step = 0

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from gankd.data.augment import AugmentationConfig
 from gankd.data.config import DataConfig
+from gankd.guidance.config import FeaturesConfig, TeachersConfig
 from gankd.methods import AnyMethodConfig, MethodConfig, check_method, check_two_views, check_views
 from gankd.methods.alone.supervised import SupervisedConfig
 from gankd.methods.label_free.squeeze_and_span import SqueezeAndSpanConfig
@@ -147,6 +148,10 @@ class GeneratorStageConfig(GeneratorConfig):
     """Use this trained generator (a folder written by `save_pretrained`) instead of training one."""
     train_on: Literal["train", "pool"] = "train"
     """The student's training samples, or all that there are when `data.labelled` leaves the student only some."""
+    features: FeaturesConfig | None = None
+    """Discriminators on the maps of a frozen network beside the one on pixels. Null: none."""
+    guidance: TeachersConfig | None = None
+    """Teachers that tell the generator how well its images show their labels. Null: none."""
     score_samples: Count = 2000
     """Images drawn for a score."""
     score_extractor: Path | None = None

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gankd.class_names import class_columns
 from gankd.models.inputs import normalization_of, task_known_to
@@ -27,6 +28,7 @@ class Teacher:
         the last linear layer.
     task: what its outputs mean; None: what the network says itself (see `task_known_to`), else what they mean to the
         first that it answers (see `for_task`).
+    image_size: height and width to which images are resized for it; None: they stay as they are.
     Raises ValueError: no normalisation, given or known.
     """
 
@@ -38,6 +40,7 @@ class Teacher:
         device: torch.device | str = "cpu",
         feature_path: str | None = None,
         task: Task | None = None,
+        image_size: int | None = None,
     ):
         normalize = normalize or normalization_of(module)
         if normalize is None:
@@ -51,7 +54,7 @@ class Teacher:
         self.normalize = normalize.to(device)
         self.device = torch.device(device)
         self.dtype = next((each.dtype for each in module.parameters() if each.is_floating_point()), torch.float32)
-        self.feature_path = feature_path
+        self.feature_path, self.image_size = feature_path, image_size
         self.task = task or task_known_to(module)
         self.answers_in = self.task
         self.translate: Callable[[Tensor], Tensor] = lambda outputs: outputs
@@ -82,15 +85,19 @@ class Teacher:
             asked.translate = lambda outputs: task.translate(outputs, own)
         return asked
 
+    def answer(self, images: Tensor) -> Tensor:
+        """Outputs [N, K] for images [N, C, H, W] in [0, 1], with the gradient to the images."""
+        return self.translate(_at_least_float32(outputs_of(self.module(self.inputs(images)))))
+
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Outputs [N, K] for images [N, C, H, W] in [0, 1]."""
-        return self.translate(_at_least_float32(outputs_of(self.module(self._inputs(images)))))
+        return self.answer(images)
 
     @torch.no_grad()
     def outputs_and_taps(self, images: Tensor, paths: list[str]) -> tuple[Tensor, list[Tensor]]:
         """Outputs [N, K] and what passes through the modules at `paths` (see `models.taps`), for images in [0, 1]."""
-        outputs, features = Taps(self.module, paths)(self._inputs(images))
+        outputs, features = Taps(self.module, paths)(self.inputs(images))
         return self.translate(_at_least_float32(outputs)), [_at_least_float32(feature) for feature in features]
 
     def outputs_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,7 +112,10 @@ class Teacher:
             feature = feature.mean(dim=1) if feature.ndim == 3 else feature.flatten(2).mean(2)
         return outputs, feature
 
-    def _inputs(self, images: Tensor) -> Tensor:
+    def inputs(self, images: Tensor) -> Tensor:
+        """What its module takes for images [N, C, H, W] in [0, 1]: of its size, normalised, in its precision."""
+        if self.image_size not in (None, images.shape[-1]):
+            images = F.interpolate(images, size=self.image_size, mode="bilinear", align_corners=False, antialias=True)
         return self.normalize(images).to(self.dtype)
 
     def _last_linear(self) -> str:
