@@ -38,7 +38,8 @@ def register(kind: str, name: str, **defaults: Any) -> Callable[[T], T]:
 
     kind: reader, network, generator_network, augmentation, optimizer or report_section. A method needs none: a class
         with a `Config` registers itself.
-    **defaults: of an optimizer: `learning_rate`, `weight_decay` and the `batch_size` that the rate is for, if any.
+    **defaults: of an optimizer: `learning_rate`, `weight_decay` and the `batch_size` that the rate is for, if any; of a
+        generator_network: `learning_rate`, `betas`, `warmup`, `decay`.
     Raises ValueError: an unknown kind or default, or a name that is taken.
     """
     if kind == "method":

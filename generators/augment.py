@@ -84,6 +84,12 @@ def diff_augment(
     return images
 
 
+def random_mirror(images: Tensor) -> Tensor:
+    """Half of the images [N, C, H, W] with left and right exchanged, drawn from the device's default generator."""
+    mirrored = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+    return torch.where(mirrored, images.flip(3), images)
+
+
 def draw_diff_augment(
     num_images: int,
     height: int,

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from generators.conditioning import LabelInput
 from generators.networks import NETWORK_SETTINGS, NETWORKS
@@ -58,16 +58,18 @@ def checked_policy(augment: str) -> str:
 
 
 class GeneratorConfig(Settings):
-    """A conditional GAN: its networks and the adversarial training. Defaults suit 32-pixel colour images."""
+    """A conditional generator: its network, and how it is trained. Defaults suit 32-pixel colour images."""
 
     network: Annotated[str, NameIn(NETWORKS)] = "sngan"
-    """The architecture. sngan and dcgan: 8 to 128 pixels; sagan: 64, 128; biggan and biggan_deep: 32 to 256, class ids; or
-    the name of a network of your own, registered with `generators.networks.NETWORKS`."""
+    """The architecture. GANs: sngan and dcgan, 8 to 128 pixels; sagan, 64 and 128; biggan and biggan_deep, 32 to 256, class
+    ids. A flow: unet, from 8 pixels on. Or the name of a network of your own, registered with
+    `generators.networks.NETWORKS`."""
     options: Annotated[dict[str, Any], OptionsIn(NETWORKS)] = {}
     """Settings of a network of your own: the keyword-only parameters of what was registered. Ours have theirs below."""
-    widths: tuple[Count, ...] = (256, 256, 256, 256)
-    """Generator channels at 4x4 pixels and after every doubling (sngan); fewer doublings than the image needs end in a
-    bilinear enlargement."""
+    widths: tuple[Count, ...] | None = None
+    """Generator channels at 4x4 pixels and after every doubling (sngan), where fewer doublings than the image needs end in a
+    bilinear enlargement; channels at the finest patches and after every halving (unet). Null: 256, 256, 256, 256 for sngan
+    and 64, 96, 128 for unet."""
     discriminator_widths: tuple[Count, ...] = (128,)
     """Discriminator channels after every halving down to 4x4 and of a last block (sngan); one number means it everywhere."""
     channels: Count = 64
@@ -78,8 +80,14 @@ class GeneratorConfig(Settings):
     """Whether one class code of label_dim feeds all batch norms, instead of a table in each (biggan)."""
     hierarchical: bool = False
     """Whether every block gets a slice of the latents beside the class code (biggan)."""
-    depth: Count = 2
-    """Blocks at every image size (biggan_deep)."""
+    depth: Count | None = None
+    """Blocks at every image size. Null: 2 for biggan_deep and 1 for unet."""
+    patch: Count | None = None
+    """Side of the blocks of pixels that enter as channels (unet). Null: 1 up to 16 pixels, 2 up to 32, 4 above."""
+    sampling_steps: Count = 6
+    """Steps from noise to an image (unet): each takes two evaluations of the network, the last one."""
+    label_guidance: Weight = 2.0
+    """Weight of the label over no label when images are drawn (unet): 1 for none; more is clearer and less varied."""
     latent_dim: Count = 128
     """Length of the latent vector."""
     label_dim: Count = 128
@@ -123,8 +131,11 @@ class GeneratorConfig(Settings):
     balanced: bool = False
     """Whether every class is drawn equally often, however rare its images are; distinct scalars always are."""
 
-    steps: Count = 20_000
-    """Updates of the generator."""
+    minutes: Positive | None = None
+    """Wall time of the training, in place of `steps`: a few steps are timed first, and their number is fixed for good. Grids
+    and scores come on top."""
+    steps: Count | None = None
+    """Updates of the generator. Null: 20,000, or as many as `minutes` hold."""
     batch_size: Count = 64
     """Real images a discriminator update, over all processes."""
     accumulate: Count = 1
@@ -134,12 +145,16 @@ class GeneratorConfig(Settings):
     """Several GPUs: batch norms take their statistics over all of them."""
     discriminator_steps: Count = 1
     """Discriminator updates before every generator update."""
-    learning_rate: Positive = 2e-4
-    """Learning rate of Adam, which trains both networks."""
+    learning_rate: Positive | None = None
+    """Learning rate of Adam, which trains all networks. Null: 0.0002, and 0.001 for unet."""
     discriminator_learning_rate: Positive | None = None
     """Learning rate of the discriminator. Null: the same as the generator's."""
-    betas: tuple[Share, Share] = (0.0, 0.9)
-    """Adam's decay rates of the mean gradient and of its mean square."""
+    betas: tuple[Share, Share] | None = None
+    """Adam's decay rates of the mean gradient and of its mean square. Null: 0.0, 0.9, and 0.9, 0.99 for unet."""
+    warmup: Share | None = None
+    """Share of the steps in which the learning rates first rise linearly. Null: 0.0, and 0.03 for unet."""
+    decay: Share | None = None
+    """Share of the steps, the last ones, in which the learning rates fall linearly to 0. Null: 0.0, and 0.5 for unet."""
     ema_decay: Share = 0.999
     """The generator that is kept averages its weights over about 1 / (1 - decay) steps (over a tenth of a shorter run)."""
     memory_budget: Annotated[int, Field(ge=0)] = 2048
@@ -163,11 +178,27 @@ class GeneratorConfig(Settings):
         options = NETWORKS.options(self.network).of(self.options)
         return {name: getattr(options, name) for name in type(options).model_fields}
 
+    @field_validator(*NETWORKS.common_defaults)
+    @classmethod
+    def _null_means_the_networks_own(cls, value: Any, known: ValidationInfo) -> Any:
+        if value is not None or "network" not in known.data:
+            return value
+        return NETWORKS.defaults(known.data["network"])[known.field_name]
+
+    @field_validator("steps")
+    @classmethod
+    def _steps_or_minutes(cls, value: int | None, known: ValidationInfo) -> int | None:
+        if known.data.get("minutes") is None:
+            return value or 20_000
+        if value is not None:
+            raise ValueError(f"{value} is set beside minutes, which stand in its place; leave one of the two null")
+        return None
+
     @model_validator(mode="after")
     def _settings_of_the_network(self):
-        taken = NETWORK_SETTINGS.get(self.network, ())
+        taken, defaults = NETWORK_SETTINGS.get(self.network, ()), NETWORKS.defaults(self.network)
         for name in sorted(set().union(*NETWORK_SETTINGS.values()) - set(taken)):
-            if getattr(self, name) != type(self).model_fields[name].default:
+            if getattr(self, name) != defaults.get(name, type(self).model_fields[name].default):
                 known = ", ".join(taken) or f"options: {', '.join(NETWORKS.options(self.network).model_fields)}"
                 raise ValueError(f"{name} does not shape the network '{self.network}', which takes {known}")
         if taken and self.options:

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from generators import losses
-from generators.augment import random_diff_augment
+from generators.augment import random_diff_augment, random_mirror
 from generators.config import FeatureHeadsConfig, GeneratorConfig, GuidanceConfig
 from generators.feature_heads import FeatureHeads, FeatureMaps
 from generators.guidance import Guidance, Guide
@@ -26,6 +26,8 @@ class Game:
     features: maps of a frozen network, on which discriminators of their own look (`config.features`).
     guide: what else the generator's images should please (`config.guidance`).
     """
+
+    shown = {"D": "discriminator_loss", "G": "generator_loss"}
 
     def __init__(
         self,
@@ -51,9 +53,17 @@ class Game:
         self.generator_player = Player(generator, rate, config, accelerator)
         rate = config.discriminator_learning_rate or rate
         self.discriminator_player = Player(judges, rate, config, accelerator)
+        self.networks, self.players = [generator, judges], [self.generator_player, self.discriminator_player]
         self.discriminator_updates = 0
         adapts = config.augment_target is not None
         self.augment_probability = torch.zeros((), device=self.device) if adapts else None
+
+    def step(self, batches: list[dict[str, Tensor]], y: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """An update of the discriminator for every batch, then one of the generator for labels y; its terms and fakes."""
+        for batch in batches:
+            terms = self.discriminator_step(batch)
+        terms["generator_loss"], fake = self.generator_step(y)
+        return terms, fake
 
     # --- discriminator ------------------------------------------------------------------------------------------------
 
@@ -78,8 +88,7 @@ class Game:
         """The loss [] of a part of the batch, and what the log says about it."""
         real = to_generator_range(batch["images"])
         if self.config.horizontal_flip:
-            mirrored = torch.rand(len(real), 1, 1, 1, device=self.device) < 0.5
-            real = torch.where(mirrored, real.flip(3), real)
+            real = random_mirror(real)
         z = torch.randn(len(real), self.generator.config.latent_dim, device=self.device)
         with torch.no_grad(), self.accelerator.autocast():
             fake = self.generator(z, batch["fake_input"])
@@ -214,6 +223,7 @@ class Player:
 
     def __init__(self, network: nn.Module, learning_rate: float, config: GeneratorConfig, accelerator: Accelerator):
         self.network, self.world = network, accelerator.num_processes
+        self.learning_rate, self.longest_gradient = learning_rate, None
         self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, lr=learning_rate, betas=config.betas, fused=True)
         self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=accelerator.mixed_precision == "fp16")
@@ -222,6 +232,11 @@ class Player:
         """Switch off the gradients of the network that only judges; frozen parameters stay frozen."""
         for parameter in self.parameters:
             parameter.requires_grad_(required)
+
+    def set_rate(self, share: float) -> None:
+        """Learn with this share of the learning rate from now on."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = share * self.learning_rate
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a loss []."""
@@ -245,6 +260,9 @@ class Player:
             means = (flat / self.world).split([gradient.numel() for gradient in gradients])
             for gradient, mean in zip(gradients, means, strict=True):
                 gradient.copy_(mean.view(gradient.shape))
+        if self.longest_gradient is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.parameters, self.longest_gradient)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

@@ -30,13 +30,22 @@ class GeneratorModel(ConditionalGenerator, ModelMixin, ConfigMixin):
     """Base of the generators that have a folder; what `__init__` takes is registered by `register_to_config`."""
 
     config_name = "config.json"
+    sampling_settings: tuple[str, ...] = ()
+    """Which of its settings may be others when it is loaded, as they shape no weight."""
+    trained_steps: int | None = None
+    """How many steps its training took, where that is known."""
 
     @classmethod
     def from_config(cls, config: Any, **settings: Any) -> Any:
-        """As in diffusers; the names of the classes that `save_pretrained` wrote come with it."""
+        """As in diffusers; the names of the classes and the number of steps that `save_pretrained` wrote come with it."""
         built = super().from_config(config, **settings)
-        if names := config.get("_class_names") if isinstance(config, Mapping) else None:
-            (built[0] if isinstance(built, tuple) else built).class_names = tuple(names)
+        generator, facts = (
+            built[0] if isinstance(built, tuple) else built,
+            config if isinstance(config, Mapping) else {},
+        )
+        if names := facts.get("_class_names"):
+            generator.class_names = tuple(names)
+        generator.trained_steps = facts.get("_trained_steps")
         return built
 
     def save_pretrained(self, save_directory: str | Path, **settings) -> None:
@@ -53,7 +62,8 @@ class GeneratorModel(ConditionalGenerator, ModelMixin, ConfigMixin):
             with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=folder) as temporary:
                 super().save_pretrained(temporary, **settings)
                 config = Path(temporary, self.config_name)
-                facts = {"_class_names": self.class_names} if self.class_names else {}
+                facts = {"_class_names": self.class_names, "_trained_steps": self.trained_steps}
+                facts = {name: value for name, value in facts.items() if value}
                 if not type(self).__module__.startswith("generators."):  # the file that must be imported to load it
                     facts["_module"] = type(self).__module__
                 values = {**json.loads(config.read_text()), **facts}

@@ -102,13 +102,14 @@ class Monitor:
 
 
 def check_health(values: dict[str, float], step: int) -> None:
-    """Raise `GeneratorDiverged` if a logged value is not finite, or if all images or all the logits are alike."""
+    """Raise `GeneratorDiverged` if a logged value is not finite, or if all images or all the logits are alike, where a game
+    has some."""
     sentence = None
     if not all(map(math.isfinite, values.values())):
         sentence = f"the generator diverged by step {step}: a loss is no longer finite."
-    elif values["image_spread"] < 1e-3:
+    elif values.get("image_spread", math.inf) < 1e-3:
         sentence = f"the generator collapsed by step {step}: it draws the same image always."
-    elif values["logit_spread"] < FADED:
+    elif values.get("logit_spread", math.inf) < FADED:
         sentence = (
             f"the game came to a standstill by step {step}: the discriminator answers every image alike (a spread of "
             f"{values['logit_spread']:.1g}). Give it more discriminator_steps or wider discriminator_widths, too."

@@ -49,7 +49,7 @@ def load_generator(
         studiogan_sngan (PyTorch-StudioGAN's CIFAR models).
     label_embedding: CcGAN's label network (its y2h file). Without it the generator takes codes in place of labels.
     config: with `architecture`, what the file was trained with, under its project's names, see `foreign`; for a
-        diffusers pipeline `num_steps` and `guidance`, see `diffusion`.
+        diffusers pipeline, or a generator of ours that is a flow, `num_steps` and `guidance` of the sampling.
     Raises ValueError: nothing to load there; another architecture, width or class count than described (the first key
     that differs is named); a key that is missing; a file that holds pickled objects.
     """
@@ -83,12 +83,13 @@ def load_folder(path: Path, options: dict[str, Any]) -> ConditionalGenerator:
         name = config["_class_name"]
     except (json.JSONDecodeError, KeyError, TypeError):
         raise ValueError(f"{file} is no configuration of a generator; write it with save_pretrained.") from None
-    if options:
-        raise ValueError(f"{path} has its own {file.name}; leave out {', '.join(options)}.")
     try:
-        generator = generator_class(name, config.get("_module")).from_config(config)
+        kind = generator_class(name, config.get("_module"))
     except LookupError as error:
         raise ValueError(f"{file} names {error.args[0]}") from None
+    if others := [key for key in options if key not in kind.sampling_settings]:
+        raise ValueError(f"{path} has its own {file.name}; leave out {', '.join(others)}.")
+    generator = kind.from_config(config, **options)
     weights = next((path / name for name in WEIGHTS if (path / name).exists()), None)
     if weights is None:
         raise ValueError(f"{path} holds no weights ({WEIGHTS[-1]}); weights in another format, a pickle, are not read.")

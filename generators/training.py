@@ -1,15 +1,19 @@
-"""Adversarial training of a conditional generator, for class ids and for scalar labels.
+"""Training of a conditional generator, for class ids and for scalar labels.
 
     generator = generators.train(images, labels, num_classes=10, directory="runs/mine/generator", steps=5000)
 
-One step: `discriminator_steps` updates of the discriminator on real and fake images in one pass, then one of the generator.
+One step: `discriminator_steps` updates of the discriminator on real and fake images in one pass, then one of the generator;
+or one update of a generator that has a loss of its own.
 Everything random in a step is a function of (seed, step, process), so that a resumed run repeats an uninterrupted one.
 """
 
+import contextlib
 import copy
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +35,10 @@ from generators.labels import ClassLabels, Plan, ScalarLabels, check_labels
 from generators.model import GeneratorModel
 from generators.monitor import GeneratorDiverged, Monitor, check_health
 from generators.networks import build_networks
+from generators.own_loss import OwnLoss
 from generators.progress import Progress
 from generators.randomness import check_seed, mix, seeded
+from generators.schedule import rate_share, steps_within
 from generators.statistics import recalibrate_batch_norm
 
 # settings that change the result; what a configuration derived from ours adds is nothing to the training
@@ -67,7 +73,7 @@ def train(
         or `classes`).
     config, **settings: the training's settings, and single ones that replace them (steps=2000, widths=(64, 48)).
     directory: where checkpoints, grids and the trained generator go; a run cut off there is continued, if it had the
-        same images, labels (by their contents), settings and seed.
+        same images, labels (by their contents), settings and seed, with the number of steps that `config.minutes` held.
     score: a generator to a number, lower is better, e.g. `metrics.frechet_score`. Taken every `config.score_every`
         steps; the generator with the best one is returned, also when the training collapses after it.
     features: images [N, C, H, W] in [-1, 1] to maps [N, C_l, H_l, W_l] of a frozen network, differentiable: discriminators
@@ -101,60 +107,88 @@ def train(
         torch.manual_seed(mix(seed, "generator networks"))
         plan = ScalarLabels(labels, label_range, config) if label_range else ClassLabels(labels, config.balanced)
         generator, discriminator = build_networks(config, tuple(pixels.shape[1:]), num_classes, label_range)
+        if discriminator is None and helped:
+            name, network = next(iter(helped)), config.network
+            raise ValueError(
+                f"{name} is for a game, and the generator network '{network}' has no discriminator; leave it out."
+            )
         resumes = checkpoint is not None and checkpoint.exists()
         if generator.config.get("label_input") == "ili" and not resumes:
             where = {"seed": seed, "device": device, "shown": is_main}
             codes = train_label_network(pixels, plan.labels.float(), generator.encoder, **where)
-            generator.encoder.load_state_dict(codes)
-            discriminator.encoder.load_state_dict(codes)
+            for network in filter(None, (generator, discriminator)):
+                network.encoder.load_state_dict(codes)
         if config.sync_batch_norm:
-            generator, discriminator = map(nn.SyncBatchNorm.convert_sync_batchnorm, (generator, discriminator))
-        for network in (generator, discriminator):
+            convert = nn.SyncBatchNorm.convert_sync_batchnorm
+            generator, discriminator = convert(generator), discriminator and convert(discriminator)
+        for network in filter(None, (generator, discriminator)):
             network.to(device, memory_format=torch.channels_last).train()
         average = copy.deepcopy(generator)
-        game = Game(generator, discriminator, plan, config, accelerator, features=features, guide=guide)
+        if discriminator is None:
+            game = OwnLoss(generator, plan, config, accelerator)
+        else:
+            game = Game(generator, discriminator, plan, config, accelerator, features=features, guide=guide)
         where = {"directory": directory, "seed": seed, "accelerator": accelerator}
         monitor = Monitor(average, plan, config, score=score, log=log, **where)
+        parts = {"average": average, "game": game, "monitor": monitor}
+        if isinstance(pixels, Tensor) and pixels.numel() <= config.memory_budget << 20:
+            pixels = pixels.to(device)
+        read = partial(prefetch, pixels, plan, seed=seed, rank=rank, size=size)
+
+        def update(step: int, batches: Iterator, config: GeneratorConfig) -> tuple[dict[str, Tensor], Tensor | None]:
+            torch.manual_seed(mix(seed, "generator step", step, rank))
+            for player in game.players:
+                player.set_rate(rate_share(config, step))
+            y = plan.generator_batch(size // 2, seeded(seed, "generator labels", step, rank)).to(device)
+            terms, fake = game.step(next(batches), y)
+            update_average(average, generator, step, config.ema_decay)
+            return terms, fake
+
+        def states() -> dict[str, Any]:
+            return {name: part.state_dict() for name, part in parts.items()}
+
+        def save(step: int) -> None:
+            if checkpoint and is_main:
+                save_checkpoint(checkpoint, {"run": run, "step": step, "steps": config.steps, **states()})
+
         first_step = 0
         if resumes:
             state = read_checkpoint(checkpoint)
             check_same_run(state, run, checkpoint)
-            first_step = state["step"]
-            average.load_state_dict(state["average"])
-            game.load_state_dict(state["game"])
-            monitor.load_state_dict(state["monitor"])
+            first_step, config = state["step"], config.replace(minutes=None, steps=state["steps"])
+            restore(parts, state)
+        elif config.minutes:
+            game.config = trial = config.replace(minutes=None, steps=sys.maxsize)
+            before = copy.deepcopy(states())
+            with contextlib.closing(read(trial, first_step=0)) as batches:
+                num_steps = steps_within(config.minutes, lambda step: update(step, batches, trial)[0], accelerator)
+            restore(parts, before)  # what follows is what `steps` of that number would make
+            if is_main:
+                log({"stage": "generator", "step": 0, "minutes": config.minutes, "steps": num_steps})
+            config = config.replace(minutes=None, steps=num_steps)
+            save(0)
 
-        if isinstance(pixels, Tensor) and pixels.numel() <= config.memory_budget << 20:
-            pixels = pixels.to(device)
-        batches = prefetch(pixels, plan, config, seed=seed, rank=rank, size=size, first_step=first_step)
-        steps = range(first_step, config.steps)
+        game.config = config  # whose number of steps is known
+        batches, steps = read(config, first_step=first_step), range(first_step, config.steps)
         progress = Progress(steps, title="generator", first=first_step, every=config.log_every, shown=is_main)
         try:
             for step in progress:
-                torch.manual_seed(mix(seed, "generator step", step, rank))
-                for batch in next(batches):
-                    terms = game.discriminator_step(batch)
-                y = plan.generator_batch(size // 2, seeded(seed, "generator labels", step, rank)).to(device)
-                terms["generator_loss"], fake = game.generator_step(y)
-                update_average(average, generator, step, config.ema_decay)
-
+                terms, fake = update(step, batches, config)
                 last = step + 1 == config.steps
                 if (step + 1) % config.log_every == 0 or last:
-                    terms["image_spread"] = fake.std(dim=0).max()
+                    if fake is not None:
+                        terms["image_spread"] = fake.std(dim=0).max()
                     means = accelerator.reduce(torch.stack(list(terms.values())), "mean")
                     values = dict(zip(terms, means.tolist(), strict=True))  # the one host sync
                     check_health(values, step + 1)
-                    progress.note(D=values["discriminator_loss"], G=values["generator_loss"])
+                    progress.note(**{name: values[term] for name, term in game.shown.items()})
                     if is_main:
                         log({"stage": "generator", "step": step + 1, **values})
                 monitor.after_step(step + 1, last=last)
                 if checkpoint and (step + 1) % config.checkpoint_every == 0:
-                    if not all_finite([average, generator, discriminator]):
+                    if not all_finite([average, *game.networks]):
                         raise GeneratorDiverged(f"the generator diverged by step {step + 1}: a weight is not finite.")
-                    if is_main:
-                        parts = {"average": average, "game": game, "monitor": monitor}
-                        states = {name: part.state_dict() for name, part in parts.items()}
-                        save_checkpoint(checkpoint, {"run": run, "step": step + 1, **states})
+                    save(step + 1)
         except GeneratorDiverged as error:
             progress.close()
             if not monitor.best_step:
@@ -166,12 +200,19 @@ def train(
             monitor.restore_best()
         recalibrate_batch_norm(average, plan.generator_batch, seed=seed)
     average.requires_grad_(False)
+    average.trained_steps = config.steps
     class_names = class_names or getattr(images, "class_names", None) or getattr(images, "classes", None)
     if num_classes and isinstance(class_names, Sequence) and len(class_names) == num_classes:
         average.class_names = tuple(map(str, class_names))
     if directory and is_main:
         average.save_pretrained(directory)
     return average
+
+
+def restore(parts: dict[str, Any], state: dict[str, Any]) -> None:
+    """Bring parts of a training back to the state of each that `state` holds under its name."""
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
 
 
 def ways_out(checkpoint: Path | None = None) -> list[str]:

@@ -199,6 +199,21 @@ def test_f25_a_folder_of_somebody_else_keeps_its_config(short, write_config, tmp
 # --- F18: a dry run says what will become of every stage --------------------------------------------------------------
 
 
+def test_a_generator_of_so_many_minutes_is_made_once_and_keeps_its_steps(short, write_config, tmp_path) -> None:
+    settings = {"widths": [8, 16], "label_dim": 8, "sampling_steps": 1, "batch_size": 8}
+    short["generator"] = {"network": "unet", "minutes": 0.02, **settings}
+    path, folder = write_config(short), tmp_path / "runs/tiny/generator"
+    assert any(re.search(r"unet, [\d,]+ parameters; 0.02 minutes of batches of 8", line) for line in start(path).plan())
+    start(path).run("generator")
+    record = json.loads((folder / "stage.json").read_text())
+    assert (record["inputs"]["config"]["minutes"], record["inputs"]["config"]["steps"]) == (0.02, None)
+    assert record["results"]["steps"] == json.loads((folder / "config.json").read_text())["_trained_steps"] > 0
+    assert states(start(path))["generator"] == "done"
+    assert "minutes: 0.02 there, 3.0 here" in states(start(path, "generator.minutes=3"))["generator"]
+    with pytest.raises(ValueError, match=r"generator\.steps: 5 is set beside minutes"):
+        start(path, "generator.steps=5")
+
+
 def states(run: Run) -> dict[str, str]:
     return {stage.name: stage.state() for stage in run.stages()}
 

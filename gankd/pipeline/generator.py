@@ -15,7 +15,7 @@ from generators.training import train
 
 
 class GeneratorStage(Stage):
-    """Adversarial training on the samples that `generator.train_on` names."""
+    """Training on the samples that `generator.train_on` names."""
 
     name = kind = "generator"
 
@@ -40,13 +40,14 @@ class GeneratorStage(Stage):
     def plan(self) -> str:
         run, config = self.run, self.run.config.generator
         networks = build_networks(config, run.image_shape, run.num_classes, run.label_range)
-        sizes = [f"{num_parameters(network):,} parameters" for network in networks]
-        return f"{config.network}, {sizes[0]}, discriminator {sizes[1]}; {config.steps} steps of {config.batch_size}"
+        sizes = [f"{num_parameters(network):,} parameters" for network in networks if network is not None]
+        duration = f"{config.minutes:g} minutes of batches" if config.minutes else f"{config.steps} steps"
+        return f"{config.network}, {', discriminator '.join(sizes)}; {duration} of {config.batch_size}"
 
     def make(self) -> dict[str, Any]:
         run, config = self.run, self.run.config.generator
         data = run.part(config.train_on)
-        train(
+        generator = train(
             data.images,
             data.labels,
             num_classes=run.num_classes,
@@ -59,7 +60,7 @@ class GeneratorStage(Stage):
             score=self.score() if config.score_every else None,
             log=run.log,
         )
-        return {}
+        return {"steps": generator.trained_steps}
 
     def score(self) -> Callable[[ConditionalGenerator], float]:
         """What the generator is watched by while it trains: its Frechet distance to the validation images."""

@@ -29,10 +29,14 @@ def training_section(metrics: dict, log: list[dict]) -> str:
         return [plots.Line(title, *curve(log, stage, name), colour) for name, title, colour in names]
 
     if "generator" in stages:
-        lines = pair("generator", ("discriminator_loss", "discriminator"), ("generator_loss", "generator"))
-        add("Generator: losses of the two players.", lines, "loss")
-        lines = pair("generator", ("real_accuracy", "real"), ("fake_accuracy", "generated"))
-        add("Generator: share of images that the discriminator tells right.", lines, "told right", percent=True)
+        steps, losses = curve(log, "generator", "loss")  # of one that has a loss of its own
+        if steps:
+            add("Generator: training loss.", [plots.Line("", steps, losses)], "loss", logarithmic=True)
+        else:
+            lines = pair("generator", ("discriminator_loss", "discriminator"), ("generator_loss", "generator"))
+            add("Generator: losses of the two players.", lines, "loss")
+            lines = pair("generator", ("real_accuracy", "real"), ("fake_accuracy", "generated"))
+            add("Generator: share of images that the discriminator tells right.", lines, "told right", percent=True)
         steps, scores = curve(log, "generator", "score")
         if steps:
             caption = "Generator: Frechet distance to the validation images, while it was trained; the best was kept."

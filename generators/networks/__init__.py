@@ -10,7 +10,8 @@
     generators.train(images, labels, num_classes=10, network="tiny", options={"width": 32})
 
 The generator is a `GeneratorModel`, the discriminator a module of (images [N, C, H, W] in [-1, 1], y [N]) that returns
-logits [N]; y are class ids, or scalars in [0, 1]. The keyword-only parameters are the network's options.
+logits [N]; y are class ids, or scalars in [0, 1]. The keyword-only parameters are the network's options. A generator that
+has a loss of its own comes with None in place of the discriminator, see `own_loss`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,18 @@ if TYPE_CHECKING:
 
     from generators.model import GeneratorModel
 
-NETWORKS: Registry[Callable[..., tuple[GeneratorModel, nn.Module]]] = Registry("generator network")
+Networks = tuple["GeneratorModel", "nn.Module | None"]
+
+# settings that are what suits the network where they are not given, and what they are for most
+NETWORKS: Registry[Callable[..., Networks]] = Registry(
+    "generator network",
+    widths=(256, 256, 256, 256),
+    depth=2,
+    learning_rate=2e-4,
+    betas=(0.0, 0.9),
+    warmup=0.0,
+    decay=0.0,
+)
 
 # ours: what the names of the two classes begin with, and the fields of GeneratorConfig that shape them
 OURS = {
@@ -36,6 +48,20 @@ OURS = {
     "biggan": ("BigGAN", ("channels", "latent_dim", "label_dim", "attention", "shared_embedding", "hierarchical")),
     "biggan_deep": ("BigGANDeep", ("channels", "latent_dim", "label_dim", "attention", "depth")),
     "dcgan": ("DCGAN", ("channels", "latent_dim", "label_dim", "label_input")),
+    "unet": (
+        "Flow",
+        ("widths", "depth", "label_dim", "label_input", "patch", "sampling_steps", "label_guidance"),
+    ),
+}
+OWN_DEFAULTS = {
+    "unet": {
+        "widths": (64, 96, 128),
+        "depth": 1,
+        "learning_rate": 1e-3,
+        "betas": (0.9, 0.99),
+        "warmup": 0.03,
+        "decay": 0.5,
+    }
 }
 NETWORK_SETTINGS = {name: settings for name, (_, settings) in OURS.items()}
 # where each generator is defined; that of StyleGAN2 is loaded, not trained
@@ -71,10 +97,10 @@ def generator_class(class_name: str, module: str | None = None) -> type[Generato
     return max(found, key=lambda kind: kind.__module__ == module)  # a plugin may be imported under another name
 
 
-def network_classes(name: str) -> tuple[type[GeneratorModel], type[nn.Module]]:
-    """The classes of our generator called `name` and of its discriminator, imported on first use."""
+def network_classes(name: str) -> tuple[type[GeneratorModel], type[nn.Module] | None]:
+    """The classes of our generator called `name` and of its discriminator, if any, imported on first use."""
     module, title = importlib.import_module(f"generators.networks.{name}"), OURS[name][0]
-    return getattr(module, f"{title}Generator"), getattr(module, f"{title}Discriminator")
+    return getattr(module, f"{title}Generator"), getattr(module, f"{title}Discriminator", None)
 
 
 def build_networks(
@@ -82,11 +108,11 @@ def build_networks(
     image_shape: tuple[int, int, int],
     num_classes: int | None,
     label_range: tuple[float, float] | None,
-) -> tuple[GeneratorModel, nn.Module]:
-    """A fresh generator and discriminator for images [C, H, W] and one kind of label.
+) -> Networks:
+    """A fresh generator and discriminator for images [C, H, W] and one kind of label; None where the generator needs none.
 
     Raises ValueError: images that are not square or of a size the networks cannot take; labels of a kind they do not
-    know; a network of a user's that is no generator for these images.
+    know; a network of a user's that is no generator for these images; settings of a game where there is none.
     """
     channels, height, width = image_shape
     if height != width:
@@ -94,6 +120,10 @@ def build_networks(
     data = {"resolution": height, "image_channels": channels, "num_classes": num_classes, "label_range": label_range}
     generator, discriminator = NETWORKS.find(config.network)(**data, **config.network_settings())
     check_config(generator, config.network, data)
+    if discriminator is None:
+        from generators.own_loss import check_own_loss
+
+        check_own_loss(generator, config)
     return generator, discriminator
 
 
@@ -117,15 +147,19 @@ def check_config(generator: nn.Module, network: str, data: dict[str, Any]) -> No
             )
 
 
-def _ours(name: str) -> Callable[..., tuple[GeneratorModel, nn.Module]]:
+def _ours(name: str) -> Callable[..., Networks]:
     """The builder of one of our networks; its settings are fields of GeneratorConfig."""
 
     def build(*, num_classes, **settings):
         label_input = settings.get("label_input") or ("embedding" if num_classes else "fourier")
         settings |= {"num_classes": num_classes, "label_input": label_input}
         generator, discriminator = network_classes(name)
+        of_generator = settings | {
+            "num_steps": settings.get("sampling_steps"),
+            "guidance": settings.get("label_guidance"),
+        }
         of_discriminator = settings | {"widths": settings.get("discriminator_widths")}
-        return _call(generator, settings), _call(discriminator, of_discriminator)
+        return _call(generator, of_generator), discriminator and _call(discriminator, of_discriminator)
 
     return build
 
@@ -137,4 +171,4 @@ def _call(network: type, settings: dict[str, Any]):
 
 
 for _name in OURS:
-    NETWORKS[_name] = _ours(_name)
+    NETWORKS.register(_name, **OWN_DEFAULTS.get(_name, {}))(_ours(_name))

@@ -1,4 +1,4 @@
-"""Generators: sampling against the bare forward pass, a step of the adversarial training against its floor."""
+"""Generators: sampling against the bare forward pass, a step of the training against its floor."""
 
 import contextlib
 import copy
@@ -17,6 +17,7 @@ from generators.images import from_generator_range
 from generators.interface import ConditionalGenerator
 from generators.labels import ClassLabels, ScalarLabels
 from generators.networks import build_networks
+from generators.own_loss import OwnLoss
 from generators.randomness import mix, seeded
 from generators.training import prefetch, update_average
 
@@ -33,7 +34,7 @@ def measure_generator(
     images = torch.randint(256, (NUM_IMAGES, 3, size, size), dtype=torch.uint8)
     labels = torch.arange(NUM_IMAGES) % (LABEL_RANGE[1] + 1.0 if scalars else NUM_CLASSES)
     generator, discriminator = build_networks(config, tuple(images.shape[1:]), num_classes, label_range)
-    for network in (generator, discriminator):
+    for network in filter(None, (generator, discriminator)):
         network.to(device, memory_format=torch.channels_last)
 
     rows = labels[: NUM_CHUNKS * config.batch_size]
@@ -41,9 +42,14 @@ def measure_generator(
     yield measure(config.network, alternatives, target=">= 0.9", images=len(rows), repeats=repeats, device=device)
 
     plan = ScalarLabels(labels, label_range, config) if scalars else ClassLabels(labels)
-    game = Game(generator.train(), discriminator.train(), plan, config, accelerator)
+    if discriminator is None:
+        game = OwnLoss(generator.train(), plan, config, accelerator)
+        floor = own_loss_floor(game, size)
+    else:
+        game = Game(generator.train(), discriminator.train(), plan, config, accelerator)
+        floor = game_floor(game, size)
     with game_step(game, images.to(device)) as step:
-        alternatives = {"training step": step, "floor": game_floor(game, size)}
+        alternatives = {"training step": step, "floor": floor}
         seen = config.batch_size * config.discriminator_steps
         yield measure(config.network, alternatives, target="<= 1.1", images=seen, repeats=repeats, device=device)
 
@@ -66,7 +72,7 @@ def sampling(generator: ConditionalGenerator, labels: Tensor, batch_size: int) -
 
 
 @contextlib.contextmanager
-def game_step(game: Game, images: Tensor) -> Iterator[Callable[[], object]]:
+def game_step(game: Game | OwnLoss, images: Tensor) -> Iterator[Callable[[], object]]:
     """One step of `generators.train`, as a function of no arguments."""
     config, generator = game.config.replace(steps=sys.maxsize), game.generator
     average = copy.deepcopy(generator)
@@ -76,10 +82,8 @@ def game_step(game: Game, images: Tensor) -> Iterator[Callable[[], object]]:
     def step() -> None:
         number = next(numbers)
         torch.manual_seed(mix(0, "generator step", number, 0))
-        for batch in next(batches):
-            game.discriminator_step(batch)
         y = game.plan.generator_batch(config.batch_size // 2, seeded(0, "generator labels", number, 0))
-        game.generator_step(y.to(game.device))
+        game.step(next(batches), y.to(game.device))
         update_average(average, generator, number, config.ema_decay)
 
     with contextlib.closing(batches):
@@ -120,5 +124,21 @@ def game_floor(game: Game, size: int) -> Callable[[], object]:
         update([logits], optimizers[0])
         for weight in weights:
             weight.requires_grad_(True)
+
+    return floor
+
+
+def own_loss_floor(game: OwnLoss, size: int) -> Callable[[], object]:
+    """The loss of B images that are ready, its backward pass, and the optimiser."""
+    config, generator = game.config, game.generator
+    weights = [parameter for parameter in generator.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(weights, lr=0.0, betas=config.betas, fused=True)
+    y = game.plan.generator_batch(config.batch_size, seeded(0, "floor")).to(game.device)
+    images = torch.randn(config.batch_size, 3, size, size, device=game.device)
+
+    def floor() -> None:
+        with game.accelerator.autocast():
+            loss = generator.training_loss(images, y)
+        update([loss], optimizer)
 
     return floor

@@ -49,12 +49,25 @@ def dots(resolution, image_channels, num_classes, label_range, *, latent_dim: Co
     return generator, DotsDiscriminator(image_channels * resolution**2, width)
 
 
+class NearestDots(DotsGenerator):
+    """The same without a discriminator: the nearest of four draws should be the image (implicit maximum likelihood)."""
+
+    def training_loss(self, images: Tensor, y: Tensor) -> Tensor:
+        draws = torch.stack([self(torch.randn(len(y), self.config.latent_dim), y) for _ in range(4)])
+        return (draws - images).square().mean(dim=(2, 3, 4)).min(dim=0).values.mean()
+
+
+def nearest_dots(resolution, image_channels, num_classes, label_range, *, latent_dim: Count = 4):
+    return NearestDots(resolution, image_channels, num_classes, label_range, latent_dim), None
+
+
 @pytest.fixture(autouse=True)
 def registered() -> Iterator[None]:
     """As `@NETWORKS.register("dots")` above the function does, but for these tests alone."""
     NETWORKS.register("dots")(dots)
+    NETWORKS.register("nearest_dots", learning_rate=0.02, decay=0.25)(nearest_dots)
     yield
-    del NETWORKS["dots"]
+    del NETWORKS["dots"], NETWORKS["nearest_dots"]
 
 
 SETTINGS = {"network": "dots", "options": {"latent_dim": 3}, "steps": 2, "batch_size": 8, "log_every": 1}
@@ -81,6 +94,21 @@ def test_an_own_network_is_trained_saved_and_loaded(kind: str, tmp_path: Path) -
     assert torch.equal(images, trained.sample(labels, latents)) and set(features) == {"layer"}
     assert images.shape == (20, 1, 8, 8) and not loaded.training
     assert json.loads((tmp_path / "config.json").read_text())["_module"] == __name__
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_own_generator_with_an_own_loss_needs_no_discriminator(kind: str, tmp_path: Path) -> None:
+    labels, of_labels = KINDS[kind]
+    logged: list[dict] = []
+    settings = {**SETTINGS, **of_labels, "network": "nearest_dots", "steps": 30}
+    trained = generators.train(pixels(), labels, **settings, directory=tmp_path, log=logged.append)
+    assert logged[-1]["loss"] < logged[0]["loss"] and set(logged[0]) == {"stage", "step", "loss"}
+    latents = torch.randn(20, 3)
+    assert torch.equal(generators.load_generator(tmp_path).sample(labels, latents), trained.sample(labels, latents))
+    config = GeneratorConfig(network="nearest_dots")
+    assert (config.learning_rate, config.decay, config.betas) == (0.02, 0.25, (0.0, 0.9))
+    with pytest.raises(ValueError, match="mode_seeking is for a game .* network 'nearest_dots' has none"):
+        generators.train(pixels(), labels, **settings, mode_seeking=0.1)
 
 
 def test_a_folder_whose_network_is_not_imported_names_the_plugin(tmp_path: Path) -> None:
@@ -115,6 +143,10 @@ def test_options_are_validated_and_in_the_schema() -> None:
         (
             lambda resolution, image_channels, **labels: (DotsGenerator(resolution, 7, **labels), nn.Identity()),
             "has image_channels 7 in its config, where the data has 1",
+        ),
+        (
+            lambda **data: (DotsGenerator(**data), None),
+            r"returns no discriminator, and its DotsGenerator has no training_loss\(images, y\)",
         ),
     ],
 )
