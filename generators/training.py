@@ -65,7 +65,8 @@ def train(
     directory: where checkpoints, grids and the trained generator go; a run cut off there is continued, if it had the
         same images, labels (by their contents), settings and seed.
     score: a generator to a number, lower is better, e.g. `metrics.frechet_score`. Taken every `config.score_every`
-        steps; the generator with the best one is returned, also when the training collapses after it.
+        steps, by every process, as it may train a network; the generator with the best one is returned, also when the
+        training collapses after it.
     log: receives one flat dictionary every `config.log_every` steps.
     Raises ValueError: labels outside the range, all alike or indistinguishable in float32; an image size that the
     networks cannot take; a directory with another run's checkpoint.

@@ -28,9 +28,13 @@ def rehearse(run) -> None:
     check_data(run)
     if run.generator in stages:
         check_generator_settings(run)
+        check_judge(run)
     models = [("teacher.model", run.config.teacher.model, run.teacher_task)] if run.teacher in stages else []
     models += [("student.model", run.config.student.model, run.task)] if run.students else []
     models += [("representation.model", run.backbone, run.task)] if run.backbones else []
+    judges, scored = "generator.judge", run.generator in stages and run.generator.scored_by == "student"
+    models += [(f"{judges}.backbone.model", run.judge.model, run.task)] if run.judge in stages else []
+    models += [(f"{judges}.student.model", *run.judged.training[:2])] if scored or run.judged in stages else []
     for key, model, task in models:
         check_network(run, key, model, task)
     check_arms(run)
@@ -79,10 +83,24 @@ def check_generator_settings(run) -> None:
         with_key("generator.checkpoint", lambda: run.generator.result)
         return
     build_networks(config, run.image_shape, run.num_classes, run.label_range)
-    if config.score_every and config.score_extractor is not None:
+
+
+def check_judge(run) -> None:
+    """Raise a ValueError when the generator would be scored by what helps it to train; read what judges it."""
+    config, key = run.config.generator, "generator.judge"
+    for helped_by, helper in run.generator.helpers.items():
+        if helper in run.generator.judges:
+            by = config.judge.by
+            raise ValueError(
+                f"{key}.by: {by} would be pleased by what {helped_by} asks of the generator, as both are one network; let "
+                "another score it, e.g. by: student."
+            )
+    if config.judge.inception is not None:
         from gankd.fidelity.extractors import inception_extractor
 
-        with_key("generator.score_extractor", inception_extractor, config.score_extractor)
+        with_key(f"{key}.inception", inception_extractor, config.judge.inception)
+    if run.judged in run.stages() and run.judged.has_features:
+        with_key(f"{key}.report", lambda: check_probes(run.judge.images, seed=run.config.seed))
 
 
 def check_network(run, key: str, model: ModelConfig, task: Task) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -119,6 +119,13 @@ class Stage:
         """What it made, for those that read it."""
         self.results  # noqa: B018
         return self.load()
+
+
+def everything_read(stage: Stage) -> Iterator[Stage]:
+    """A stage and whatever is read on the way to it."""
+    for read in stage.reads:
+        yield from everything_read(read)
+    yield stage
 
 
 def file_inputs(files: Iterable[Path]) -> dict[str, str]:
