@@ -164,8 +164,8 @@ class GeneratorConfig(Settings):
     sample_every: Count | None = 1000
     """Steps between two grids of samples (samples/step-N.png). Null: none."""
     score_every: Count | None = None
-    """Steps between two scores, lower is better (in a run: Frechet distances to the validation images). The generator with
-    the best one is kept. Null: the last generator is."""
+    """Steps between two scores, lower is better (in a run by generator.judge). The generator with the best one is kept.
+    Null: the last generator is."""
     collapse_ratio: Annotated[float, Field(gt=1)] | None = 4.0
     """Stop, and go back to the best, when a score is this many times the best one. Null: never."""
     checkpoint_every: Count = 500

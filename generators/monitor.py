@@ -29,7 +29,7 @@ class Monitor:
 
     average: the averaged generator. A copy of it, with batch norm statistics of its own, draws the samples.
     plan: the labels for those statistics.
-    score: a generator in evaluation mode to a number, lower is better.
+    score: a generator in evaluation mode to a number, lower is better; every process asks, the first one's counts.
     directory: where `samples/step-N.png` go; None: no grids.
     Raises ValueError: scores are asked for without a `score`.
     """
@@ -74,7 +74,7 @@ class Monitor:
     def take_score(self, ready: ConditionalGenerator, step: int) -> None:
         """Take a score, keep weights that have the best one, and stop a collapsed run; every process does the same."""
         is_main, device = self.accelerator.is_main_process, self.accelerator.device
-        value = torch.tensor(self.score(ready) if is_main else 0.0, dtype=torch.float64, device=device)
+        value = torch.tensor(self.score(ready), dtype=torch.float64, device=device)
         score = broadcast(value).item()
         if score < self.best_score:
             self.best_step, self.best_score = step, score

@@ -75,7 +75,8 @@ def train(
     directory: where checkpoints, grids and the trained generator go; a run cut off there is continued, if it had the
         same images, labels (by their contents), settings and seed, with the number of steps that `config.minutes` held.
     score: a generator to a number, lower is better, e.g. `metrics.frechet_score`. Taken every `config.score_every`
-        steps; the generator with the best one is returned, also when the training collapses after it.
+        steps, by every process, as it may train a network; the generator with the best one is returned, also when the
+        training collapses after it.
     features: images [N, C, H, W] in [-1, 1] to maps [N, C_l, H_l, W_l] of a frozen network, differentiable: discriminators
         look at them too (`config.features`), see `feature_heads`.
     guide: images in [-1, 1] and labels [N] to losses [N] that join the generator's (`config.guidance`), see `guidance`.

@@ -7,7 +7,8 @@
 Features are those of the run's teacher, or of Inception where its weights are given. The reference is the training split, as
 is usual for FID. That rewards a generator that repeats its training images, and a teacher that was trained on the same
 images embeds them unlike any others: `--split validation` avoids both. Beside the generator stand real images of another
-split, and as many generated ones. Everything goes to generator_metrics.json, in the directory of the run or the generator.
+split, and as many generated ones; `--judge` adds what those find that had no part in its training (`generator.judge`), and
+makes them where they are missing. All goes to generator_metrics.json, in the directory of the run or the generator.
 """
 
 import argparse
@@ -26,6 +27,7 @@ def main() -> int:
     parser.add_argument("--num-samples", type=int, default=10_000, help="images to draw (default: 10000)")
     parser.add_argument("--inception", type=Path, help="Inception weights: its features in place of the teacher's")
     parser.add_argument("--classifier", type=Path, help="for scalar labels: folder of a classifier, for the diversity")
+    parser.add_argument("--judge", action="store_true", help="add the honest judge of generator.judge")
     parser.add_argument("--accuracy-score", action="store_true", help="train the experiment's student on the images")
     args = parser.parse_args()
     try:
@@ -44,12 +46,15 @@ def evaluate(args: argparse.Namespace) -> int:
     from accelerate import Accelerator
 
     from gankd.experiment import provenance
+    from gankd.experiment.lock import locked
     from gankd.fidelity import extractors, scores
+    from gankd.fidelity.judge import judgement
     from gankd.fingerprints import fingerprint
     from gankd.models.store import load_model
     from gankd.models.teacher import Teacher
     from gankd.pipeline import Run
-    from gankd.report.tables import print_scores
+    from gankd.pipeline.judge import accuracy_scores, judge_of
+    from gankd.report.tables import print_judged, print_scores
     from gankd.synthesis.stage import check_generator_fits
     from generators.checkpoints import replace_whole
     from generators.pretrained import load_generator
@@ -78,15 +83,15 @@ def evaluate(args: argparse.Namespace) -> int:
     if args.split == "train" and not args.inception:
         columns["generated"]["warnings"].append("a teacher that was trained on this reference tells it from all else.")
     print_scores(columns, task)
+    if args.judge:
+        with locked(experiment.directory, experiment.accelerator):
+            helpers = {"teacher": teacher.for_task(task.plain())} if teacher else {}
+            columns["judged"] = judgement(judge_of(experiment), generator, helpers)
+        print_judged(config.name, columns["judged"])
     if args.accuracy_score:
-        training = config.student.resolved(len(data.train))
-        network = {"build_model": lambda: experiment.network(config.student.model), "normalize": experiment.normalize}
         fakes = scores.draw_fakes(generator, real, num_samples=args.num_samples, seed=config.seed)
         test = data.test if args.split == "test" else data.validation
-        columns["accuracy_score"] = {
-            name: scores.classification_accuracy_score(images, test, task=task, training=training, **network)
-            for name, images in (("generated", fakes), ("real", data.train))
-        }
+        columns["accuracy_score"] = accuracy_scores(experiment, fakes, test)
         print("the student, trained on these alone, on real images:", columns["accuracy_score"])
     with replace_whole(folder / "generator_metrics.json") as temporary:
         source = {"split": args.split, "generator": fingerprint(generator), "provenance": provenance.versions()}

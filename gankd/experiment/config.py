@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from gankd.data.augment import AugmentationConfig
 from gankd.data.config import DataConfig
+from gankd.experiment.judge import JudgeConfig
 from gankd.guidance.config import FeaturesConfig, TeachersConfig
 from gankd.methods import AnyMethodConfig, MethodConfig, check_method, check_two_views, check_views
 from gankd.methods.alone.supervised import SupervisedConfig
@@ -153,9 +154,9 @@ class GeneratorStageConfig(GeneratorConfig):
     guidance: TeachersConfig | None = None
     """Teachers that tell the generator how well its images show their labels. Null: none."""
     score_samples: Count = 2000
-    """Images drawn for a score."""
-    score_extractor: Path | None = None
-    """Feature space of the score: a file with torch-fidelity's Inception weights. Null: the teacher's features."""
+    """Images drawn for a Frechet distance."""
+    judge: JudgeConfig = JudgeConfig()
+    """Who scores it."""
 
 
 class RepresentationConfig(TrainingConfig):
@@ -274,6 +275,7 @@ class ExperimentConfig(Settings):
         choices = {
             "synthesis.rho: validation": self.synthesis.rho == "validation",
             "generator.score_every": self.generator.score_every and self.generator.checkpoint is None,
+            "generator.judge.report": self.generator.judge.report,
         }
         for choice in (choice for choice, is_made in choices.items() if is_made and not self.data.validation):
             raise ValueError(f"{choice} chooses by validation images, and data.validation: 0 leaves none")

@@ -119,7 +119,7 @@ class Experiment:
 
     def network(self, model: ModelConfig, task: Task | None = None, **options: Any) -> nn.Module:
         """A fresh network for these images and `task` (None: the student's); nothing is downloaded."""
-        options = {key: value for key, value in model.options.items() if key not in DOWNLOADS} | options
+        options = without_downloads(model.options) | options
         return build_model(model.name, (task or self.task).num_outputs, self.image_shape[0], **options)
 
     def build(self, model: ModelConfig, seed: int, task: Task | None = None) -> nn.Module:
@@ -129,6 +129,11 @@ class Experiment:
             torch.manual_seed(seed)
             network = self.network(model, task, **downloads)
         return load_checkpoint(network, model.checkpoint) if model.checkpoint else network
+
+
+def without_downloads(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a network but for those that fetch weights."""
+    return {key: value for key, value in options.items() if key not in DOWNLOADS}
 
 
 def num_parameters(module: nn.Module) -> int:

@@ -48,8 +48,7 @@ def quick_scores(
     try:
         if not len(real):
             raise ValueError(f"{real.name} has no images to compare with")
-        if len(real) > num_samples:
-            real = real.subset(evenly_spread(real.labels, num_samples))
+        real = at_most(real, num_samples)
         settings = {"num_samples": num_samples, "kid_subsets": 20, "seed": seed}
         return evaluate_generator(generator, real, extractor=teacher_extractor(teacher), task=task, **settings)
     except ValueError as error:
@@ -76,6 +75,11 @@ def frechet_scorer(
     reference = {"real_features": real_features, "labels": labels, "seed": seed}
     features_of = lambda images: embed(images, extractor)[0]  # noqa: E731
     return lambda generator: frechet_score(generator=generator, features_of=features_of, **reference)
+
+
+def at_most(images: ImageSet, count: int) -> ImageSet:
+    """So many of them if there are more, with labels distributed like all of theirs."""
+    return images if len(images) <= count else images.subset(evenly_spread(images.labels, count))
 
 
 def draw_fakes(generator: ConditionalGenerator, real: ImageSet, *, num_samples: int, seed: int = 0) -> ImageSet:
@@ -176,8 +180,7 @@ def compare_with_real(
         "generated", the scores of `num_samples` images; "other_real", unless `other` is empty; and, where it holds fewer
         images, "as_few_generated", because FIDs compare at equal numbers only.
     """
-    if len(other) > num_samples:
-        other = other.subset(evenly_spread(other.labels, num_samples))
+    other = at_most(other, num_samples)
     columns = {"generated": evaluate_generator(generator, real, num_samples=num_samples, seed=seed, **settings)}
     if not len(other):
         return columns

@@ -1,15 +1,19 @@
 """The conditional generator: trained on the real images, or the user's."""
 
-from collections.abc import Callable
+import functools
+import time
 from typing import Any
 
 from gankd.experiment.experiment import num_parameters
 from gankd.fingerprints import file_hash
+from gankd.pipeline.helpers import help_inputs, help_of, helping_stages
+from gankd.pipeline.judge import Stopwatch, scorer_of, student_inputs
 from gankd.pipeline.stage import Stage
 from gankd.synthesis.stage import check_generator_fits
 from generators.interface import ConditionalGenerator
 from generators.networks import build_networks
 from generators.pretrained import load_generator
+from generators.progress import clock
 from generators.settings import fingerprint_settings
 from generators.training import train
 
@@ -20,21 +24,39 @@ class GeneratorStage(Stage):
     name = kind = "generator"
 
     @property
+    def helpers(self) -> dict[str, Stage]:
+        """The stages whose networks take part in the training, by the keys that ask for them: none of them may judge it."""
+        return helping_stages(self.run)
+
+    @property
+    def scored_by(self) -> str | None:
+        """Who scores it while it trains."""
+        config = self.run.config.generator
+        return config.judge.by if config.score_every and config.checkpoint is None else None
+
+    @property
+    def judges(self) -> list[Stage]:
+        """The stages that score it: which generator is kept depends on them."""
+        known = {"teacher": self.run.teacher, "backbone": self.run.judge}
+        return [known[self.scored_by]] if self.scored_by in known else []
+
+    @property
     def reads(self) -> list[Stage]:
-        config = self.run.config.generator  # which generator is kept depends on whose features score it
-        return [self.run.teacher] if config.score_every and config.score_extractor is None else []
+        return list(dict.fromkeys([*self.helpers.values(), *self.judges]))
 
     def inputs(self) -> dict[str, Any]:
         run, config = self.run, self.run.config.generator
         inputs = {
-            "config": fingerprint_settings(config, {"score_extractor"}),
+            "config": fingerprint_settings(config, {"judge"}),
             "seed": run.config.seed,
             "train": run.content(run.part(config.train_on)),
             "labels": [run.num_classes, run.label_range],
+            **help_inputs(run),
         }
-        if config.score_every:
-            inputs |= {"score": file_hash(config.score_extractor), "validation": run.content(run.data.validation)}
-            inputs |= {"features": run.config.teacher.features if config.score_extractor is None else None}
+        if by := self.scored_by:
+            scores = {"student": student_inputs(run), "backbone": by, "inception": file_hash(config.judge.inception)}
+            inputs |= {"score": scores.get(by), "validation": run.content(run.data.validation)}
+            inputs |= {"features": run.config.teacher.features if by == "teacher" else None}
         return inputs
 
     def plan(self) -> str:
@@ -46,33 +68,30 @@ class GeneratorStage(Stage):
 
     def make(self) -> dict[str, Any]:
         run, config = self.run, self.run.config.generator
-        data = run.part(config.train_on)
+        data, judging, started = run.part(config.train_on), Stopwatch(), time.perf_counter()
+        score = functools.partial(judging.timed, judging.timed(scorer_of, run)) if self.scored_by else None
         generator = train(
             data.images,
             data.labels,
             num_classes=run.num_classes,
             label_range=run.label_range,
             class_names=data.class_names,
-            config=config,
+            config=config.replace(collapse_ratio=None)
+            if config.judge.by == "student"
+            else config,  # its error may be 0
             directory=self.path,
             seed=run.config.seed,
             accelerator=run.accelerator,
-            score=self.score() if config.score_every else None,
+            score=score,
+            **help_of(run),
             log=run.log,
         )
-        return {"steps": generator.trained_steps}
-
-    def score(self) -> Callable[[ConditionalGenerator], float]:
-        """What the generator is watched by while it trains: its Frechet distance to the validation images."""
-        from gankd.fidelity.extractors import inception_extractor, teacher_extractor
-        from gankd.fidelity.scores import frechet_scorer
-
-        run, config = self.run, self.run.config.generator
-        if config.score_extractor is not None:
-            extractor = inception_extractor(config.score_extractor, device=run.accelerator.device)
-        else:
-            extractor = teacher_extractor(run.teacher.result)
-        return frechet_scorer(extractor, run.data.validation, num_samples=config.score_samples, seed=run.config.seed)
+        results = {"steps": generator.trained_steps}
+        if score is None:
+            return results
+        share = judging.seconds / (time.perf_counter() - started)
+        run.say(f"  judging by {config.judge.by} took {clock(judging.seconds)}, {share:.0%} of this training")
+        return {**results, "judged_by": config.judge.by, "seconds_judging": judging.seconds}
 
     def load(self) -> ConditionalGenerator:
         return load_generator(self.path, device=self.run.accelerator.device)

@@ -4,7 +4,6 @@ What cannot work stops here, with a ValueError and its key, and not after hours.
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -17,6 +16,8 @@ from gankd.methods import build_distiller, sampling_of
 from gankd.models import ModelConfig, load_checkpoint
 from gankd.models.rehearsal import check_trainable
 from gankd.models.teacher import Teacher
+from gankd.pipeline.helpers import check_help
+from gankd.pipeline.stage import with_key
 from gankd.tasks import SCALAR, Regression, Task
 from generators.images import to_unit_range
 from generators.networks import build_networks
@@ -28,9 +29,13 @@ def rehearse(run) -> None:
     check_data(run)
     if run.generator in stages:
         check_generator_settings(run)
+        check_judge(run)
     models = [("teacher.model", run.config.teacher.model, run.teacher_task)] if run.teacher in stages else []
     models += [("student.model", run.config.student.model, run.task)] if run.students else []
     models += [("representation.model", run.backbone, run.task)] if run.backbones else []
+    judges, scored = "generator.judge", run.generator in stages and run.generator.scored_by == "student"
+    models += [(f"{judges}.backbone.model", run.judge.model, run.task)] if run.judge in stages else []
+    models += [(f"{judges}.student.model", *run.judged.training[:2])] if scored or run.judged in stages else []
     for key, model, task in models:
         check_network(run, key, model, task)
     check_arms(run)
@@ -42,14 +47,6 @@ def rehearse(run) -> None:
         run.unlabelled  # noqa: B018 (a folder that is missing)
         key, settings = "representation.probe_on", run.config
         with_key(key, lambda: check_probes(run.part(settings.representation.probe_on), seed=settings.seed))
-
-
-def with_key(key: str, function: Callable, *arguments):
-    """What the function returns; its ValueError with the key of the configuration before it."""
-    try:
-        return function(*arguments)
-    except ValueError as error:
-        raise ValueError(f"{key}: {error}") from error
 
 
 def check_data(run) -> None:
@@ -79,10 +76,25 @@ def check_generator_settings(run) -> None:
         with_key("generator.checkpoint", lambda: run.generator.result)
         return
     build_networks(config, run.image_shape, run.num_classes, run.label_range)
-    if config.score_every and config.score_extractor is not None:
+    check_help(run)
+
+
+def check_judge(run) -> None:
+    """Raise a ValueError when the generator would be scored by what helps it to train; read what judges it."""
+    config, key = run.config.generator, "generator.judge"
+    for helped_by, helper in run.generator.helpers.items():
+        if helper in run.generator.judges:
+            by = config.judge.by
+            raise ValueError(
+                f"{key}.by: {by} would be pleased by what {helped_by} asks of the generator, as both are one network; let "
+                "another score it, e.g. by: student."
+            )
+    if config.judge.inception is not None:
         from gankd.fidelity.extractors import inception_extractor
 
-        with_key("generator.score_extractor", inception_extractor, config.score_extractor)
+        with_key(f"{key}.inception", inception_extractor, config.judge.inception)
+    if run.judged in run.stages() and run.judged.has_features:
+        with_key(f"{key}.report", lambda: check_probes(run.judge.images, seed=run.config.seed))
 
 
 def check_network(run, key: str, model: ModelConfig, task: Task) -> None:

@@ -3,6 +3,7 @@
 runs/NAME/
     config.yaml                     the resolved experiment
     generator/  teacher/  synthetic/
+    judge/  judged/                 a backbone that the generator is judged by; what the report's judge finds
     generated/                      samples with the generator's features, for backbones
     representation/ARM/seed-N/      backbones: model.safetensors, model.json, stage.json
     students/ARM/seed-N/            the same
@@ -14,7 +15,6 @@ import itertools
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 from accelerate import Accelerator
@@ -27,16 +27,17 @@ from gankd.experiment.experiment import Experiment
 from gankd.experiment.lock import locked
 from gankd.pipeline.backbones import BackboneStage, FeatureSetStage, LiveFeatureSetStage
 from gankd.pipeline.generator import GeneratorStage, LoadedGeneratorStage
+from gankd.pipeline.judge import JudgedStage, JudgeStage
 from gankd.pipeline.rehearsal import rehearse
 from gankd.pipeline.report import make_report
-from gankd.pipeline.stage import Stage
+from gankd.pipeline.stage import Stage, everything_read
 from gankd.pipeline.students import StudentStage
 from gankd.pipeline.synthesis import SyntheticStage
 from gankd.pipeline.teacher import TeacherStage
 from gankd.pipeline.time_left import TimeLeft
 from generators.checkpoints import replace_whole
 
-STAGES = ("generator", "teacher", "representation", "synthesis", "students", "report")
+STAGES = ("judge", "generator", "teacher", "representation", "synthesis", "students", "report")
 DONE = ("done", "there", "drawn live")
 """States of stages that have nothing to make."""
 
@@ -53,6 +54,7 @@ class Run(Experiment):
         self.replace, self.console = replace, Console(stderr=True, quiet=not accelerator.is_main_process)
         self.generator = LoadedGeneratorStage(self) if config.generator.checkpoint else GeneratorStage(self)
         self.teacher, self.synthetic = TeacherStage(self), SyntheticStage(self)
+        self.judge, self.judged = JudgeStage(self), JudgedStage(self)
         self.generated = LiveFeatureSetStage(self) if config.representation.live else FeatureSetStage(self)
         self.backbones = [
             BackboneStage(self, arm, seed) for seed in config.representation.seeds for arm in config.representation.arms
@@ -71,14 +73,22 @@ class Run(Experiment):
 
     def stages(self, until: str = STAGES[-1]) -> list[Stage]:
         """What is to be made, in order: what the arms read of the stages up to `until`, and that one itself."""
-        wanted = list(dict.fromkeys(read for arm in (*self.backbones, *self.students) for read in everything_read(arm)))
-        everything = [self.generator, self.teacher, self.generated, *self.backbones, self.synthetic, *self.students]
-        kinds = STAGES[: STAGES.index(until) + 1]
+        wanted = self.read_by_arms
+        if until == "report" and self.judged.is_asked and self.generator in wanted:
+            wanted = {*wanted, *everything_read(self.judged)}
+        everything = [self.judge, self.generator, self.teacher, self.generated, *self.backbones, self.synthetic]
+        everything, kinds = [*everything, *self.students, self.judged], STAGES[: STAGES.index(until) + 1]
+        unnamed = (self.generated, self.judged)  # made for those that read them, whatever is asked for by name
         return [
             stage
             for stage in everything
-            if stage.kind in kinds and (stage in wanted or (stage.kind == until and stage is not self.generated))
+            if stage.kind in kinds and (stage in wanted or (stage.kind == until and stage not in unnamed))
         ]
+
+    @property
+    def read_by_arms(self) -> set[Stage]:
+        """Backbones, students and whatever they read."""
+        return {read for arm in (*self.backbones, *self.students) for read in everything_read(arm)}
 
     def make(self, stages: list[Stage]) -> None:
         """Make the stages in order. One that fails stops those that read it, and the run after the others."""
@@ -151,13 +161,6 @@ class Run(Experiment):
                 file.write(json.dumps({"time": round(time.time(), 3), **values}) + "\n")
         numbers = {f"{values['stage']}/{key}": value for key, value in values.items() if isinstance(value, int | float)}
         self.accelerator.log(numbers, step=values.get("step"))
-
-
-def everything_read(stage: Stage) -> Iterator[Stage]:
-    """A stage and whatever is read on the way to it."""
-    for read in stage.reads:
-        yield from everything_read(read)
-    yield stage
 
 
 def header(run: Run) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -121,6 +121,13 @@ class Stage:
         return self.load()
 
 
+def everything_read(stage: Stage) -> Iterator[Stage]:
+    """A stage and whatever is read on the way to it."""
+    for read in stage.reads:
+        yield from everything_read(read)
+    yield stage
+
+
 def file_inputs(files: Iterable[Path]) -> dict[str, str]:
     """The contents of files as JSON; PENDING for one that is still to be made."""
     return {str(path): file_hash(path) or PENDING for path in files}
@@ -134,3 +141,11 @@ def task_inputs(task: Task) -> dict[str, Any]:
 def normalize_inputs(normalize) -> list[list[float]]:
     """A normalisation as JSON."""
     return [normalize.mean.flatten().tolist(), normalize.std.flatten().tolist()]
+
+
+def with_key(key: str, function: Callable, *arguments):
+    """What the function returns; its ValueError with the key of the configuration before it."""
+    try:
+        return function(*arguments)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error

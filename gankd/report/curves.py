@@ -3,6 +3,11 @@
 from gankd.report import plots
 from gankd.report.html import as_charts, as_figure, as_section
 
+SCORES = {
+    "student": ("error on real validation images of a little student that learnt from its images alone", "error"),
+    "others": ("Frechet distance to the validation images in the features of the judge ({by})", "Frechet distance"),
+}
+
 
 def curve(log: list[dict], stage: str, name: str) -> tuple[list[int], list[float]]:
     """The steps of a stage and the values of one of its numbers there."""
@@ -39,8 +44,10 @@ def training_section(metrics: dict, log: list[dict]) -> str:
             add("Generator: share of images that the discriminator tells right.", lines, "told right", percent=True)
         steps, scores = curve(log, "generator", "score")
         if steps:
-            caption = "Generator: Frechet distance to the validation images, while it was trained; the best was kept."
-            add(caption, [plots.Line("", steps, scores)], "Frechet distance", logarithmic=True)
+            by = (metrics["generator"] or {}).get("judged_by", "teacher")
+            what, axis = SCORES["student" if by == "student" else "others"]
+            caption = f"Generator: {what.format(by=by)}, while it was trained; the best was kept."
+            add(caption, [plots.Line("", steps, scores)], axis, logarithmic=by != "student")
     if "extractor" in stages:
         add("Feature extractor of the density ratio: loss.", [plots.Line("", *curve(log, "extractor", "loss"))], "loss")
     if "density_ratio" in stages:

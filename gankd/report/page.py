@@ -12,6 +12,7 @@ from gankd.report.comparison import backbones_section, result_section
 from gankd.report.curves import backbone_arms, training_section
 from gankd.report.html import PAGE, as_facts, as_section
 from gankd.report.images import REAL, images_section, label_rows, stored_images
+from gankd.report.judge import judge_section
 from gankd.report.sections import SECTIONS, FinishedRun, drawn
 from gankd.report.selection import generator_section, selection_section
 from gankd.synthesis.store import read_tensors
@@ -50,7 +51,10 @@ def images(run: FinishedRun) -> str:
     return images_section(sources, label_rows(train), run.metrics["task"]["unit"])
 
 
-SECTIONS["generator"] = lambda run: generator_section(run.metrics["generator"]) if run.metrics["generator"] else ""
+@SECTIONS.register("generator")
+def generator(run: FinishedRun) -> str:
+    metrics = run.metrics["generator"] or {}
+    return (judge_section(run) if "judged" in metrics else "") + (generator_section(metrics) if metrics else "")
 
 
 @SECTIONS.register("selection")

@@ -12,6 +12,7 @@ from gankd.evaluation import PROBES, network_metrics
 from gankd.experiment import provenance
 from gankd.experiment.config import RepresentationConfig, StudentConfig
 from gankd.experiment.experiment import num_parameters
+from gankd.fidelity.judge import JUDGED_HEAD
 from gankd.fidelity.scores import score_rows
 from gankd.models import ModelConfig
 from gankd.models.store import load_model
@@ -44,6 +45,8 @@ def summarize(experiment) -> dict:
         teacher |= {"test": on_test("teacher"), **recorded["teacher"]}
     if "generator" in recorded:
         generator = {"trained": config.generator.checkpoint is None, **recorded["generator"]}
+    if "judged" in recorded:
+        generator["judged"] = recorded["judged"]
     if "synthetic" in recorded:
         manifest = read_manifest(experiment.directory / "synthetic")
         synthesis = {key: value for key, value in manifest.items() if key not in ("shards", "inputs")}
@@ -155,9 +158,18 @@ def print_tables(metrics: dict) -> None:
             plain_console().print(f"{PROBES[key]}: {protocol}", soft_wrap=True, style="dim")
     if metrics["arms"]:
         print_table(f"{name}: students, test split", *students_table(metrics))
+    if judged := (metrics["generator"] or {}).get("judged"):
+        print_judged(name, judged)
     scores = ", ".join(f"{name} {value}" for name, _, value in (metrics["generator"] or {}).get("score_rows", []))
     if scores:
         plain_console().print(f"generator, before selection: {scores}")
+
+
+def print_judged(name: str, judged: dict) -> None:
+    """What a judge finds in a generator, beside what real images reach, in the terminal."""
+    print_table(f"{name}: the generator, judged", JUDGED_HEAD, judged["rows"], (0, 1))
+    for warning in judged["warnings"]:
+        plain_console().print(f"warning: {warning}", soft_wrap=True)
 
 
 def print_scores(columns: dict[str, dict], task: Task) -> None:
