@@ -126,6 +126,12 @@ def test_a_generator_is_timed_at_sampling_and_at_training(scalars: bool) -> None
         assert all(len(times) == 2 and min(times) > 0 for times in measurement.seconds.values())
 
 
+def test_a_generator_without_a_discriminator_is_timed_too() -> None:
+    config = GeneratorConfig(network="unet", widths=(8,), label_dim=8, sampling_steps=1, batch_size=4)
+    _, training = games.measure_generator(config, scalars=False, size=8, accelerator=Accelerator(), repeats=2)
+    assert list(training.seconds) == ["training step", "floor"] and training.images == 4
+
+
 def test_both_ways_to_sample_make_the_same_batches() -> None:
     generator = make_game().generator.eval()
     forward, sample = games.sampling(generator, torch.arange(10) % 3, 4).values()

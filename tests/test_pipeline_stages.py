@@ -14,6 +14,7 @@ from accelerate import Accelerator
 
 from gankd.experiment.config import load_config
 from gankd.pipeline import Run
+from gankd.pipeline.time_left import TimeLeft
 from gankd.synthesis.stage import Synthesis
 from tests.conftest import run
 from tests.conftest import start as run_command
@@ -204,6 +205,8 @@ def test_a_generator_of_so_many_minutes_is_made_once_and_keeps_its_steps(short, 
     short["generator"] = {"network": "unet", "minutes": 0.02, **settings}
     path, folder = write_config(short), tmp_path / "runs/tiny/generator"
     assert any(re.search(r"unet, [\d,]+ parameters; 0.02 minutes of batches of 8", line) for line in start(path).plan())
+    hours = start(path, "generator.minutes=150")
+    assert TimeLeft(hours).line([hours.generator]) == "  time left: about 2:30:00"
     start(path).run("generator")
     record = json.loads((folder / "stage.json").read_text())
     assert (record["inputs"]["config"]["minutes"], record["inputs"]["config"]["steps"]) == (0.02, None)

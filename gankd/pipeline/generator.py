@@ -66,6 +66,10 @@ class GeneratorStage(Stage):
         duration = f"{config.minutes:g} minutes of batches" if config.minutes else f"{config.steps} steps"
         return f"{config.network}, {', discriminator '.join(sizes)}; {duration} of {config.batch_size}"
 
+    @property
+    def minutes(self) -> float | None:
+        return self.run.config.generator.minutes
+
     def make(self) -> dict[str, Any]:
         run, config = self.run, self.run.config.generator
         data, judging, started = run.part(config.train_on), Stopwatch(), time.perf_counter()

@@ -57,6 +57,11 @@ class Stage:
         """The network that it trains, for what task and how; None where its work is another."""
         return None
 
+    @property
+    def minutes(self) -> float | None:
+        """How long it takes, where the user says so."""
+        return None
+
     def make(self) -> dict[str, Any]:
         """Do the work in `path`; returns what is to be kept of it in stage.json."""
         raise NotImplementedError

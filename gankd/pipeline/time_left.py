@@ -1,7 +1,7 @@
 """How long a run has still to go, said when it begins and whenever a stage has ended.
 
 A stage takes what those of its arm took. Before the first of them ended, training takes at least its steps times one that is
-timed here; every other stage is named as unknown.
+timed here, or the minutes that it is given; every other stage is named as unknown.
 """
 
 import time
@@ -35,6 +35,8 @@ class TimeLeft:
         for stage in stages:
             if alike := self.seconds.get(without_seed(stage)):
                 total += fmean(alike)
+            elif stage.minutes is not None:
+                total += 60 * stage.minutes
             elif stage.training is None:
                 unknown.append(stage.name)
             else:

@@ -161,9 +161,10 @@ class FlowGenerator(GeneratorModel):
 
     def velocity(self, x: Tensor, time: float, code: Tensor) -> Tensor:
         """Velocities [N, C, H, W] in float32 at one time; with codes [2N, label_dim], of labels and of none, guided."""
-        x = x.repeat(len(code) // len(x), 1, 1, 1) if len(x) else x
+        guided = self.config.guidance != 1
+        x = x.repeat(2, 1, 1, 1) if guided else x
         velocity = self.network(x, torch.full((len(x),), time, device=x.device), code).float()
-        if self.config.guidance == 1:
+        if not guided:
             return velocity
         of_label, of_none = velocity.chunk(2)
         return of_none + self.config.guidance * (of_label - of_none)
@@ -196,6 +197,8 @@ def check_flow(
     *, resolution: int, widths: Sequence[int], patch: int, label_input: str, num_steps: int, guidance: float
 ) -> None:
     """Raise a ValueError for an image size or settings that the network cannot take."""
+    if not widths or any(width % GROUPS for width in widths):
+        raise ValueError(f"widths {list(widths)} do not suit the unet network; use multiples of {GROUPS}, one or more.")
     multiple = patch * 2 ** (len(widths) - 1)
     if resolution % multiple or resolution < 8:
         raise ValueError(
@@ -203,10 +206,6 @@ def check_flow(
             f"widths; use a multiple of {multiple} from 8 on, a smaller patch or fewer widths."
         )
     if num_steps < 1 or guidance < 0:
-        raise ValueError(
-            f"num_steps {num_steps} and guidance {guidance} draw no images; give 1 or more, and 0 or more."
-        )
-    if wrong := [width for width in widths if width % GROUPS]:
-        raise ValueError(f"widths {wrong[0]} does not suit the unet network; use multiples of {GROUPS}.")
+        raise ValueError(f"num_steps {num_steps} and guidance {guidance} draw no images; give 1 or more and 0 or more.")
     if label_input == "nli":
         raise ValueError("label_input nli, the bare number, does not go with the unet network; use fourier or ili.")

@@ -188,7 +188,8 @@ def test_its_defaults_are_its_own_and_told_with_their_settings() -> None:
     [
         ({"latent_dim": 16}, "latent_dim does not shape the network 'unet', which takes widths, depth"),
         ({"network": "sngan", "widths": None, "patch": 2}, "patch does not shape the network 'sngan'"),
-        ({"widths": (8, 12)}, "widths 12 does not suit the unet network; use multiples of 8"),
+        ({"widths": (8, 12)}, r"widths \[8, 12\] do not suit the unet network; use multiples of 8"),
+        ({"widths": ()}, r"widths \[\] do not suit"),
         ({"widths": (8,) * 5}, "an image size of 8 pixels does not fit the unet .* a multiple of 16 from 8 on"),
         ({"label_input": "fourier"}, "label_input 'fourier' does not fit these labels; use 'embedding'"),
         ({"r1": 1.0}, "r1 is for a game with a discriminator, and the generator network 'unet' has none; leave r1 out"),
