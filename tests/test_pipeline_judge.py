@@ -13,6 +13,8 @@ from gankd.pipeline import Run
 from gankd.pipeline.generator import GeneratorStage
 from tests.conftest import run as command
 
+TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+
 
 @pytest.fixture
 def judged(tiny) -> dict:
@@ -110,6 +112,16 @@ def test_a_judge_and_a_generator_that_were_cut_off_continue_to_the_same_bits(
         parts = [getattr(run, stage).result for run in (whole, again)]
         weights = [getattr(part, "module", part).state_dict().values() for part in parts]
         assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
+def test_two_processes_judge_as_one(judged, write_config, tmp_path) -> None:
+    """Both train the little student, and neither waits for the other."""
+    judged["student"]["arms"] = {"plain": {"synthetic": 0.5}}
+    command("scripts/gen_then_distill.py", "--config", write_config(judged), launcher=TWO_PROCESSES)
+    folder = tmp_path / "runs/tiny"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert len([line for line in lines if "score" in line]) == 2
+    assert json.loads((folder / "metrics.json").read_text())["generator"]["judged"]["rows"]
 
 
 def test_who_helps_does_not_judge(judged, write_config, monkeypatch) -> None:

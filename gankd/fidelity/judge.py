@@ -104,7 +104,7 @@ class Judge:
             found["real"] |= self._seen(None)
         return found
 
-    def neighbours(self, fakes: ImageSet, count: int = 12) -> tuple[ImageSet, Tensor]:
+    def neighbours(self, fakes: ImageSet, count: int = 40) -> tuple[ImageSet, Tensor]:
         """Some of the fakes, over all labels, and the nearest training image of each, uint8 [N, C, H, W]."""
         shown = at_most(fakes, count)
         features, _ = embed(shown.images, self.extractor)

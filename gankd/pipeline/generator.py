@@ -72,7 +72,7 @@ class GeneratorStage(Stage):
 
     def make(self) -> dict[str, Any]:
         run, config = self.run, self.run.config.generator
-        data, judging, started = run.part(config.train_on), Stopwatch(), time.perf_counter()
+        data, judging, started, by = run.part(config.train_on), Stopwatch(), time.perf_counter(), config.judge.by
         score = functools.partial(judging.timed, judging.timed(scorer_of, run)) if self.scored_by else None
         generator = train(
             data.images,
@@ -80,9 +80,7 @@ class GeneratorStage(Stage):
             num_classes=run.num_classes,
             label_range=run.label_range,
             class_names=data.class_names,
-            config=config.replace(collapse_ratio=None)
-            if config.judge.by == "student"
-            else config,  # its error may be 0
+            config=config.replace(collapse_ratio=None) if by == "student" else config,  # a student's error may be 0
             directory=self.path,
             seed=run.config.seed,
             accelerator=run.accelerator,
@@ -94,8 +92,8 @@ class GeneratorStage(Stage):
         if score is None:
             return results
         share = judging.seconds / (time.perf_counter() - started)
-        run.say(f"  judging by {config.judge.by} took {clock(judging.seconds)}, {share:.0%} of this training")
-        return {**results, "judged_by": config.judge.by, "seconds_judging": judging.seconds}
+        run.say(f"  judging by {by} took {clock(judging.seconds)}, {share:.0%} of this training")
+        return {**results, "judged_by": by, "seconds_judging": judging.seconds}
 
     def load(self) -> ConditionalGenerator:
         return load_generator(self.path, device=self.run.accelerator.device)

@@ -35,12 +35,13 @@ class JudgeStage(Stage):
         return self.run.part(self.run.config.generator.train_on)
 
     def inputs(self) -> dict[str, Any]:
-        run, config = self.run, self.run.config.generator.judge.backbone
+        run, method = self.run, self.run.config.generator.judge.backbone.method
         return {
-            "config": fingerprint_settings(config),
+            "config": fingerprint_settings(self.training[2]),
+            "method": fingerprint_settings(method),
             "model": fingerprint_settings(self.model),
             "weights": file_hash(self.model.checkpoint),
-            "files": file_inputs(config.method.files),
+            "files": file_inputs(method.files),
             "outputs": run.task.num_outputs,
             "seed": run.config.seed,
             "train": run.content(self.images),
@@ -142,6 +143,7 @@ class JudgedStage(Stage):
             fakes, nearest = judge.neighbours(judge.draw(generator))
             tensors = {"images": fakes.images, "labels": fakes.labels, "nearest": nearest.cpu()}
             write_tensors(self.path / "neighbours.safetensors", tensors)
+        run.log({"stage": self.name, "warnings": judged["warnings"]})
         for sentence in judged["warnings"]:
             run.console.print(f"  warning: {sentence}", markup=False, style="yellow", soft_wrap=True)
         return judged
