@@ -109,9 +109,9 @@ def train(
         plan = ScalarLabels(labels, label_range, config) if label_range else ClassLabels(labels, config.balanced)
         generator, discriminator = build_networks(config, tuple(pixels.shape[1:]), num_classes, label_range)
         if discriminator is None and helped:
-            name, network = next(iter(helped)), config.network
+            help = next(iter(helped))
             raise ValueError(
-                f"{name} is for a game, and the generator network '{network}' has no discriminator; leave it out."
+                f"{help} is for a game, and the network '{config.network}' has no discriminator; leave it out."
             )
         resumes = checkpoint is not None and checkpoint.exists()
         if generator.config.get("label_input") == "ili" and not resumes:
@@ -148,6 +148,10 @@ def train(
         def states() -> dict[str, Any]:
             return {name: part.state_dict() for name, part in parts.items()}
 
+        def restore(state: dict[str, Any]) -> None:
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+
         def save(step: int) -> None:
             if checkpoint and is_main:
                 save_checkpoint(checkpoint, {"run": run, "step": step, "steps": config.steps, **states()})
@@ -157,13 +161,13 @@ def train(
             state = read_checkpoint(checkpoint)
             check_same_run(state, run, checkpoint)
             first_step, config = state["step"], config.replace(minutes=None, steps=state["steps"])
-            restore(parts, state)
+            restore(state)
         elif config.minutes:
             game.config = trial = config.replace(minutes=None, steps=sys.maxsize)
             before = copy.deepcopy(states())
             with contextlib.closing(read(trial, first_step=0)) as batches:
                 num_steps = steps_within(config.minutes, lambda step: update(step, batches, trial)[0], accelerator)
-            restore(parts, before)  # what follows is what `steps` of that number would make
+            restore(before)  # what follows is what `steps` of that number would make
             if is_main:
                 log({"stage": "generator", "step": 0, "minutes": config.minutes, "steps": num_steps})
             config = config.replace(minutes=None, steps=num_steps)
@@ -208,12 +212,6 @@ def train(
     if directory and is_main:
         average.save_pretrained(directory)
     return average
-
-
-def restore(parts: dict[str, Any], state: dict[str, Any]) -> None:
-    """Bring parts of a training back to the state of each that `state` holds under its name."""
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
 
 
 def ways_out(checkpoint: Path | None = None) -> list[str]:

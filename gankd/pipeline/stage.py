@@ -30,6 +30,8 @@ class Stage:
     """Which of the run's `STAGES` it belongs to."""
     made = False
     """Whether it was made in this run."""
+    minutes: float | None = None
+    """How long it takes, where the user says so."""
 
     def __init__(self, run: Any):
         self.run = run  # the `Run` that has the stages, which imports all of them
@@ -55,11 +57,6 @@ class Stage:
     @property
     def training(self) -> tuple[ModelConfig, Task, TrainingConfig] | None:
         """The network that it trains, for what task and how; None where its work is another."""
-        return None
-
-    @property
-    def minutes(self) -> float | None:
-        """How long it takes, where the user says so."""
         return None
 
     def make(self) -> dict[str, Any]:

@@ -32,13 +32,7 @@ Networks = tuple["GeneratorModel", "nn.Module | None"]
 
 # settings that are what suits the network where they are not given, and what they are for most
 NETWORKS: Registry[Callable[..., Networks]] = Registry(
-    "generator network",
-    widths=(256, 256, 256, 256),
-    depth=2,
-    learning_rate=2e-4,
-    betas=(0.0, 0.9),
-    warmup=0.0,
-    decay=0.0,
+    "generator network", widths=(256,) * 4, depth=2, learning_rate=2e-4, betas=(0.0, 0.9), warmup=0.0, decay=0.0
 )
 
 # ours: what the names of the two classes begin with, and the fields of GeneratorConfig that shape them
@@ -48,21 +42,10 @@ OURS = {
     "biggan": ("BigGAN", ("channels", "latent_dim", "label_dim", "attention", "shared_embedding", "hierarchical")),
     "biggan_deep": ("BigGANDeep", ("channels", "latent_dim", "label_dim", "attention", "depth")),
     "dcgan": ("DCGAN", ("channels", "latent_dim", "label_dim", "label_input")),
-    "unet": (
-        "Flow",
-        ("widths", "depth", "label_dim", "label_input", "patch", "sampling_steps", "label_guidance"),
-    ),
+    "unet": ("Flow", ("widths", "depth", "label_dim", "label_input", "patch", "sampling_steps", "label_guidance")),
 }
-OWN_DEFAULTS = {
-    "unet": {
-        "widths": (64, 96, 128),
-        "depth": 1,
-        "learning_rate": 1e-3,
-        "betas": (0.9, 0.99),
-        "warmup": 0.03,
-        "decay": 0.5,
-    }
-}
+OWN_DEFAULTS = {"unet": {"widths": (64, 96, 128), "depth": 1, "learning_rate": 1e-3, "betas": (0.9, 0.99)}}
+OWN_DEFAULTS["unet"] |= {"warmup": 0.03, "decay": 0.5}
 NETWORK_SETTINGS = {name: settings for name, (_, settings) in OURS.items()}
 # where each generator is defined; that of StyleGAN2 is loaded, not trained
 GENERATORS = {f"{title}Generator": name for name, (title, _) in OURS.items()} | {"StyleGAN2Generator": "stylegan2"}

@@ -195,7 +195,10 @@ def test_its_defaults_are_its_own_and_told_with_their_settings() -> None:
         ({"r1": 1.0}, "r1 is for a game with a discriminator, and the generator network 'unet' has none; leave r1 out"),
         ({"discriminator_steps": 2}, "discriminator_steps is for a game"),
         ({"guidance": {"weight": 1.0}}, "guidance is for a game"),
-        ({"guide": lambda images, y: images.mean()}, "guide is for a game, and the generator network 'unet' has no"),
+        (
+            {"guide": lambda images, y: images.mean()},
+            "guide is for a game, and the network 'unet' has no discriminator",
+        ),
         ({"discriminator_widths": (8,)}, "discriminator_widths does not shape the network 'unet'"),
     ],
 )
