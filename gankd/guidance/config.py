@@ -37,7 +37,7 @@ class FrozenNetworkConfig(ModelConfig):
 class FeaturesConfig(FeatureHeadsConfig):
     """Discriminators of the generator that look at the maps of a frozen network."""
 
-    of: Literal["teacher", "backbone"] | FrozenNetworkConfig = "teacher"
+    network: Literal["teacher", "backbone"] | FrozenNetworkConfig = "teacher"
     """Whose maps: the run's teacher, the backbone that learns without labels from the same images, or any trained network
     by its settings."""
     taps: tuple[str, ...] = ()
@@ -47,7 +47,7 @@ class FeaturesConfig(FeatureHeadsConfig):
 class TeachersConfig(GuidanceConfig):
     """Teachers that tell the generator how well its images show their labels."""
 
-    of: tuple[Literal["teacher"] | FrozenNetworkConfig, ...] = ("teacher",)
+    teachers: tuple[Literal["teacher"] | FrozenNetworkConfig, ...] = ("teacher",)
     """Who: the run's teacher, and other trained networks of the same task by their settings. The mean of their losses
     counts, so that no single one is fooled."""
     temperature: Positive = 1.0

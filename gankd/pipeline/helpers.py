@@ -21,9 +21,9 @@ def helpers_of(run) -> Iterator[tuple[str, Helper]]:
     """The keys of the configuration that name a network that helps, and what they name."""
     config = run.config.generator
     if config.features is not None:
-        yield "generator.features.of", config.features.of
+        yield "generator.features.network", config.features.network
     if config.guidance is not None:
-        yield from (("generator.guidance.of", each) for each in config.guidance.of)
+        yield from (("generator.guidance.teachers", each) for each in config.guidance.teachers)
 
 
 def helping_stages(run) -> dict[str, Stage]:
@@ -62,13 +62,13 @@ def help_of(run, network_of: Callable[[Any, Helper], Teacher] = ready) -> dict[s
     Raises ValueError: a network that cannot help, with the key that names it."""
     config, given = run.config.generator, {}
     if (features := config.features) is not None:
-        build = lambda: NetworkMaps(network_of(run, features.of), run.image_shape, features.taps)  # noqa: E731
+        build = lambda: NetworkMaps(network_of(run, features.network), run.image_shape, features.taps)  # noqa: E731
         given["features"] = with_key("generator.features", build)
     if (guidance := config.guidance) is not None:
         settings = {"temperature": guidance.temperature, "statistics": guidance.statistics}
         if guidance.until_real and network_of is ready:
             settings["real"] = run.data.validation
-        build = lambda: TeacherGuide([network_of(run, each) for each in guidance.of], run.task, **settings)  # noqa: E731
+        build = lambda: TeacherGuide([network_of(run, each) for each in guidance.teachers], run.task, **settings)  # noqa: E731
         given["guide"] = with_key("generator.guidance", build)
     return given
 

@@ -13,6 +13,7 @@ from gankd.fingerprints import file_hash
 from gankd.models import ModelConfig
 from gankd.models.store import load_model, save_model
 from gankd.models.teacher import Teacher
+from gankd.pipeline.helpers import helpers_of
 from gankd.pipeline.stage import Stage, file_inputs, normalize_inputs, task_inputs
 from gankd.synthesis.store import write_tensors
 from gankd.training import TrainingConfig
@@ -93,7 +94,7 @@ class JudgedStage(Stage):
         run, config = self.run, self.run.config.generator
         if config.judge.report is not None:
             return config.judge.report
-        judged = config.score_every is not None or bool(run.generator.helpers)
+        judged = config.score_every is not None or any(helpers_of(run))
         return judged and config.checkpoint is None and len(run.data.validation) > 0
 
     @property
