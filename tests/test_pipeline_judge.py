@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from gankd.experiment.config import load_config
 from gankd.pipeline import Run
 from gankd.pipeline.generator import GeneratorStage
+from gankd.pipeline.judge import judge_of
 from tests.conftest import run as command
 
 TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
@@ -133,7 +134,7 @@ def test_who_helps_does_not_judge(judged, write_config, monkeypatch) -> None:
         start(path, "generator.judge.by=backbone").plan()
     helped = start(path)
     helped.plan()
-    assert helped.judged.judges == [] and not helped.judged.has_features  # the little student judges alone
+    assert helped.judged.judges == [] and judge_of(helped).extractor is None  # the little student judges alone
 
 
 def test_a_report_without_validation_images_is_refused(judged, write_config) -> None:
