@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from gankd.experiment.config import load_config
 from gankd.pipeline import Run
-from gankd.pipeline.generator import GeneratorStage
+from gankd.pipeline.judge import judge_of
 from tests.conftest import run as command
 
 TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
@@ -124,16 +124,16 @@ def test_two_processes_judge_as_one(judged, write_config, tmp_path) -> None:
     assert json.loads((folder / "metrics.json").read_text())["generator"]["judged"]["rows"]
 
 
-def test_who_helps_does_not_judge(judged, write_config, monkeypatch) -> None:
-    path = write_config(judged)
-    monkeypatch.setattr(GeneratorStage, "helpers", property(lambda self: {"generator.features": self.run.judge}))
+def test_who_helps_does_not_judge(judged, write_config) -> None:
+    path, help_by_backbone = write_config(judged), "generator.features.of=backbone"
     with pytest.raises(
-        ValueError, match="generator.judge.by: backbone would be pleased by what generator.features asks"
+        ValueError, match="generator.judge.by: backbone would be pleased by what generator.features.of asks"
     ):
-        start(path, "generator.judge.by=backbone").plan()
-    helped = start(path)
+        start(path, help_by_backbone, "generator.judge.by=backbone").plan()
+    helped = start(path, help_by_backbone)
     helped.plan()
-    assert helped.judged.judges == [] and not helped.judged.has_features  # the little student judges alone
+    assert names(helped)[-1] == "judged"
+    assert helped.judged.judges == [] and judge_of(helped).extractor is None  # the little student judges alone
 
 
 def test_a_report_without_validation_images_is_refused(judged, write_config) -> None:

@@ -1,8 +1,8 @@
 """An honest judge of a generator: networks that had no part in its training, and the number that cannot be fooled.
 
     judge = Judge(train, validation, task, normalize, JudgeStudentConfig(), extractor=teacher_extractor(backbone))
-    judged = judge.scores(generator)            # {"generated": {...}, "real": {...}}
-    print(judge.rows(judged), warnings_of(judged, task))
+    judged = judgement(judge, generator, {"teacher": teacher})
+    print(judged["rows"], judged["warnings"])
 
 Whoever helps a generator to train is pleased by what it asked for: textures that excite its features. So a backbone that
 learnt from the same real images without labels looks at the label, the distance, the spread and the nearest training image;
@@ -12,7 +12,6 @@ and a little student learns from the generated images alone and is asked about r
 import dataclasses
 import functools
 import math
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -43,7 +42,7 @@ class Judge:
 
     train, validation: real images that the generator has seen and has not. normalize: of the little student's inputs.
     extractor: features of a frozen network that has neither helped the generator nor learnt from labels; None: the little
-    student judges alone. num_samples: images in its features. settings: of the student's training (`gankd.distill`).
+    student judges alone. num_samples: images in its features.
     """
 
     train: ImageSet
@@ -55,7 +54,6 @@ class Judge:
     num_samples: int = 2000
     seed: int = 0
     accelerator: Accelerator | None = None
-    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def draw(self, generator: ConditionalGenerator) -> ImageSet:
         """Its images for labels distributed like those of the training images, as many as are judged."""
@@ -79,18 +77,16 @@ class Judge:
                 normalize=self.normalize,
                 seed=self.seed,
                 accelerator=self.accelerator,
-                **self.settings,
             )
         return metrics[self.task.metric]
 
     def error_of(self, generator: ConditionalGenerator) -> float:
         """What a training is scored by, lower is better: 100 - top-1, or the mean absolute error."""
-        fakes = draw_fakes(generator, self.train, num_samples=self.student.num_samples, seed=self.seed)
-        value = self.learnt_from(fakes)
+        value = self.learnt_from(dataclasses.replace(self, extractor=None).draw(generator))
         return 100 - value if self.task.higher_is_better else value
 
     def scores(self, fakes: ImageSet | ConditionalGenerator) -> dict[str, dict]:
-        """What the judge finds: "generated", and "real", what real images reach, each by the names of `NAMES`.
+        """What the judge finds: "generated", and "real", what real images reach, as `judge_rows` names it.
 
         The student of "real" has learnt from as many training images; the labels of real images are those of validation,
         their distance, density and coverage those of as many training images.
@@ -123,10 +119,9 @@ class Judge:
         """What the extractor's features say of fakes; None: of real images in their place."""
         train, real = self._train, self._validation
         if fakes is None:
-            labelled, alike = real, picked(train, evenly_spread(train.labels, min(self.num_samples, len(train.labels))))
+            labelled, alike = real, few_of(train, self.num_samples)
         else:
             labelled = alike = LabelledFeatures(embed(fakes.images, self.extractor)[0], fakes.labels)
-        bank = picked(train, evenly_spread(train.labels, min(BANK, len(train.labels))))
         pair = {"real_features": real.features, "fake_features": alike.features}
         many = len(real.labels) > NEIGHBOURS
         density, coverage = density_coverage(**pair, neighbours=NEIGHBOURS) if many else (None, None)
@@ -134,7 +129,7 @@ class Judge:
         distance, nearest = self._to_train(labelled.features)
         copies = 0 if fakes is None else (fakes.images == self.train.images[nearest]).flatten(1).all(dim=1).sum().item()
         return {
-            **{name: result.value for name, result in measure(bank, labelled, seed=self.seed).items()},
+            **{name: result.value for name, result in measure(few_of(train, BANK), labelled, seed=self.seed).items()},
             "frechet": frechet_distance(**pair),
             "density": density,
             "coverage": coverage,
@@ -150,7 +145,9 @@ class Judge:
         return distances.median().item(), nearest[:, 0]
 
 
-def picked(known: LabelledFeatures, rows: Tensor) -> LabelledFeatures:
+def few_of(known: LabelledFeatures, count: int) -> LabelledFeatures:
+    """As `at_most`."""
+    rows = evenly_spread(known.labels, min(count, len(known.labels)))
     groups = None if known.groups is None else known.groups[rows]
     return LabelledFeatures(known.features[rows], known.labels[rows], groups)
 
@@ -176,41 +173,28 @@ def agreement_of(helper: Teacher, columns: dict[str, ImageSet], task: Task) -> d
     return {name: task.label_score(outputs, labels) for name, (outputs, labels) in answers.items()}
 
 
-NAMES = {
-    "student": "{metric} of a student that learnt from these alone",
-    **dict.fromkeys(PROBES, "label by the judge ({protocol})"),
-    "frechet": "Frechet distance",
-    "density": "density",
-    "coverage": "coverage",
-    "spread": "spread inside a {group}",
-    "nearest": "distance to the nearest training image",
-}
-"""What `Judge.scores` finds, as tables call it."""
 JUDGED_HEAD = ["", "better", "generated", "real images"]
 
 
 def judge_rows(judged: dict, task: Task) -> list[list[str]]:
     """What a judge and the helpers found, for a table: [name, which way is better, generated, real] a row."""
-    classes, rows = isinstance(task, Classification), []
-    words = {
-        "metric": "top-1" if classes else "mean absolute error",
-        "group": "class" if classes else "window of labels",
+    metric, group, better = ("top-1", "class", "higher")
+    if not isinstance(task, Classification):
+        metric, group, better = "mean absolute error", "window of labels", "lower"
+    names = {
+        "student": (f"{metric} of a student that learnt from these alone", better, task.unit),
+        **{key: (f"label by the judge ({protocol})", better, task.unit) for key, protocol in PROBES.items()},
+        "frechet": ("Frechet distance", "lower", ""),
+        "density": ("density", "higher", ""),
+        "coverage": ("coverage", "higher", ""),
+        "spread": (f"spread inside a {group}", "", ""),
+        "nearest": ("distance to the nearest training image", "", ""),
     }
-    labels = ("higher" if classes else "lower", task.unit)
-
-    def add(name: str, better: str, unit: str, values: list[float | None]) -> None:
-        texts = ["" if value is None else f"{value:.3g} {unit}".strip() for value in values]
-        rows.append([name, better, *texts])
-
-    for key, name in NAMES.items():
-        if judged["generated"].get(key) is not None:
-            plain = {"frechet": ("lower", ""), "nearest": ("", ""), "spread": ("", "")}.get(key, ("higher", ""))
-            better, unit = labels if key == "student" or key in PROBES else plain
-            values = [judged[column].get(key) for column in ("generated", "real")]
-            add(name.format(**words, protocol=PROBES.get(key)), better, unit, values)
-    for name, found in judged.get("helpers", {}).items():
-        add(f"label by the {name}", *labels, [found["generated"], found["real"]])
-    return rows
+    generated, real = judged["generated"], judged["real"]
+    found = [(*names[key], generated[key], real[key]) for key in names if generated.get(key) is not None]
+    for name, agreed in judged["helpers"].items():
+        found.append((f"label by the {name}", better, task.unit, agreed["generated"], agreed["real"]))
+    return [[name, way, *(f"{value:.3g} {unit}".strip() for value in pair)] for name, way, unit, *pair in found]
 
 
 def chance_of(labels: Tensor, task: Task) -> float:
@@ -224,29 +208,25 @@ def chance_of(labels: Tensor, task: Task) -> float:
 def warnings_of(judged: dict, task: Task) -> list[str]:
     """What a reader of the scores has to be told, a sentence each: helpers and judge part, training images come back."""
     generated, real, chance = judged["generated"], judged["real"], judged["chance"]
-    unit = f" {task.unit}".rstrip()
-    sentences = []
+    sentences, unit = [], f" {task.unit}".rstrip()
+    voices = {PROBES[key]: (generated[key], real[key]) for key in PROBES if key in generated}
+    voices = {f"the judge ({protocol})": pair for protocol, pair in voices.items()}
+    voices["a student that learns from them alone"] = (generated["student"], real["student"])
 
-    def share(pair: tuple[float, float]) -> float | None:
-        """What generated images reach of what real ones do, above chance; None where real ones do not exceed it."""
-        (fake, known), sign = pair, 1 if task.higher_is_better else -1
-        gain = sign * (known - chance)
-        return sign * (fake - chance) / gain if gain > 0 else None
+    def share(fake: float, known: float) -> float:
+        """What generated images reach of what real ones do, above chance; infinite where real ones do not exceed it."""
+        gain = known - chance if task.higher_is_better else chance - known
+        return (fake - chance if task.higher_is_better else chance - fake) / gain if gain > 0 else math.inf
 
-    views = {key: (generated[key], real[key]) for key in ("student", *PROBES) if key in generated}
-    shares = {key: value for key, pair in views.items() if (value := share(pair)) is not None}
-    if shares:
-        least = min(shares, key=shares.__getitem__)
-        fake, known = views[least]
-        seen = "a student that learns from them alone" if least == "student" else f"the judge ({PROBES[least]})"
-        for name, found in judged.get("helpers", {}).items():
-            theirs = share((found["generated"], found["real"]))
-            if theirs is not None and theirs - shares[least] > PARTED:
-                sentences.append(
-                    f"the {name} and the judge part: the labels of generated images score {found['generated']:.3g}{unit} by "
-                    f"the {name} (real ones: {found['real']:.3g}{unit}) and {fake:.3g}{unit} by {seen} (real ones: "
-                    f"{known:.3g}{unit}): the images may show what pleases the {name}, and not their label."
-                )
+    strictest = min(voices, key=lambda voice: share(*voices[voice]))
+    fake, known = voices[strictest]
+    for name, found in judged["helpers"].items():
+        if PARTED < share(found["generated"], found["real"]) - share(fake, known) < math.inf:
+            sentences.append(
+                f"the {name} and the judge part: the labels of generated images score {found['generated']:.3g}{unit} by the "
+                f"{name} (real ones: {found['real']:.3g}{unit}) and {fake:.3g}{unit} by {strictest} (real ones: "
+                f"{known:.3g}{unit}): the images may show what pleases the {name}, and not their label."
+            )
     if (nearest := generated.get("nearest")) is not None and nearest < MEMORISED:
         sentences.append(
             f"generated images lie {nearest:.2g} times as far from the nearest training image as validation images do: the "

@@ -72,8 +72,8 @@ class GeneratorStage(Stage):
 
     def make(self) -> dict[str, Any]:
         run, config = self.run, self.run.config.generator
-        data, judging, started, by = run.part(config.train_on), Stopwatch(), time.perf_counter(), config.judge.by
-        score = functools.partial(judging.timed, judging.timed(scorer_of, run)) if self.scored_by else None
+        data, judging, started, by = run.part(config.train_on), Stopwatch(), time.perf_counter(), self.scored_by
+        score = functools.partial(judging.timed, judging.timed(scorer_of, run)) if by else None
         generator = train(
             data.images,
             data.labels,

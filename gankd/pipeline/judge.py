@@ -1,6 +1,5 @@
 """Who judges the generator: a backbone without labels, and what it and a little student find in the finished generator."""
 
-import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -105,11 +104,6 @@ class JudgedStage(Stage):
         return [run.judge] if run.config.generator.judge.inception is None and not helps else []
 
     @property
-    def has_features(self) -> bool:
-        """Whether somebody looks at the images besides the little student."""
-        return bool(self.judges) or self.run.config.generator.judge.inception is not None
-
-    @property
     def reads(self) -> list[Stage]:
         run = self.run
         helpers = [*run.generator.helpers.values(), *([run.teacher] if run.teacher in run.read_by_arms else [])]
@@ -160,7 +154,6 @@ def judge_of(run, *, with_features: bool = True):
         extractor = inception_extractor(config.judge.inception, device=run.accelerator.device)
     elif with_features and run.judged.judges:
         extractor = teacher_extractor(run.judge.result)
-    place = {key: value for key, value in run.training_place.items() if key in ("memory_budget", "workers")}
     return Judge(
         run.part(config.train_on),
         run.data.validation,
@@ -171,7 +164,6 @@ def judge_of(run, *, with_features: bool = True):
         num_samples=config.score_samples,
         seed=run.config.seed,
         accelerator=run.accelerator,
-        settings=place,
     )
 
 
@@ -214,12 +206,10 @@ def scorer_of(run) -> Callable[[ConditionalGenerator], float]:
     config = run.config.generator
     if config.judge.by == "student":
         return judge_of(run, with_features=False).error_of
-    extractors = {
-        "teacher": lambda: teacher_extractor(run.teacher.result),
-        "backbone": lambda: teacher_extractor(run.judge.result),
-        "inception": functools.partial(inception_extractor, config.judge.inception, device=run.accelerator.device),
-    }
-    extractor = extractors[config.judge.by]()
+    if config.judge.by == "inception":
+        extractor = inception_extractor(config.judge.inception, device=run.accelerator.device)
+    else:
+        extractor = teacher_extractor((run.teacher if config.judge.by == "teacher" else run.judge).result)
     return frechet_scorer(extractor, run.data.validation, num_samples=config.score_samples, seed=run.config.seed)
 
 

@@ -93,7 +93,7 @@ def check_judge(run) -> None:
         from gankd.fidelity.extractors import inception_extractor
 
         with_key(f"{key}.inception", inception_extractor, config.judge.inception)
-    if run.judged in run.stages() and run.judged.has_features:
+    if run.judged in run.stages():
         with_key(f"{key}.report", lambda: check_probes(run.judge.images, seed=run.config.seed))
 
 
