@@ -20,7 +20,7 @@ from generators.config import GeneratorConfig
 from generators.game import Game
 from generators.labels import ClassLabels
 from generators.networks import build_networks
-from tests.conftest import run
+from tests.commands import run
 
 TINY = {"widths": (4, 4), "discriminator_widths": (4,), "latent_dim": 4, "label_dim": 8, "batch_size": 4}
 CASES = [(name, kind) for name in METHODS for kind in methods.kinds(name)]

@@ -6,7 +6,7 @@ import torch
 
 import gankd
 import generators
-from tests.conftest import ROOT
+from tests.commands import ROOT
 
 
 def test_the_library_example_runs(tmp_path, monkeypatch):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import gc
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -46,14 +45,6 @@ every_first_stage = pytest.mark.parametrize(("name", "kind"), [case for case in 
 
 class Interruption(Exception):
     """Stands for a killed process."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_garbage_collection() -> Iterator[None]:
-    """`fit` ends with a collection: nine tenths of its time here, if it visited the objects of every imported library."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def train(
