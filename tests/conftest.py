@@ -2,6 +2,7 @@
 
 import gc
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,9 @@ from tests.commands import ROOT, environment, run, start
 
 __all__ = ["ROOT", "environment", "run", "start"]
 torch.set_num_threads(1)  # the tests' networks are too small for two threads, which only spin beside another process
+if not torch.cuda.is_available():  # `manual_seed` writes down the call stack thrice, for the errors of devices to come
+    for device in (torch.cuda, torch.xpu, torch.mtia):
+        device.traceback = SimpleNamespace(format_stack=list)
 
 
 def pytest_collection_finish() -> None:
