@@ -47,7 +47,9 @@ class Forked:
     """A command in a forked process, with the methods of a `subprocess.Popen` that the tests use."""
 
     def __init__(self, command: list[str], cwd: Path, variables: dict[str, str]):
-        self.output = Path(tempfile.mkstemp(prefix="output-")[1])
+        handle, name = tempfile.mkstemp(prefix="output-")
+        os.close(handle)
+        self.output = Path(name)
         self.process = SERVER.Process(target=_work, args=(command, str(cwd), variables, str(self.output)))
         self.process.start()
 

@@ -1,4 +1,4 @@
-"""A whole experiment, small enough to run in seconds; and how a user would start it."""
+"""A whole experiment, small enough to run in seconds; commands.py is how a user would start it."""
 
 import gc
 from pathlib import Path
