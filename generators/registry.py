@@ -97,7 +97,11 @@ class OptionsIn(NameIn):
         return {**handler(schema), **({"anyOf": [*known, {"maxProperties": 0}]} if known else {})}
 
 
-def options_of(function: Any) -> type[Settings]:
+class Options(Settings, use_attribute_docstrings=False):  # parameters have none; the search takes 15 ms in a notebook
+    """The options of a thing in a registry."""
+
+
+def options_of(function: Any) -> type[Options]:
     """The keyword-only parameters of a function (or of a class's constructor) as settings: validated, in the schema, with a
     suggestion for a misspelt one.
 
@@ -113,7 +117,7 @@ def options_of(function: Any) -> type[Settings]:
             default = ... if parameter.default is parameter.empty else parameter.default
             fields[name] = (hints.get(name, Any), default)
     name = getattr(function, "__name__", type(function).__name__)
-    model = create_model(f"{name}Options", __base__=Settings, __module__=function.__module__, **fields)
+    model = create_model(f"{name}Options", __base__=Options, __module__=function.__module__, **fields)
     model.__doc__ = (inspect.getdoc(function) or "").split("\n\n")[0]
     return model
 

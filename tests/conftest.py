@@ -1,17 +1,26 @@
-"""A whole experiment, small enough to run in seconds; and how a user would start it."""
+"""A whole experiment, small enough to run in seconds; commands.py is how a user would start it."""
 
-import os
-import signal
-import subprocess
-import sys
+import gc
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 
-ROOT = Path(__file__).parent.parent
+from tests.commands import ROOT, environment, run, start
+
+__all__ = ["ROOT", "environment", "run", "start"]
 torch.set_num_threads(1)  # the tests' networks are too small for two threads, which only spin beside another process
+if not torch.cuda.is_available():  # `manual_seed` writes down the call stack thrice, for the errors of devices to come
+    for device in (torch.cuda, torch.xpu, torch.mtia):
+        device.traceback = SimpleNamespace(format_stack=list)
+
+
+def pytest_collection_finish() -> None:
+    """A garbage collection need not visit what was imported, a million objects, which stay."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
@@ -74,29 +83,3 @@ def write_config(tmp_path):
         return path
 
     return write
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "TOKENIZERS_PARALLELISM": "false"}
-
-
-def start(*arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
-    """Start a command of scripts/ as a user would."""
-    command = [sys.executable, *launcher, *map(str, arguments)]
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background of a shell ignore it
-    )
-
-
-def run(*arguments: str, launcher: tuple[str, ...] = (), status: int = 0) -> str:
-    """Run a command of scripts/ to its end and return what it printed."""
-    process = start(*arguments, launcher=launcher)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == status, output
-    return output

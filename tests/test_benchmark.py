@@ -20,7 +20,7 @@ from generators.config import GeneratorConfig
 from generators.game import Game
 from generators.labels import ClassLabels
 from generators.networks import build_networks
-from tests.conftest import run
+from tests.commands import run
 
 TINY = {"widths": (4, 4), "discriminator_widths": (4,), "latent_dim": 4, "label_dim": 8, "batch_size": 4}
 CASES = [(name, kind) for name in METHODS for kind in methods.kinds(name)]
@@ -155,24 +155,16 @@ def test_the_floor_makes_the_passes_of_a_step_and_trains_nothing() -> None:
 
 
 @every_case
-def test_a_methods_step_trains_its_student_and_its_floor_does_not(name: str, kind: str) -> None:
-    parts = make_distiller(name, kind)
-    student = parts[0].student
-    before = weights(student)
-    methods.distiller_floor(*parts)()
-    assert torch.equal(weights(student), before)
-    methods.distiller_step(*parts)()
-    assert not torch.equal(weights(student), before)
-
-
-@every_case
-def test_a_floor_makes_the_passes_of_its_methods_step(name: str, kind: str) -> None:
+def test_a_floor_makes_the_passes_of_its_methods_step_and_trains_nothing(name: str, kind: str) -> None:
     """Through the same networks, on as many images, forwards and backwards; the heads beside them are left to the step."""
     parts = make_distiller(name, kind)
     distiller = parts[0]
+    networks, before = networks_of(distiller), weights(distiller.student)
     step, floor = methods.distiller_step(*parts), methods.distiller_floor(*parts)
-    assert passes(networks_of(distiller), step) == passes(networks_of(distiller), floor)
-    step()
+    expected = passes(networks, floor)
+    assert torch.equal(weights(distiller.student), before)
+    assert passes(networks, step) == expected
+    assert not torch.equal(weights(distiller.student), before)
     trained = reached(distiller)
     floor()
     assert reached(distiller) <= trained

@@ -1,18 +1,16 @@
-"""Every file of docs/extending.md does what the page says (R5)."""
+"""Every file of docs/extending.md does what the page says (R5), in a process of its own: names are registered for good."""
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import gankd
-from tests.conftest import ROOT, environment
+from tests.commands import ROOT, run
 
+SCRIPT = ROOT / "scripts" / "gen_then_distill.py"
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 FILES = dict(re.findall(r"^```(?:python|yaml) (\S+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
 
@@ -25,27 +23,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(folder: Path, *command: str) -> str:
-    """What a command prints that is started there, in a process of its own: names are registered for good."""
-    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        [sys.executable, *command],
-        cwd=folder,
-        env={**environment(), "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 def test_an_experiment_is_made_of_things_that_are_the_users_alone(folder: Path) -> None:
-    output = start(folder, str(ROOT / "scripts" / "gen_then_distill.py"), "--config", "own.yaml")
-    run = folder / "runs" / "own"
-    page = (run / "report.html").read_text()
+    output = run(SCRIPT, "--config", "own.yaml", cwd=folder)
+    directory = folder / "runs" / "own"
+    page = (directory / "report.html").read_text()
     assert "test images</p>" in page
     for arm in ("hinge", "hint", "two", "both"):
-        assert arm in output and list(run.glob(f"students/{arm}/seed-0/model.safetensors"))
+        assert arm in output and list(directory.glob(f"students/{arm}/seed-0/model.safetensors"))
 
 
 ASK = """
@@ -60,25 +44,23 @@ for override in sys.argv[2:]:
 
 
 def test_a_dry_run_knows_them_and_what_is_misspelt_is_said(folder: Path) -> None:
-    script = str(ROOT / "scripts" / "gen_then_distill.py")
-    start(folder, script, "--config", "own.yaml", "--dry-run")
+    run(SCRIPT, "--config", "own.yaml", "--dry-run", cwd=folder)
     sentences = {
         "student.arms.hinge.method.margn=1": "did you mean 'margin'",
         "data.numbr=3": "did you mean 'number'",
         "student.model.options.wdth=3": "did you mean 'width'",
         "student.optimizer_options.alph=0.5": "did you mean 'alpha'",
     }
-    command = [sys.executable, "-c", ASK, "own.yaml", *sentences]  # one process for all: it has the user's files in it
-    paths = {**environment(), "PYTHONPATH": str(ROOT)}
-    answers = subprocess.run(command, cwd=folder, env=paths, capture_output=True, text=True, check=True).stdout
+    (folder / "ask.py").write_text(ASK)
+    answers = run("ask.py", "own.yaml", *sentences, cwd=folder)  # one process for all: it has the user's files in it
     for answer, sentence in zip(answers.splitlines(), sentences.values(), strict=True):
         assert sentence in answer
 
 
 def test_the_library_takes_them_by_name_and_as_they_are(folder: Path) -> None:
-    assert "top1" in start(folder, "own_library.py")
+    assert "top1" in run("own_library.py", cwd=folder)
 
 
 @pytest.mark.skipif(not hasattr(gankd, "distiller"), reason="until gankd.distiller is there")
 def test_a_distiller_is_trained_in_a_loop_of_the_users(folder: Path) -> None:
-    start(folder, "own_loop.py")
+    run("own_loop.py", cwd=folder)

@@ -9,9 +9,7 @@ from torch import Tensor, nn
 
 import gankd
 from gankd.data.sets import ImageSet
-from tests.conftest import run
-
-LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--module")
+from tests.commands import run_two
 
 
 class WithIdleLayer(nn.Module):
@@ -34,7 +32,7 @@ def trained() -> float:
 
 
 def test_g_two_processes_train_a_student_with_parameters_without_gradient_as_one_does() -> None:
-    lines = run("tests.test_idle_parameters", launcher=LAUNCHER).splitlines()
+    lines = run_two("tests.test_idle_parameters").splitlines()
     assert [float(line.split()[1]) for line in lines if line.startswith("norm ")] == [
         pytest.approx(trained(), rel=1e-5)
     ]

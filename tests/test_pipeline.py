@@ -12,10 +12,9 @@ from accelerate import Accelerator
 from gankd.experiment.config import load_config
 from gankd.pipeline import Run
 from gankd.synthesis.store import load_store, read_manifest
-from tests.conftest import run, start
+from tests.commands import TWO_PROCESSES, run, run_two, start
 
 SCRIPT = "scripts/gen_then_distill.py"
-TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
 def execute(path, until="report"):
@@ -126,7 +125,7 @@ def test_two_processes_make_the_same_store_and_one_report(tiny, write_config, tm
 
 
 def test_two_processes_train_a_generator_together(tiny, write_config, tmp_path):
-    run("scripts/train_generator.py", "--config", write_config(tiny), launcher=TWO_PROCESSES)
+    run_two("scripts/train_generator.py", "--config", write_config(tiny))
     assert (tmp_path / "runs" / "tiny" / "generator" / "config.json").exists()
 
 

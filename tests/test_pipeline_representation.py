@@ -12,10 +12,9 @@ from PIL import Image
 from gankd.experiment.config import load_config
 from gankd.models.store import load_model
 from gankd.pipeline import Run
-from tests.conftest import run
+from tests.commands import run, run_two
 
 SCRIPT = "scripts/gen_then_distill.py"
-TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 NARROW = {"embedding_width": 8, "projector_width": 8}
 ARMS = {
     "squeeze_and_span": {"synthetic": 0.5, "method": {"name": "squeeze_and_span", "squeeze_width": 8, **NARROW}},
@@ -97,7 +96,7 @@ def test_a_folder_of_images_without_labels_takes_the_place_of_the_data(backbones
 def test_two_processes_train_backbones_together(backbones, write_config, tmp_path):
     backbones["student"]["arms"] = {}
     backbones["representation"] |= {"seeds": [0], "arms": {name: ARMS[name] for name in ("squeeze_and_span", "simreg")}}
-    run(SCRIPT, "--config", write_config(backbones), launcher=TWO_PROCESSES)
+    run_two(SCRIPT, "--config", write_config(backbones))
     directory = tmp_path / "runs/tiny"
     single = execute(write_config({**backbones, "output": str(tmp_path / "single")}))
     together = json.loads((directory / "metrics.json").read_text())

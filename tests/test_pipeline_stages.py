@@ -16,8 +16,8 @@ from gankd.experiment.config import load_config
 from gankd.pipeline import Run
 from gankd.pipeline.time_left import TimeLeft
 from gankd.synthesis.stage import Synthesis
-from tests.conftest import run
-from tests.conftest import start as run_command
+from tests.commands import run
+from tests.commands import start as run_command
 
 
 def start(path, *overrides: str, **settings) -> Run:
@@ -296,10 +296,10 @@ def test_f27_a_score_that_cannot_be_had_is_a_line_and_the_numbers_are_there(shor
     assert (tmp_path / "runs/tiny/report.html").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_f29_a_signal_ends_with_a_sentence_and_the_run_continues(number, short, write_config, tmp_path) -> None:
+@pytest.mark.parametrize(("number", "fresh"), [(signal.SIGTERM, True), (signal.SIGINT, False)])
+def test_f29_a_signal_ends_with_a_sentence_and_the_run_continues(number, fresh, short, write_config, tmp_path) -> None:
     short["student"] |= {"steps": 100_000, "arms": {"real": {}}}
-    process = run_command("scripts/gen_then_distill.py", "--config", write_config(short))
+    process = run_command("scripts/gen_then_distill.py", "--config", write_config(short), fresh=fresh)
     deadline = time.monotonic() + 120
     while process.poll() is None and not (tmp_path / "runs/tiny/students/real/seed-0/checkpoint.pt").exists():
         assert time.monotonic() < deadline

@@ -6,17 +6,17 @@ import torch
 
 import gankd
 import generators
-from tests.conftest import ROOT
+from tests.commands import ROOT
 
 
 def test_the_library_example_runs(tmp_path, monkeypatch):
     example = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
     assert len([line for line in example.splitlines() if line.strip()]) <= 10
-    short = re.sub(r"steps=\d+", "steps=30", example)
+    short = re.sub(r"steps=\d+", "steps=10", example)
     short = short.replace(
         "num_samples=5000", "num_samples=100, chunk_size=100, force=True, subsample={'steps': 50, 'burn_in': 20}"
     )
-    assert short.count("steps=30") == 3
+    assert short.count("steps=10") == 3
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(short, names)

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from gankd.experiment.config import load_config
-from tests.conftest import ROOT, run
+from tests.commands import ROOT, run
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 BUNDLED = [path for path in CONFIGS if yaml.safe_load(path.read_text())["data"]["name"] in ("digits", "rotated_digits")]
@@ -24,7 +24,7 @@ def test_a_dry_run_says_what_would_happen_and_touches_nothing(path, tmp_path):
 
 
 def test_without_a_config_the_digits_experiment_runs(tmp_path):
-    assert "digits" in run("scripts/gen_then_distill.py", "--dry-run", f"output={tmp_path}")
+    assert "digits" in run("scripts/gen_then_distill.py", "--dry-run", f"output={tmp_path}", fresh=True)
 
 
 def test_the_schema_names_every_group_of_settings(tmp_path):

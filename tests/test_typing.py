@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.commands import ROOT
 
 
 def test_a_type_checker_accepts_the_public_surface_and_finds_wrong_calls() -> None:

@@ -27,7 +27,7 @@ from gankd.models.teacher import Teacher
 from gankd.tasks import task_of
 from gankd.training import RunContext, TrainingConfig, fit
 from generators.images import to_unit_range
-from tests.conftest import run
+from tests.commands import run_two
 
 AUGMENTATION = AugmentationConfig(
     crop_padding=2, horizontal_flip=True, rotation=20, translation=0.1, scale=0.1, cutout=0.25, brightness=0.3,
@@ -37,7 +37,6 @@ TRAINING = TrainingConfig(
     steps=14, batch_size=6, learning_rate=0.01, log_every=1, checkpoint_every=5, augmentation=AUGMENTATION
 )
 NUM_VIEWS = 3
-LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--module")
 
 
 def image_set(num_samples: int, seed: int = 0, *, lazy: bool = False, **keywords) -> ImageSet:
@@ -390,7 +389,7 @@ def test_a_number_of_views_that_cannot_be_is_refused_by_name(views: float) -> No
 
 
 def test_two_processes_share_the_questions_and_know_all_answers() -> None:
-    output = run("tests.data.test_views", launcher=LAUNCHER)
+    output = run_two("tests.data.test_views")
     lines = [line for line in output.splitlines() if line.startswith("result: ")]
     # 9 + 16 samples in 3 views are 75 questions: the even samples of a set for process 0, the odd ones for process 1
     assert lines == [f"result: asked {[3 * 13, 3 * 12]}, the same as one process: [True, True]"]

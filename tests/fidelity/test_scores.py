@@ -41,7 +41,7 @@ from gankd.tasks import Classification, Regression
 from generators.images import to_unit_range
 from generators.metrics import density_coverage, draw_images, evenly_spread, frechet_distance, frechet_score
 from generators.wrapping import wrap
-from tests.conftest import run
+from tests.commands import run
 
 CLASSES = Classification(class_names=("first", "second", "third", "fourth"))
 BRIGHTNESS = Regression(label_min=0, label_max=1, unit="units")

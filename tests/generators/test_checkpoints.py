@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from safetensors.torch import save_file
 import generators
 from generators.checkpoints import images_fingerprint, replace_whole
 from generators.networks.sngan import SNGANGenerator
+from tests.commands import run
 
 TENSOR = {"weight": torch.zeros(4)}
 
@@ -62,14 +61,14 @@ except OSError as error:
 
 @pytest.mark.parametrize("writer", ["torch", "safetensors", "text", "generator"])
 def test_f29_a_full_disk_is_one_sentence_and_leaves_nothing_behind(writer: str, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("the last good one")
-    ran = subprocess.run([sys.executable, "-c", FULL, str(tmp_path), writer], capture_output=True, text=True)
-    (sentence,) = ran.stdout.splitlines()
-    assert (
-        f"{tmp_path}" in sentence and "could not be written: " in sentence and "Make room, or choose a dir" in sentence
-    )
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-    assert (tmp_path / "file").read_text() == "the last good one"
+    (tmp_path / "full.py").write_text(FULL)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "file").write_text("the last good one")
+    (sentence,) = run(tmp_path / "full.py", folder, writer).splitlines()
+    assert f"{folder}" in sentence and "could not be written: " in sentence and "Make room, or choose a dir" in sentence
+    assert [path.name for path in folder.iterdir()] == ["file"]
+    assert (folder / "file").read_text() == "the last good one"
 
 
 def test_f29_a_folder_that_is_a_file_is_one_sentence(tmp_path: Path) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from generators.config import GeneratorConfig
 from generators.model import GeneratorModel, register_to_config
 from generators.networks import NETWORKS
 from generators.settings import Count
+from tests.commands import run
 
 
 class DotsGenerator(GeneratorModel):
@@ -112,9 +111,9 @@ def test_an_own_generator_with_an_own_loss_needs_no_discriminator(kind: str, tmp
 
 
 def test_a_folder_whose_network_is_not_imported_names_the_plugin(tmp_path: Path) -> None:
-    DotsGenerator(8, 1, num_classes=3).save_pretrained(tmp_path)
-    code = f"import generators; generators.load_generator({str(tmp_path)!r})"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr.splitlines()[-1]
+    DotsGenerator(8, 1, num_classes=3).save_pretrained(tmp_path / "folder")
+    (tmp_path / "load.py").write_text("import generators; generators.load_generator('folder')")
+    told = run("load.py", cwd=tmp_path, status=1).splitlines()[-1]
     assert "names the architecture 'DotsGenerator'; defined in tests.generators.test_own_network" in told
     assert "import it first (in a YAML, plugins: [tests.generators.test_own_network])" in told
 

@@ -7,8 +7,6 @@ import importlib
 import json
 import math
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from torch.nn import functional as F
 
 from generators import load_generator
 from generators.networks.stylegan2 import StyleGAN2Generator, low_pass
+from tests.commands import run
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "convert_stylegan2.py"
 SMALL = {"resolution": 16, "widths": (6, 5, 4), "latent_dim": 7, "w_dim": 8, "mapping_layers": 2}
@@ -239,21 +238,20 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "repository"
 
 
-def convert(repository: Path, *options: str, **settings) -> tuple[torch.nn.Module, subprocess.CompletedProcess]:
+def convert(repository: Path, *options: str, status: int = 0, **settings) -> tuple[torch.nn.Module, str]:
     torch.manual_seed(0)
     theirs = importlib.import_module("layout_of_networks").generator(**settings)
     with open(repository.parent / "network.pkl", "wb") as file:
         pickle.dump({"G_ema": theirs, "G": None}, file)
-    command = [sys.executable, SCRIPT, repository.parent / "network.pkl", repository.parent / "converted"]
-    command += ["--repository", repository, *options]
-    return theirs, subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    command = [SCRIPT, repository.parent / "network.pkl", repository.parent / "converted", "--repository", repository]
+    fresh = settings["c_dim"] == 0  # what it imports is found without the path of this process
+    return theirs, run(*command, *options, status=status, fresh=fresh)
 
 
 @pytest.mark.parametrize("c_dim", [0, 3])
 def test_what_is_converted_is_loaded_and_drawn(c_dim: int, repository: Path) -> None:
-    theirs, done = convert(repository, "--truncation", "0.7", c_dim=c_dim, widths=(6, 5, 4))
-    assert done.returncode == 0, done.stderr
-    assert f"16x16 images, {max(c_dim, 1)} classes" in done.stdout
+    theirs, said = convert(repository, "--truncation", "0.7", c_dim=c_dim, widths=(6, 5, 4))
+    assert f"16x16 images, {max(c_dim, 1)} classes" in said
     folder = repository.parent / "converted"
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "diffusion_pytorch_model.safetensors"]
     generator = load_generator(folder)
@@ -274,12 +272,12 @@ def test_what_is_converted_is_loaded_and_drawn(c_dim: int, repository: Path) -> 
 
 
 def test_another_architecture_is_not_converted(repository: Path) -> None:
-    _, done = convert(repository, c_dim=0, widths=(6, 5), architecture="resnet")
-    assert done.returncode == 1 and "only generators of the architecture 'skip'" in done.stderr
+    _, said = convert(repository, c_dim=3, widths=(6, 5), architecture="resnet", status=1)
+    assert "only generators of the architecture 'skip'" in said
     assert not (repository.parent / "converted").exists()
 
 
 def test_the_pickle_itself_is_refused_and_the_converter_named(repository: Path) -> None:
-    convert(repository, c_dim=0, widths=(6, 5))
+    convert(repository, c_dim=3, widths=(6, 5))
     with pytest.raises(ValueError, match="pickled Python objects.*scripts/convert_stylegan2.py"):
         load_generator(repository.parent / "network.pkl", architecture="biggan")

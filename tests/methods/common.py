@@ -23,6 +23,7 @@ from gankd.models import SmallResNet
 from gankd.models.inputs import Normalize
 from gankd.models.teacher import Teacher
 from gankd.tasks import Classification, Regression, Representation, Task
+from tests.commands import SERVER
 
 TASKS: dict[str, Task] = {
     "classification": Classification(class_names=("a", "b", "c")),
@@ -167,5 +168,5 @@ def make(
 
 def found_by_two_processes(main, directory) -> list:
     """What `main(rank, directory)`, run by two processes, has left in `directory`/RANK.pt of each."""
-    torch.multiprocessing.spawn(main, args=(directory,), nprocs=2)
+    torch.multiprocessing.start_processes(main, args=(directory,), nprocs=2, start_method=SERVER.get_start_method())
     return [torch.load(directory / f"{rank}.pt", weights_only=True) for rank in range(2)]

@@ -18,10 +18,8 @@ from gankd.methods import Distiller, method_config
 from gankd.methods.memory_bank import PositiveSets
 from gankd.methods.teacher.crd import CRD
 from gankd.training import RunContext, TrainingConfig, fit
-from tests.conftest import run
+from tests.commands import run_two
 from tests.methods.common import fixed_batch, image_sets, make
-
-LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--module")
 
 
 def draw(
@@ -234,7 +232,7 @@ def test_f22_two_pairs_of_taps_are_refused_with_the_settings() -> None:
 
 
 def test_banks_of_two_processes_stay_equal_without_being_sent_around() -> None:
-    output = run("tests.methods.test_crd", launcher=LAUNCHER)
+    output = run_two("tests.methods.test_crd")
     lines = sorted(line.removeprefix("result: ") for line in output.splitlines() if line.startswith("result: "))
     assert lines == ["a bank is not sent around: True", "bank unlike: []", "batch unlike: []", "queue unlike: []"]
 

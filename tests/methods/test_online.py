@@ -26,7 +26,7 @@ from gankd.methods import method_config, sampling_of
 from gankd.methods.peers.kdcl import linear_weights
 from gankd.methods.peers.mcl import MCL
 from gankd.tasks import Classification
-from tests.conftest import run
+from tests.commands import run_two
 from tests.methods.common import fixed_batch, make, network
 
 AUGMENTATION = AugmentationConfig(crop_padding=1, horizontal_flip=True, brightness=0.2)
@@ -478,8 +478,7 @@ def test_every_stage_of_a_peer_has_a_branch_a_head_and_a_share_of_the_aggregate(
 
 
 def test_the_contrast_of_two_processes_is_that_of_their_joint_batch() -> None:
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--module")
-    output = run("tests.methods.test_online", launcher=launcher)
+    output = run_two("tests.methods.test_online")
     assert output.count("result: equal") == 2
 
 

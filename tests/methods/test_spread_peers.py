@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from pathlib import Path
 
@@ -13,10 +12,9 @@ from torch import distributed
 
 from gankd.methods import method_config
 from gankd.training import RunContext, TrainingConfig, fit
-from tests.conftest import run
+from tests.commands import run_two
 from tests.methods.common import fixed_batch, make, source_of
 
-LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--module")
 TRAINING = TrainingConfig(steps=4, batch_size=8, optimizer="sgd", learning_rate=0.05, log_every=1)
 BATCH = 8  # of both processes
 CHECKED = 2  # images on which a student is tried before it is trained
@@ -64,7 +62,7 @@ def train(label: str, accelerator: Accelerator, **changes) -> dict:
 def two_processes(tmp_path_factory) -> dict[str, list[dict]]:
     """What the two processes end with in every case."""
     folder = tmp_path_factory.mktemp("two_processes")
-    run("tests.methods.test_spread_peers", str(folder), launcher=LAUNCHER)
+    run_two("tests.methods.test_spread_peers", str(folder))
     found = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
     return {label: [each[label] for each in found] for label in CASES | MEMORY}
 
@@ -126,7 +124,6 @@ def test_the_queues_of_mcl_are_refused(kind: str, settings: dict) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    gc.freeze()  # `fit` ends with a collection, which would visit every object of every imported library
     accelerator = Accelerator(cpu=True)
     found = {label: train(label, accelerator) for label in CASES | MEMORY}
     torch.save(found, Path(sys.argv[1]) / f"{accelerator.process_index}.pt")

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import gc
-
 import torch
 from accelerate import Accelerator
 from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gankd.training import RunContext, TrainingConfig, fit
-from tests.conftest import run
+from tests.commands import run_two
 from tests.methods.common import CASES, fixed_batch, make, source_of
 
-LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--module")
 TRAINING = TrainingConfig(steps=2, batch_size=8, log_every=1)
 
 
 def test_two_processes_end_with_equal_students_heads_and_banks() -> None:
-    output = run("tests.methods.test_two_processes", launcher=LAUNCHER)
+    output = run_two("tests.methods.test_two_processes")
     lines = [line.removeprefix("result: ") for line in output.splitlines() if line.startswith("result: ")]
     assert lines == [f"{name} {kind}, 2 processes, unlike: nothing" for name, kind in CASES]
 
@@ -47,7 +44,6 @@ def unlike(module: nn.Module) -> list[str]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    gc.freeze()  # `fit` ends with a collection, which would visit every object of every imported library
     accelerator = Accelerator(cpu=True)
     for name, kind in CASES:
         distiller, _ = make(name, kind)
