@@ -67,8 +67,8 @@ def torch_file(file) -> dict:
 def test_the_backbone_helps_and_then_it_does_not_judge(helped, write_config) -> None:
     helped["generator"] |= {"features": {"network": "backbone"}, "guidance": None}
     metrics = run(write_config(helped)).run()
-    assert "student" in metrics["generator"]["judged"]["generator"]
-    assert "frechet" not in metrics["generator"]["judged"]["generator"]
+    assert "student" in metrics["generator"]["judged"]["generated"]
+    assert "frechet" not in metrics["generator"]["judged"]["generated"]
 
 
 @pytest.mark.parametrize(

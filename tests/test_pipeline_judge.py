@@ -125,9 +125,9 @@ def test_two_processes_judge_as_one(judged, write_config, tmp_path) -> None:
 
 
 def test_who_helps_does_not_judge(judged, write_config) -> None:
-    path, help_by_backbone = write_config(judged), "generator.features.of=backbone"
+    path, help_by_backbone = write_config(judged), "generator.features.network=backbone"
     with pytest.raises(
-        ValueError, match="generator.judge.by: backbone would be pleased by what generator.features.of asks"
+        ValueError, match="generator.judge.by: backbone would be pleased by what generator.features.network asks"
     ):
         start(path, help_by_backbone, "generator.judge.by=backbone").plan()
     helped = start(path, help_by_backbone)
