@@ -70,13 +70,14 @@ class HeadedAttention(nn.Module):
 class VelocityUNet(nn.Module):
     """`forward(x, t, code)`: [N, C, H, W], times [N] in [0, 1], label codes [N, label_dim] -> velocities [N, C, H, W].
 
-    Blocks of patch x patch pixels enter as channels; `widths` are the channels there and after every halving.
+    Blocks of patch x patch pixels enter as channels; `widths` are the channels there and after every halving. An image that
+    does not divide by them has a black margin inside of the network.
     """
 
     def __init__(self, *, image_channels: int, widths: tuple[int, ...], depth: int, patch: int, label_dim: int):
         super().__init__()
         channels, code_dim = image_channels * patch**2, 4 * widths[0]
-        self.patch = patch
+        self.patch, self.multiple = patch, patch * 2 ** (len(widths) - 1)
         self.register_buffer("frequencies", torch.logspace(0, 3, 32), persistent=False)
         self.time = nn.Sequential(nn.Linear(64, code_dim), nn.SiLU(), nn.Linear(code_dim, code_dim))
         self.label = nn.Linear(label_dim, code_dim)
@@ -92,6 +93,8 @@ class VelocityUNet(nn.Module):
     def forward(self, x: Tensor, t: Tensor, code: Tensor) -> Tensor:
         angles = t[:, None] * self.frequencies
         code = F.silu(self.time(torch.cat([angles.sin(), angles.cos()], dim=1)) + self.label(code))
+        (height, width), divisor = x.shape[2:], self.multiple
+        x = F.pad(x, (0, -width % divisor, 0, -height % divisor))
         h = self.enter(F.pixel_unshuffle(x, self.patch).contiguous(memory_format=torch.channels_last))
         skips = []
         for level, shrink in zip(self.encoder, self.shrink, strict=False):  # the coarsest has no half
@@ -100,7 +103,7 @@ class VelocityUNet(nn.Module):
         h = self.decoder[0](self.attention(self.encoder[-1](h, code)), code)
         for level, enlarge in zip(self.decoder[1:], self.enlarge, strict=True):
             h = level(enlarge(h) + skips.pop(), code)
-        return F.pixel_shuffle(self.leave(F.silu(self.norm(h))), self.patch)
+        return F.pixel_shuffle(self.leave(F.silu(self.norm(h))), self.patch)[..., :height, :width]
 
 
 class FlowGenerator(GeneratorModel):
@@ -200,10 +203,10 @@ def check_flow(
     if not widths or any(width % GROUPS for width in widths):
         raise ValueError(f"widths {list(widths)} do not suit the unet network; use multiples of {GROUPS}, one or more.")
     multiple = patch * 2 ** (len(widths) - 1)
-    if resolution % multiple or resolution < 8:
+    if resolution < max(8, multiple):
         raise ValueError(
             f"an image size of {resolution} pixels does not fit the unet network with a patch of {patch} and {len(widths)} "
-            f"widths; use a multiple of {multiple} from 8 on, a smaller patch or fewer widths."
+            f"widths; use one of {max(8, multiple)} or more, a smaller patch or fewer widths."
         )
     if num_steps < 1 or guidance < 0:
         raise ValueError(f"num_steps {num_steps} and guidance {guidance} draw no images; give 1 or more and 0 or more.")
