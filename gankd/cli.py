@@ -18,11 +18,11 @@ LAUNCHERS = (
 
 ECHO = r"""
 i=0
-while [ $i -lt 50 ] && kill -0 "$0" 2>/dev/null && ! grep -qs '^State:[[:space:]]*Z' "/proc/$0/status"
+while [ $i -lt 300 ] && kill -0 "$0" 2>/dev/null && ! grep -qs '^State:[[:space:]]*Z' "/proc/$0/status"
 do sleep 0.1; i=$((i + 1)); done
 printf '%s\n' "$1" >&2
 """
-"""Prints a sentence when the launcher has ended, be it that nobody has asked for its status yet, or after five seconds."""
+"""Prints a sentence when the launcher has ended, be it that nobody has asked for its status yet, or after half a minute."""
 
 
 def main(description: str, *, until: str = "report", default_config: str = "configs/digits.yaml") -> int:

@@ -48,7 +48,9 @@ class Game:
             self.heads = FeatureHeads.on(features, generator.config, self.features, self.device)
             self.heads.to(self.device).train()
             judges = nn.ModuleList([discriminator, self.heads] if self.features.pixels else [self.heads])
-        self.guidance = None if guide is None else Guidance(guide, config.guidance or GuidanceConfig(), generator)
+        self.guidance = None
+        if guide is not None:
+            self.guidance = Guidance(guide, config.guidance or GuidanceConfig(), generator, accelerator)
         rate = config.learning_rate
         self.generator_player = Player(generator, rate, config, accelerator)
         rate = config.discriminator_learning_rate or rate

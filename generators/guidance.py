@@ -9,6 +9,7 @@ def guide(images, labels):  # [N, C, H, W] in [-1, 1], [N] in the user's units
 from typing import Protocol
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from generators.augment import random_diff_augment
@@ -33,8 +34,8 @@ class Guidance:
     generator: says how the labels that it takes become those of the user.
     """
 
-    def __init__(self, guide: Guide, config: GuidanceConfig, generator: ConditionalGenerator):
-        self.guide, self.config, self.generator = guide, config, generator
+    def __init__(self, guide: Guide, config: GuidanceConfig, generator: ConditionalGenerator, accelerator: Accelerator):
+        self.guide, self.config, self.generator, self.accelerator = guide, config, generator, accelerator
         self.level = torch.full((), torch.nan)
         """Running mean of the guide's losses."""
 
@@ -45,7 +46,7 @@ class Guidance:
             low, high = self.generator.config.label_range
             labels = low + y * (high - low)
         losses = self.guide(random_diff_augment(images, self.config.augment), labels).mean()
-        now, level = losses.detach(), self.level.to(losses.device)
+        now, level = self.accelerator.reduce(losses.detach().clone(), "mean"), self.level.to(losses.device)
         self.level = torch.where(level.isnan(), now, level.lerp(now, 1 - MEMORY))
         weight = self.weight(progress)
         if (enough := getattr(self.guide, "enough", None)) is not None:

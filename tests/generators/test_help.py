@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from generators.config import FeatureHeadsConfig, GeneratorConfig, GuidanceConfig
 from generators.feature_heads import FeatureHeads
 from generators.guidance import Guidance
 from generators.networks.sngan import SNGANGenerator
+from tests.conftest import run
 from tests.generators.test_training import CLASSES, CONFIG, SCALARS, equal, images, train
+
+LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--module")
 
 
 def frozen_network(channels: int = 1) -> nn.Module:
@@ -93,13 +97,13 @@ def test_the_mixing_keeps_the_size_of_a_map() -> None:
     assert heads.mixings[0](x).std() == pytest.approx(1.0, rel=0.1)
 
 
-def guidance(config: GuidanceConfig, guide=brightness, kind: dict = CLASSES) -> Guidance:
+def guidance(config: GuidanceConfig, guide=brightness, kind: dict = CLASSES, accelerator=None) -> Guidance:
     shape = {"resolution": 8, "image_channels": 1, "widths": (8, 8), "latent_dim": 4, "label_dim": 8}
     label_input = "embedding" if kind is CLASSES else "fourier"
     generator = SNGANGenerator(
         **shape, label_input=label_input, num_classes=kind.get("num_classes"), **kind_range(kind)
     )
-    return Guidance(guide, config, generator)
+    return Guidance(guide, config, generator, accelerator or Accelerator(cpu=True))
 
 
 def kind_range(kind: dict) -> dict:
@@ -169,3 +173,33 @@ def test_an_interrupted_run_is_told_by_its_help(tmp_path) -> None:
     train(CLASSES, **HELP, directory=tmp_path, interrupt_at=3)
     with pytest.raises(ValueError, match="features"):
         train(CLASSES, directory=tmp_path)
+
+
+class Rests:
+    """A guide that one process alone would find enough of, and the other not."""
+
+    enough = 0.5
+
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        return (images.mean() * 0 + torch.distributed.get_rank()).expand(len(images))
+
+
+def test_two_processes_share_the_heads_and_agree_when_the_guide_rests() -> None:
+    lines = [line for line in run("tests.generators.test_help", launcher=LAUNCHER).splitlines() if "result" in line]
+    assert lines == ["result: the same everywhere True, the same level True"]
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    accelerator = Accelerator(cpu=True)
+    generator = train(CLASSES, **HELP, accelerator=accelerator)
+    weights = accelerator.gather(torch.cat([parameter.flatten() for parameter in generator.parameters()])[None])
+    own = guidance(GuidanceConfig(augment=""), Rests(), accelerator=accelerator)
+    own.loss(torch.rand(4, 1, 8, 8), torch.zeros(4, dtype=torch.long), 0.5)
+    if accelerator.is_main_process:
+        print("result: the same everywhere", bool(torch.equal(*weights)), end=", ")
+        print("the same level", own.level.item() == 0.5)
+
+
+if __name__ == "__main__":
+    main()
