@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time see __getattr__
     from generators.networks import NETWORKS as NETWORKS
     from generators.networks.sngan import SNGANGenerator as SNGANGenerator
     from generators.pretrained import load_generator as load_generator
+    from generators.recipes import suited_config as suited_config
     from generators.statistics import standing_statistics as standing_statistics
     from generators.training import train as train
     from generators.wrapping import wrap as wrap
@@ -36,6 +37,7 @@ _HOMES = {
     "load_generator": "pretrained",
     "sample_grid": "grids",
     "standing_statistics": "statistics",
+    "suited_config": "recipes",
     "train": "training",
     "wrap": "wrapping",
 }

@@ -143,7 +143,8 @@ class BackboneArmConfig(Settings):
 
 
 class GeneratorStageConfig(GeneratorConfig):
-    """The conditional generator: trained here as these settings say, or loaded (`checkpoint`)."""
+    """The conditional generator: trained here as these settings say, or loaded (`checkpoint`). Where they name no network
+    and shape none, what suits the number, size and kind of the images is taken (`generators.suited_config`)."""
 
     checkpoint: Path | None = None
     """Use this trained generator (a folder written by `save_pretrained`) instead of training one."""

@@ -16,7 +16,8 @@ from gankd.fingerprints import fingerprint
 from gankd.models import ModelConfig, build_model, load_checkpoint
 from gankd.models.checkpoints import read_card
 from gankd.models.inputs import Normalize, normalization_for, recall
-from gankd.tasks import BINS, Classification, Task, task_from, task_of
+from gankd.tasks import BINS, REGRESSION, Classification, Task, task_from, task_of
+from generators.recipes import suited_config
 
 DOWNLOADS = frozenset({"pretrained", "weights"})
 """Options of timm and torchvision that fetch weights."""
@@ -27,9 +28,10 @@ class Experiment:
     Raises ValueError: data that is missing or does not fit the task."""
 
     def __init__(self, config: ExperimentConfig, accelerator: Accelerator):
-        self.config, self.accelerator, self.directory = config, accelerator, config.directory
+        self.accelerator, self.directory = accelerator, config.directory
         self.data = read_data(config.data, kind=config.task.kind, seed=config.seed)
         self.image_shape = self.data.train.image_shape
+        self.config = self.with_a_generator(config)
         self.task = self.task_with(config.task.head)
         self.teacher_task = self.task_of_the_teacher()
         for split in (self.data.pool, self.data.validation, self.data.test):
@@ -39,6 +41,15 @@ class Experiment:
         self.label_range = None if self.num_classes else (self.task.label_min, self.task.label_max)
         self.normalize = Normalize.of(self.data.train.images).to(accelerator.device)
         self.contents: dict[int, str] = {}
+
+    def with_a_generator(self, config: ExperimentConfig) -> ExperimentConfig:
+        """The configuration with a generator network that suits the data, where it names none and no settings of one."""
+        if config.generator.checkpoint is not None:
+            return config
+        images = self.part(config.generator.train_on)
+        facts = {"num_images": len(images), "image_size": max(self.image_shape[1:])}
+        generator = suited_config(config.generator, **facts, scalars=config.task.kind == REGRESSION)
+        return config.model_copy(update={"generator": generator})
 
     def task_with(self, head: str) -> Task:
         """The task that the training data and the configuration pose, its networks answering with `head`."""
