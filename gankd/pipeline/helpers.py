@@ -60,17 +60,19 @@ def stand_in_for(run, helper: Helper) -> Teacher:
 def help_of(run, network_of: Callable[[Any, Helper], Teacher] = ready) -> dict[str, Any]:
     """What `generators.train` is given of those that help.
     Raises ValueError: a network that cannot help, with the key that names it."""
-    config, given = run.config.generator, {}
-    if (features := config.features) is not None:
-        build = lambda: NetworkMaps(network_of(run, features.network), run.image_shape, features.taps)  # noqa: E731
-        given["features"] = with_key("generator.features", build)
-    if (guidance := config.guidance) is not None:
+    features, guidance = run.config.generator.features, run.config.generator.guidance
+
+    def maps() -> NetworkMaps:
+        return NetworkMaps(network_of(run, features.network), run.image_shape, features.taps)
+
+    def guide() -> TeacherGuide:
+        teachers = [network_of(run, each) for each in guidance.teachers]
+        real = run.data.validation if guidance.until_real and network_of is ready else None
         settings = {"temperature": guidance.temperature, "statistics": guidance.statistics}
-        if guidance.until_real and network_of is ready:
-            settings["real"] = run.data.validation
-        build = lambda: TeacherGuide([network_of(run, each) for each in guidance.teachers], run.task, **settings)  # noqa: E731
-        given["guide"] = with_key("generator.guidance", build)
-    return given
+        return TeacherGuide(teachers, run.task, real, **settings)
+
+    given = {} if features is None else {"features": with_key("generator.features", maps)}
+    return given if guidance is None else {**given, "guide": with_key("generator.guidance", guide)}
 
 
 def check_help(run) -> None:
