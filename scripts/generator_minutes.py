@@ -28,7 +28,7 @@ def main() -> int:
         "--output", type=Path, help="a JSON line a look is appended here; the last generator goes beside it"
     )
     parser.add_argument("overrides", nargs="*", help="settings by key: generator.network=unet")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()  # overrides on both sides of an option
     try:
         measure(args)
     except ValueError as error:
