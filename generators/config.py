@@ -31,7 +31,7 @@ class FeatureHeadsConfig(Settings):
 
 
 class GuidanceConfig(Settings):
-    """How much somebody who knows the labels (a teacher) helps the generator: a term of its loss."""
+    """How much somebody who knows what the labels mean helps the generator: a term of its loss."""
 
     weight: Positive = 0.5
     """Weight of the guide's loss, which is 1 or so for images that show little."""

@@ -4,7 +4,7 @@
     generators.train(images, labels, num_classes=10, config=config)
 
 Measured in docs/results.md: from thousands of images a flow learns the labels and varies, but it repeats a hundred images
-one by one; there a small GAN with a mode-seeking term makes images that a student learns more from than from the real ones.
+one by one; there a small GAN with a mode-seeking term makes images that are worth more than the real ones.
 """
 
 from typing import Any

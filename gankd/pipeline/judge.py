@@ -131,12 +131,13 @@ class JudgedStage(Stage):
     def make(self) -> dict[str, Any]:
         from gankd.fidelity.judge import judgement
 
-        run, generator, judge = self.run, self.run.generator.result, judge_of(self.run)
+        run, judge = self.run, judge_of(self.run)
+        fakes = judge.draw(run.generator.result)
         helpers = {"teacher": run.teacher.result.for_task(judge.task)} if run.teacher in self.reads else {}
-        judged = judgement(judge, generator, helpers)
+        judged = judgement(judge, fakes, helpers)
         if judge.extractor is not None and run.accelerator.is_main_process:
-            fakes, nearest = judge.neighbours(judge.draw(generator))
-            tensors = {"images": fakes.images, "labels": fakes.labels, "nearest": nearest.cpu()}
+            shown, nearest = judge.neighbours(fakes)
+            tensors = {"images": shown.images, "labels": shown.labels, "nearest": nearest.cpu()}
             write_tensors(self.path / "neighbours.safetensors", tensors)
         run.log({"stage": self.name, "warnings": judged["warnings"]})
         for sentence in judged["warnings"]:
